@@ -1,0 +1,201 @@
+// ops.h - the contract of a device: views, spans, arenas, the Ops table, and the checked entry points.
+//
+// What it is:  everything that ops.c (device "ref"), cpu.c ("cpu") and kernels.cu ("cuda") implement and that the model
+//              calls. A reader who knows this page can read block.c without knowing any device.
+// What it is not: a tensor library. Nothing here owns memory but an Arena, nothing allocates inside an op.
+// Read before: base.h.  Read next: ops.c (each op's formula and its reference), block.c (who calls them).
+//
+// Rules, stated once:
+//   - outputs first, then inputs, then sizes and flags;
+//   - y = ...: activations are overwritten. Only names with `add` accumulate (matmul has beta);
+//   - outputs never alias inputs, except where the op says so;
+//   - statistics and accumulators are fp32 or better; the reference accumulates in double;
+//   - an op with zero rows does nothing; no op allocates; only download and sync wait for the device;
+//   - no atomics on floats: the same inputs give the same bits, at any thread count;
+//   - a row's result does not depend on the rows beside it: a sequence alone and in a batch gives the same bits.
+#ifndef SURGR1_OPS_H
+#define SURGR1_OPS_H
+#include "base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// ------------------------------------------------------------------------------------------------------------ views
+typedef enum Type { F32, BF16, I32 } Type;
+static inline size_t type_size(Type t) { return t == BF16 ? 2 : 4; }
+const char *type_name(Type t); // "f32", "bf16", "i32"
+
+// A row-major matrix view, passed by value. Element (i, j) is at p + (i*stride + j) * type_size(type). Vectors have one
+// row. p belongs to the device that works on it (for ref and cpu: ordinary memory). p == NULL means "absent".
+typedef struct Mat {
+    void *p;
+    int64_t rows, cols, stride; // in elements
+    Type type;
+} Mat;
+
+static inline Mat mat(void *p, int64_t rows, int64_t cols, Type type) {
+    Mat m = {p, rows, cols, cols, type};
+    return m;
+}
+static inline Mat mat_none(void) {
+    Mat m = {NULL, 0, 0, 0, F32};
+    return m;
+}
+static inline void *mat_at(Mat m, int64_t row, int64_t col) {
+    return (char *)m.p + (size_t)(row * m.stride + col) * type_size(m.type);
+}
+static inline Mat mat_rows(Mat m, int64_t first, int64_t count) { // rows [first, first+count)
+    m.p = mat_at(m, first, 0), m.rows = count;
+    return m;
+}
+static inline Mat mat_cols(Mat m, int64_t first, int64_t count) { // columns [first, first+count)
+    m.p = mat_at(m, 0, first), m.cols = count;
+    return m;
+}
+static inline Mat mat_reshape(Mat m, int64_t rows, int64_t cols) { // contiguous views only
+    m.rows = rows, m.cols = m.stride = cols;
+    return m;
+}
+
+// bf16 <-> f32 on the host: round to nearest even, NaN stays a quiet NaN.
+static inline float bf16_to_f32(uint16_t h) {
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+static inline uint16_t f32_to_bf16(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40u);
+    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+// A parameter and its gradient (d.p == NULL when frozen).
+typedef struct Weight {
+    Mat v, d;
+} Weight;
+
+// What a run of query rows may see. Query row `first + i` sees key rows [prefix_first, prefix_last) whole, and of its
+// own rows [first, last): all of them, or with `causal` only [first, first + i]. Every query row is in at most one span;
+// output rows in no span are left untouched. Windows, whole images, causal text, packed sequences and a group of
+// completions that share a prompt are all lists of spans.
+typedef struct Span {
+    int32_t first, last, prefix_first, prefix_last, causal;
+} Span;
+typedef struct Spans {
+    Mat rows;         // device copy, I32 [n, 5]
+    const Span *host; // the same on the host
+    int64_t n;
+    int64_t longest; // largest last - first
+} Spans;
+
+// ------------------------------------------------------------------------------------------------------------ arena
+// One block of device memory per role, handed out in order. Laid out twice by the same code: first with base == NULL to
+// count (views have p == NULL then), and again to place. Alignment of every view: 64 bytes.
+typedef struct Arena {
+    char *base;
+    size_t used, size, peak;
+    const char *role; // "weights", "activations", "cache", ...
+} Arena;
+static inline Mat arena_mat(Arena *a, int64_t rows, int64_t cols, Type type) {
+    size_t bytes = ((size_t)rows * (size_t)cols * type_size(type) + 63) / 64 * 64;
+    Mat m = mat(a->base ? a->base + a->used : NULL, rows, cols, type);
+    a->used += bytes;
+    if (a->used > a->peak) a->peak = a->used;
+    CHECK(!a->base || a->used <= a->size, "arena \"%s\" holds %zu bytes, %zu wanted", a->role, a->size, a->used);
+    return m;
+}
+
+// ------------------------------------------------------------------------------------------------------------- ops
+typedef enum Layout {
+    NT, // y[N,M] = x[N,K] * w[M,K]^T   a linear layer
+    NN, // y[N,K] = x[N,M] * w[M,K]     its input gradient
+    TN  // y[M,K] = x[N,M]^T * w[N,K]   its weight gradient
+} Layout;
+
+// How the next token is chosen (transformers 4.57 order: penalty, temperature, top-k, top-p, min-p; then one draw).
+typedef struct SampleParams {
+    int32_t do_sample;        // 0: the largest penalised logit, lowest id on ties; the fields below `penalty` are unused
+    float repetition_penalty; // 1 = off
+    float temperature;        // > 0
+    int32_t top_k;            // 0 = off
+    float top_p;              // 1 = off
+    float min_p;              // 0 = off
+    uint64_t seed;
+} SampleParams;
+
+// One device. Contract and formula of each op: ops.c, above its reference. Shapes: N rows (tokens), C channels.
+typedef struct Ops {
+    const char *name;
+    Type act_type;         // type of activations: F32, or BF16 on cuda
+    Type weight_grad_type; // F32
+    // memory: alloc gives 64-byte aligned memory with undefined contents, NULL when there is no more
+    void *(*alloc)(size_t bytes);
+    void (*release)(void *p);
+    void (*upload)(Mat dst, Mat host);   // same shape and type; host memory may be reused on return
+    void (*download)(Mat host, Mat src); // same shape and type; waits
+    void (*zero)(Mat y);
+    void (*copy)(Mat y, Mat x); // device to device, same shape and type, any strides
+    void (*sync)(void);
+    // dense
+    void (*matmul)(Mat y, Mat x, Mat w, Layout layout, float alpha, float beta);
+    void (*add_bias)(Mat y, Mat b);   // y[i,:] += b
+    void (*add)(Mat y, Mat a, Mat b); // y = a + b; y may be a or b
+    // norm
+    void (*rmsnorm_forward)(Mat y, Mat rstd, Mat x, Mat w, float eps);
+    void (*add_rmsnorm_forward)(Mat y, Mat rstd, Mat sum, Mat x, Mat r, Mat w, float eps); // sum may be x or r
+    // position
+    void (*rope)(Mat x, Mat angles, int64_t heads, int64_t dim, float sign); // in place
+    // attention
+    void (*attention_forward)(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
+                              int64_t dim, float scale);
+    void (*attention_decode)(Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim,
+                             float scale);
+    // mlp
+    void (*swiglu_forward)(Mat y, Mat gate, Mat up);
+    void (*gelu_forward)(Mat y, Mat x);
+    // rows
+    void (*gather_rows)(Mat y, Mat table, Mat index);
+    void (*scatter_add_rows)(Mat y, Mat x, Mat index);
+    // head
+    void (*logprob_forward)(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature);
+    void (*sample)(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams params);
+    // types
+    void (*cast)(Mat y, Mat x);
+} Ops;
+
+const Ops *ops_ref(void);                 // ops.c
+const Ops *ops_cpu(void);                 // cpu.c: ref with its hot rows replaced
+const Ops *ops_cuda(Type act_type, Err *e); // kernels.cu; NULL and *e = E-DV-01 when there is no usable device
+
+// The entry points the model calls: check shapes and types (a broken contract is E-BG-01 with op and shapes), skip zero
+// rows, call the device, report to the trace. d is the device; everything else as in the table.
+void matmul(const Ops *d, Mat y, Mat x, Mat w, Layout layout, float alpha, float beta);
+void add_bias(const Ops *d, Mat y, Mat b);
+void add(const Ops *d, Mat y, Mat a, Mat b);
+void rmsnorm_forward(const Ops *d, Mat y, Mat rstd, Mat x, Mat w, float eps);
+void add_rmsnorm_forward(const Ops *d, Mat y, Mat rstd, Mat sum, Mat x, Mat r, Mat w, float eps);
+void rope(const Ops *d, Mat x, Mat angles, int64_t heads, int64_t dim, float sign);
+void attention_forward(const Ops *d, Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
+                       int64_t dim, float scale);
+void attention_decode(const Ops *d, Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
+                      int64_t dim, float scale);
+void swiglu_forward(const Ops *d, Mat y, Mat gate, Mat up);
+void gelu_forward(const Ops *d, Mat y, Mat x);
+void gather_rows(const Ops *d, Mat y, Mat table, Mat index);
+void scatter_add_rows(const Ops *d, Mat y, Mat x, Mat index);
+void logprob_forward(const Ops *d, Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature);
+void sample(const Ops *d, Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams params);
+void cast(const Ops *d, Mat y, Mat x);
+void copy(const Ops *d, Mat y, Mat x);
+
+// The trace: when set, called after every op with the op's name and the output it wrote (on the device).
+typedef void (*OpTrace)(void *ctx, const Ops *d, const char *op, Mat y);
+void op_trace_set(OpTrace trace, void *ctx); // NULL = off
+
+#ifdef __cplusplus
+}
+#endif
+#endif

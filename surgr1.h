@@ -1,0 +1,550 @@
+// surgr1.h - every type and function above the ops, in dependency order: the map of the program.
+//
+// What it is:  one section per file; a section uses names from sections above it only. Shapes and units stand beside
+//              every field; what a function refuses stands above it.
+// What it is not: documentation of the maths. That is in the .c file a section names.
+// Read before: ops.h.  Read next: block.c for the transformer block, generate.c for how an answer is made.
+#ifndef SURGR1_SURGR1_H
+#define SURGR1_SURGR1_H
+#include "ops.h"
+
+// ==================================================================================================== io/files.c
+// Whole files in, atomic files out. All paths are as the user gave them.
+
+// Reads a regular file of at most `limit` bytes into memory (malloc; free with free). The buffer holds one extra zero
+// byte behind `*size`. Refuses: E-IO-01 cannot open, E-IO-02 not a regular file, E-IO-03 read error or short, E-IO-05
+// changed while read, and `limit_code` (for example "E-JS-01") when the file is larger.
+bool file_read(const char *path, int64_t limit, const char *limit_code, char **data, size_t *size, Err *e);
+
+// A file mapped read-only, for base weights only (a file that shrinks under a mapping raises SIGBUS).
+typedef struct FileMap {
+    const uint8_t *data;
+    size_t size;
+    int64_t mtime_ns, inode;
+} FileMap;
+bool file_map(FileMap *m, const char *path, Err *e);           // E-IO-01, -02, -03
+bool file_map_unchanged(const FileMap *m, const char *path, Err *e); // E-IO-05 when size, mtime or inode differ
+void file_unmap(FileMap *m);
+
+// Writes data under a temporary name in the same folder, fsyncs, renames over path, fsyncs the folder. On any failure
+// path is as it was and nothing is left behind. E-WR-01 no space, E-WR-02 other write errors.
+bool file_write_atomic(const char *path, const void *data, size_t size, Err *e);
+bool file_exists(const char *path);
+bool folder_exists(const char *path);
+// dir + "/" + name into out; E-IO-01 when longer than LIMIT_PATH_BYTES.
+bool path_join(char *out, size_t out_size, const char *dir, const char *name, Err *e);
+// Folder part of path into out ("." when there is none).
+bool path_dir(char *out, size_t out_size, const char *path, Err *e);
+// Opens `relative` beneath `root` only: no "..", no empty part, no absolute path, no symbolic link on the way (openat
+// part by part with O_NOFOLLOW). Returns a descriptor or -1 with `code` (E-DS-04, E-IX-01) or E-IO-01.
+int open_beneath(const char *root, const char *relative, const char *code, Where at, Err *e);
+// SHA-256 (FIPS 180-4), for checks and reports: 64 hex digits and a zero into hex.
+void sha256_hex(const void *data, size_t size, char hex[65]);
+
+// ===================================================================================================== io/json.c
+// RFC 8259 JSON, UTF-8 only, iterative, over a length-delimited buffer. Strings are pointer + length (they may hold zero
+// bytes) and also end in a zero byte. A value knows its place for error messages.
+
+typedef enum JsonType { JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
+
+typedef struct Json {
+    JsonType type;
+    bool integer;               // number: written with digits and an optional minus only, and fits an int64
+    uint32_t line, col;         // 1-based place of its first byte; the column counts bytes
+    uint32_t count;             // array, object: how many children
+    double number;              // JSON_NUMBER (finite)
+    int64_t i;                  // when `integer`
+    const char *str;            // JSON_STRING: decoded bytes; JSON_NUMBER: its text
+    size_t len;                 //
+    const char *key;            // the member's name when the parent is an object, else NULL
+    size_t key_len;             //
+    struct Json *child, *next;  // first child; next sibling, in file order
+    size_t byte;                // place of its first byte in the text, from 0
+} Json;
+
+typedef struct JsonDoc {
+    Json *root;
+    char *file; // for messages
+    struct JsonBlock *blocks; // private: all memory of the tree
+} JsonDoc;
+
+typedef struct JsonOptions {
+    int max_depth;          // LIMIT_JSON_DEPTH when 0
+    bool refuse_duplicates; // E-JS-08: every reader sets it, only the bare parser does not
+    bool refuse_bom;        // safetensors headers; elsewhere a BOM is skipped with warning E-JS-02
+    uint32_t first_line;    // line number of the text's first line (JSONL); 0 means 1
+    size_t first_byte;      // added to byte positions (safetensors headers: 8)
+    bool by_byte;           // messages say "byte N" instead of line:col (safetensors headers)
+} JsonOptions;
+
+// Parses text[0..len). Refuses E-JS-02 to E-JS-08. The text may be released afterwards. Time is linear.
+bool json_parse(JsonDoc *doc, const char *text, size_t len, const char *file, JsonOptions options, Err *e);
+bool json_read(JsonDoc *doc, const char *path, int64_t limit, JsonOptions options, Err *e); // file_read + json_parse
+void json_free(JsonDoc *doc);
+
+const Json *json_get(const Json *object, const char *key); // NULL when absent or not an object; linear search
+bool json_is(const Json *v, const char *text);             // a string equal to text
+Where json_at(const JsonDoc *doc, const Json *v, const char *field); // place of v for err_set
+
+// Typed fields. `object` may be NULL (then the field is absent). An absent field leaves *out alone and returns true
+// unless `required` (E-CF-02); a wrong type or range is E-CF-02 (E-JS-07 for a number that is no integer) naming the
+// field, its line and the range.
+typedef struct JsonField {
+    const char *name;
+    bool required;
+} JsonField;
+bool json_int(const JsonDoc *d, const Json *object, const char *name, bool required, int64_t min, int64_t max,
+              int64_t *out, Err *e);
+bool json_double(const JsonDoc *d, const Json *object, const char *name, bool required, double min, double max,
+                 double *out, Err *e);
+bool json_bool(const JsonDoc *d, const Json *object, const char *name, bool required, bool *out, Err *e);
+
+// Growing text; a broken allocation exits with E-ME-01. Always zero-terminated once something was added.
+typedef struct Text {
+    char *p;
+    size_t len, cap;
+} Text;
+void text_add(Text *t, const char *bytes, size_t len);
+void text_addf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
+void text_free(Text *t);
+// A JSON string with quotes and escapes; bytes that are not UTF-8 become U+FFFD.
+void text_add_json_string(Text *t, const char *bytes, size_t len);
+// Shortest decimal that reads back as the same double (never NaN or infinity: those are a bug).
+void text_add_json_number(Text *t, double v);
+// Canonical JSON of a tree: no spaces, members in file order, shortest numbers, integers kept as written.
+void json_print(Text *t, const Json *v);
+
+// UTF-8. Decodes one code point at text[*pos] (advances *pos), or returns -1 at an ill-formed byte and advances past the
+// maximal invalid subpart (Unicode 3.9, as Python and the WHATWG decoder do), so that each -1 is one U+FFFD.
+int32_t utf8_next(const char *text, size_t len, size_t *pos);
+size_t utf8_put(char out[4], uint32_t code_point); // bytes written
+bool utf8_valid(const char *text, size_t len, size_t *bad_at);
+// The length of the longest prefix of text that does not end inside a multi-byte character: what a stream may print.
+size_t utf8_complete(const char *text, size_t len);
+
+// ============================================================================================== io/safetensors.c
+// Checkpoint files: one file or a sharded folder, memory-mapped, every rule of the format checked before use.
+
+typedef enum FileType { FT_F64, FT_F32, FT_F16, FT_BF16, FT_I64, FT_I32, FT_I16, FT_I8, FT_U8, FT_BOOL } FileType;
+const char *file_type_name(FileType t); // "F32", as in the header
+size_t file_type_size(FileType t);
+
+typedef struct Tensor {
+    const char *name; // as in the file
+    FileType type;
+    int dims;
+    int64_t shape[8];
+    int64_t elements;
+    const uint8_t *data; // inside the mapping; any alignment
+    size_t bytes;
+    int shard;         // index into TensorFile.shards
+    bool used;         // for callers that must notice unexpected tensors
+} Tensor;
+
+typedef struct TensorFile {
+    Tensor *tensors; // sorted by name (byte order)
+    int64_t count;
+    struct TensorShard *shards; // private: path, mapping, header
+    int n_shards;
+    char *path;        // the file or folder that was opened
+    Text metadata;     // canonical JSON of __metadata__ ("{}" when there is none), first shard
+} TensorFile;
+
+// Opens one .safetensors file. Refuses E-ST-01 to E-ST-09, E-JS-*, E-IO-*.
+bool tensors_open(TensorFile *f, const char *path, Err *e);
+// Opens a checkpoint folder: model.safetensors, or the shards of model.safetensors.index.json (then E-IX-01 to -03 too).
+bool tensors_open_folder(TensorFile *f, const char *dir, Err *e);
+void tensors_close(TensorFile *f);
+Tensor *tensors_find(const TensorFile *f, const char *name); // binary search; NULL when absent
+const char *tensors_path(const TensorFile *f, const Tensor *t); // path of the shard that holds t
+// Elements [first, first+count) as floats (F64, F32, F16, BF16, integers, BOOL; exact where float can hold it).
+void tensor_to_f32(const Tensor *t, int64_t first, int64_t count, float *out);
+void tensor_to_i64(const Tensor *t, int64_t first, int64_t count, int64_t *out); // integer types and BOOL only
+// Number of NaN and infinite elements (0 for integer types).
+int64_t tensor_count_nonfinite(const Tensor *t);
+float f16_to_f32(uint16_t h);
+
+// A PEFT LoRA adapter folder, described and checked but not applied: adapter_config.json + adapter_model.safetensors.
+typedef struct AdapterInfo {
+    int64_t r;
+    double alpha, dropout;
+    bool rslora;
+    char base_model[300];
+    Text targets;          // canonical JSON of target_modules (a list or a pattern)
+    int64_t pairs;         // A/B pairs; every lora_A has its lora_B with fitting shapes, else E-AD-04
+    int64_t modules_saved; // tensors of modules_to_save
+    int64_t parameters;
+    TensorFile tensors;
+} AdapterInfo;
+bool adapter_open(AdapterInfo *a, const char *dir, Err *e); // E-AD-01 to -04, E-ST-*, E-JS-*, E-NU-01
+void adapter_close(AdapterInfo *a);
+
+// Writing, as the reference library lays files out (by alignment of the type, then by name; header padded to 8 bytes;
+// __metadata__ {"format":"pt"}), through file_write_atomic's protocol but streamed.
+typedef struct TensorOut {
+    const char *name;
+    FileType type;
+    int dims;
+    int64_t shape[8];
+    const void *data; // row-major, host
+} TensorOut;
+bool tensors_write(const char *path, const TensorOut *tensors, int64_t count, Err *e); // E-WR-01, E-WR-02
+
+// ==================================================================================================== io/image.c
+// JPEG and PNG in, Pillow-exact resize, PNG out, drawing. Pixels are 8-bit RGB, rows top to bottom, [height, width, 3].
+
+typedef struct Image {
+    uint8_t *rgb; // [height, width, 3]
+    int width, height;
+    int orientation; // EXIF orientation found in the file, 1..8 (1 when there is none); pixels are as stored
+} Image;
+
+typedef struct ImageOptions {
+    bool alpha_white;      // RGBA over white (qwen-vl-utils) instead of dropping alpha (the HF processor)
+    bool apply_orientation; // turn the pixels by the EXIF orientation (the HF image loader); width and height follow
+} ImageOptions;
+
+// Size, type and EXIF orientation from the headers alone, without allocating pixels. E-IM-01, -02, E-IO-*.
+bool image_info(const char *path, int *width, int *height, const char **format, int *orientation, Err *e);
+// The whole structural check (E-IM-01 to -05), then stb_image. name is for messages.
+bool image_decode(Image *im, const uint8_t *data, size_t size, const char *name, ImageOptions options, Err *e);
+bool image_read(Image *im, const char *path, ImageOptions options, Err *e);
+void image_free(Image *im);
+// Pillow's BICUBIC on 8-bit RGB (libImaging/Resample.c): out is [out_h, out_w, 3]. Bit-exact.
+void image_resize_bicubic(uint8_t *out, int out_w, int out_h, const uint8_t *in, int in_w, int in_h);
+bool image_write_png(const char *path, const uint8_t *rgb, int width, int height, Err *e);
+// Outline of a box [x1, y1, x2, y2) in pixels, `thick` pixels wide, clipped to the picture; label in a small built-in
+// font (ASCII) above it, on the box's colour.
+void image_draw_box(Image *im, double x1, double y1, double x2, double y2, const uint8_t colour[3], int thick,
+                    const char *label);
+
+// ====================================================================================================== io/log.c
+// Errors, warnings and notes of base.h; the op trace as a file; a progress line on a terminal.
+
+// Writes every op's output (evenly spaced sample of at most 4096 elements, and rms, largest magnitude) into one
+// safetensors file, so that two runs can be compared op by op.
+void trace_start(const char *path, const char *label); // label: what is traced, kept in the file's metadata
+void trace_where(const char *where);                   // "text.layer.3": names the ops that follow
+bool trace_finish(Err *e);                             // writes the file; true when no trace was started
+// Compares two trace files and prints a report on standard output: the first op whose error passes `limit` (relative
+// L2), or that they agree. *same tells which. Refuses files of other shape (E-ST-*).
+bool trace_diff(const char *path_a, const char *path_b, double limit, bool *same, Err *e);
+// One line that is redrawn on standard error when it is a terminal; nothing otherwise.
+void progress(const char *what, int64_t done, int64_t total, double started_seconds);
+
+// =================================================================================================== tokenizer.c
+// Byte-level BPE of Qwen2, special tokens, chat template.
+
+typedef struct Tokenizer Tokenizer;
+// Reads dir/tokenizer.json, or dir/vocab.json + dir/merges.txt (added tokens then from tokenizer_config.json's
+// added_tokens_decoder, or the 22 of Qwen2.5 when the vocabulary has its 151,643 entries). E-TK-01 to -04, E-JS-*.
+bool tokenizer_load(Tokenizer **out, const char *dir, Err *e);
+bool tokenizer_load_files(Tokenizer **out, const char *vocab_json, const char *merges_txt, Err *e); // no added tokens
+bool tokenizer_load_json(Tokenizer **out, const char *tokenizer_json, Err *e);
+void tokenizer_free(Tokenizer *t);
+int32_t tokenizer_size(const Tokenizer *t); // largest id + 1
+int32_t tokenizer_added(const Tokenizer *t, const char *text); // id of an added token, -1 when there is none
+// The token's bytes (added: its text). NULL when the id has no token. *special tells the skip_special_tokens flag.
+const char *tokenizer_token(const Tokenizer *t, int32_t id, size_t *len, bool *added, bool *special);
+
+typedef struct Ids {
+    int32_t *p;
+    int64_t n, cap;
+} Ids;
+void ids_add(Ids *a, int32_t id);
+void ids_free(Ids *a);
+
+// Appends the ids of text. With `added` false (text of users, datasets, teachers, models) the text of an added token is
+// ordinary text: nobody can type a control token. Never fails: any bytes have ids.
+void tokenizer_encode(const Tokenizer *t, const char *text, size_t len, bool added, Ids *out);
+// Appends the text of ids: bytes joined, then ill-formed UTF-8 replaced by U+FFFD. Ids without a token give nothing.
+void tokenizer_decode(const Tokenizer *t, const int32_t *ids, int64_t n, bool skip_special, Text *out);
+// A stream: feed one id at a time, and print what comes back; half a character is held back until it is whole.
+typedef struct DecodeStream {
+    const Tokenizer *t;
+    bool skip_special;
+    Text held;
+} DecodeStream;
+void stream_push(DecodeStream *s, int32_t id, Text *out);
+void stream_finish(DecodeStream *s, Text *out); // what is left, with U+FFFD for a broken tail
+
+// A conversation. A part with `image` >= 0 is the image-th picture of the conversation (from 0), else it is text.
+typedef struct Part {
+    int image;
+    const char *text;
+    size_t len;
+} Part;
+typedef struct Message {
+    const char *role; // "system", "user", "assistant" (any string renders)
+    const Part *parts;
+    int n_parts;
+} Message;
+// The Qwen2.5-VL chat template as text: default system turn, <|im_start|>, pictures as
+// <|vision_start|><|image_pad|><|vision_end|>. add_generation_prompt appends the assistant's opening.
+void chat_render(const Message *messages, int n, bool add_generation_prompt, Text *out);
+// The same as ids, with each picture's <|image_pad|> repeated image_tokens[k] times. User text goes in with added tokens
+// off unless `trust_text` (as HF does). E-TK-06 when the tokenizer lacks a token the template needs.
+// With `trust_text` a typed <|image_pad|> stands for the next picture, as in HF.
+bool chat_encode(const Tokenizer *t, const Message *messages, int n, bool add_generation_prompt,
+                 const int64_t *image_tokens, int n_images, bool trust_text, Ids *out, Err *e);
+
+// ======================================================================================================= block.c
+// Linear layers and the transformer block that both towers share.
+
+typedef struct Linear {
+    Weight w; // [out, in]
+    Weight b; // [1, out], or absent
+} Linear;
+
+typedef struct Block {
+    Weight norm1;     // [1, C]
+    Linear qkv[3];    // n_qkv of them; outputs stand side by side: q [heads*dim], k [kv_heads*dim], v [kv_heads*dim]
+    int n_qkv;        // 3 in the decoder (q_proj, k_proj, v_proj), 1 in the vision tower (attn.qkv)
+    Linear proj;      // [C, heads*dim]
+    Weight norm2;     // [1, C]
+    Linear gate, up;  // [F, C]
+    Linear down;      // [C, F]
+} Block;
+
+typedef struct BlockShape {
+    int64_t C, heads, kv_heads, dim, F;
+    float eps;
+} BlockShape;
+
+// Scratch of a block for up to N rows (activation type of the device).
+typedef struct BlockScratch {
+    Mat normed; // [N, C]
+    Mat qkv;    // [N, (heads + 2*kv_heads) * dim]
+    Mat att;    // [N, heads*dim]
+    Mat branch; // [N, C]   output of attention or MLP before the residual add
+    Mat gate_up; // [N, 2F]
+    Mat mlp;    // [N, F]
+} BlockScratch;
+void block_scratch_place(BlockScratch *s, Arena *a, BlockShape shape, int64_t N, Type act_type);
+
+// Where a block's keys and values come from in generation (absent in training and in the vision tower).
+typedef struct BlockCache {
+    Mat k, v;      // [cache rows, kv_heads*dim] of this layer
+    Mat slots;     // I32 [N, 1]: cache row of each new token
+    bool decode;   // spans speak of cache rows (one query row per span) instead of the N rows themselves
+} BlockCache;
+
+typedef void (*Tap)(void *ctx, const char *name, const Ops *d, Mat value); // sees hidden states by name
+
+// x += attention(norm1(x)); x += mlp(norm2(x)).  x [N, C] in place. angles F32 [N, dim] (cos | sin).
+// tap_attention / tap_mlp name the two branches for the tap and may be NULL.
+void block_forward(const Ops *d, const Block *b, BlockShape shape, BlockScratch s, Mat x, Mat angles, Spans spans,
+                   const BlockCache *cache, Tap tap, void *tap_ctx, const char *tap_attention, const char *tap_mlp);
+void linear_forward(const Ops *d, const Linear *l, Mat y, Mat x); // y = x w^T + b
+
+// ====================================================================================================== vision.c
+// Pictures to rows of the decoder: smart resize, patches, window order, rotary table, the tower and the merger.
+
+typedef struct VisionConfig {
+    int64_t depth, C, F, heads, dim; // dim = C / heads
+    int64_t patch, merge, temporal, window, out;
+    int64_t channels;   // 3
+    bool full[512];     // full[j]: block j attends over the whole picture
+    int64_t min_pixels, max_pixels; // from preprocessor_config.json
+    float mean[3], std[3];
+    float eps;          // 1e-6
+} VisionConfig;
+
+typedef struct Grid { // a picture in patches: t frames groups, h rows, w columns
+    int64_t t, h, w;
+} Grid;
+static inline int64_t grid_patches(Grid g) { return g.t * g.h * g.w; }
+
+// Height and width after the resize, both multiples of patch*merge (transformers smart_resize; round half to even).
+// False with E-IM-02 when the ratio is over 200.
+bool smart_resize(int64_t height, int64_t width, int64_t factor, int64_t min_pixels, int64_t max_pixels, int64_t *out_h,
+                  int64_t *out_w, const char *name, Err *e);
+// Resizes and cuts into patches: pixels [grid_patches, channels*temporal*patch*patch] F32 on the host, rows in merge-group
+// order. image_to_patches allocates *pixels (free with free).
+bool image_to_patches(const VisionConfig *c, const Image *im, const char *name, float **pixels, Grid *grid, Err *e);
+
+// Window order of a list of pictures. index [sum of merged units]: new unit g is old unit index[g]. starts [n_windows+1]:
+// cumulative, in patches. full_starts [n_frames+1]. All malloc'ed.
+typedef struct WindowOrder {
+    int32_t *index;
+    int64_t units;
+    int32_t *starts;
+    int64_t n_windows;
+    int32_t *full_starts;
+    int64_t n_frames;
+} WindowOrder;
+void window_order(WindowOrder *o, const VisionConfig *c, const Grid *grids, int n);
+void window_order_free(WindowOrder *o);
+
+typedef struct Vision {
+    VisionConfig c;
+    Linear patch_embed; // [C, channels*temporal*patch*patch], no bias
+    Block *blocks;      // [depth]
+    Weight ln_q;        // [1, C]
+    Linear merger0;     // [C*merge^2, C*merge^2]
+    Linear merger2;     // [out, C*merge^2]
+} Vision;
+
+// All pictures at once: y [sum of merged units, out] in raster order on the device. pixels: host, F32 [patches, .].
+bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, const Grid *grids, int n, Tap tap,
+                    void *tap_ctx, Err *e);
+
+// ======================================================================================================= model.c
+// Configuration, the parameter table, loading, positions, the layer loop, the head.
+
+typedef struct Config {
+    char dir[1100];
+    int64_t V, C, F, L, heads, kv_heads, dim; // dim = C / heads
+    int64_t context;                          // max_position_embeddings
+    float eps;
+    double theta;
+    int64_t mrope[3]; // half-dim sections of t, h, w
+    bool tied;
+    int32_t image_id, video_id, vision_start_id, vision_end_id; // -1 when absent
+    int64_t tokens_per_second;
+    VisionConfig vision;
+} Config;
+// config.json (flat, nested, rope_parameters) and preprocessor_config.json of a checkpoint folder. E-CF-01 to -04.
+bool config_load(Config *c, const char *dir, Err *e);
+void config_print(const Config *c, Text *out); // canonical JSON of what was understood
+
+typedef struct Param { // one row of the parameter table: everything that lists parameters walks it
+    char name[128];    // canonical name: original layout, "model.layers.0.self_attn.q_proj.weight"
+    Weight *w;
+    int64_t rows, cols; // cols == 0 never; a vector has rows == 1
+    int dims;
+    int64_t shape[8]; // as in the file
+    bool tied;        // not stored: shares another parameter's memory
+} Param;
+
+typedef struct Model {
+    Config c;
+    const Ops *d;
+    Vision vision;
+    Weight embed;  // [V, C]
+    Block *layers; // [L]
+    Weight norm;   // [1, C]
+    Linear head;   // [V, C] (tied: the embedding itself)
+    Param *params;
+    int64_t n_params;
+    Arena weights;
+    TensorFile files; // kept open while weights are mapped
+    bool mapped;      // matrices on the CPU point into the mapping
+} Model;
+
+typedef struct LoadOptions {
+    bool allow_nonfinite; // else E-NU-01
+    bool force_f32;       // --dtype f32: matrices are converted to F32 on load
+} LoadOptions;
+// Reads config and weights onto device d. Refuses E-CF-*, E-ST-*, E-IX-*, E-ME-01, E-NU-01.
+bool model_load(Model *m, const char *dir, const Ops *d, LoadOptions options, Err *e);
+void model_free(Model *m);
+// The parameter table without weights (for `info` and tests): names, shapes; free with model_free.
+bool model_describe(Model *m, const char *dir, Err *e);
+// Original tensor name of a tensor in either layout ("model.visual.X" -> "visual.X", ...) into out.
+void canonical_name(char *out, size_t size, const char *name);
+
+// M-RoPE positions (transformers get_rope_index): pos [3, n] for ids with pictures of the given grids, in order.
+// *next is the position of the first generated token. E-DS-10 when image tokens and grids do not fit each other.
+bool mrope_positions(const Config *c, const int32_t *ids, int64_t n, const Grid *grids, int n_grids, int32_t *pos,
+                     int64_t *next, Err *e);
+// cos | sin table, F32 [n, dim] on the host, for positions pos [3, n].
+void mrope_table(const Config *c, const int32_t *pos, int64_t n, float *table);
+
+// One packed forward pass over the decoder. Everything is on the device unless said otherwise.
+typedef struct TextInput {
+    const int32_t *ids;   // host [N]
+    int64_t N;            //
+    const int32_t *pos;   // host [3, N]
+    const Span *spans;    // host [n_spans]; of the N rows, or of cache rows when decoding
+    int64_t n_spans;      //
+    Mat image_rows;       // [number of image tokens in ids, C], or absent
+    const int32_t *head_rows; // host [n_head]: rows whose logits are wanted; NULL = all N
+    int64_t n_head;       //
+    struct Cache *cache;  // NULL: no cache
+    const int32_t *slots; // host [N]: cache row of each token (with cache)
+    bool decode;          // one query row per span, keys from the cache
+} TextInput;
+// logits F32 [n_head or N, V] on the device, or absent. E-ME-01 when memory does not suffice.
+bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_ctx, Err *e);
+
+// ==================================================================================================== generate.c
+// KV cache, batched prefill and decode with shared prompts, sampling settings, stop rules.
+
+typedef struct Cache {
+    int64_t rows;   // token slots
+    Mat *k, *v;     // [L] each [rows, kv_heads*dim]
+    Arena arena;
+} Cache;
+bool cache_open(Cache *c, const Model *m, int64_t rows, Err *e); // E-ME-01
+void cache_close(Cache *c, const Model *m);
+
+typedef struct GenerationConfig {
+    SampleParams sample;
+    int64_t max_new_tokens;
+    int32_t stop[16]; // end tokens
+    int n_stop;
+    int32_t pad;
+} GenerationConfig;
+// generation_config.json with HF's defaults for what is missing (top_k 50, top_p 1, temperature 1, ...); end tokens from
+// config.json when the file is missing. E-CF-02. *from_file tells whether the file was there.
+bool generation_config_load(GenerationConfig *g, const char *dir, bool *from_file, Err *e);
+
+typedef struct Request { // one prompt
+    const int32_t *ids;
+    int64_t n;
+    const float *pixels; // host [patches, .] of all its pictures, or NULL
+    const Grid *grids;
+    int n_grids;
+    uint32_t stream;     // random stream: the same stream gives the same text, whatever is beside it in the batch
+    int completions;     // how many answers to this prompt (they share its cache rows); at least 1
+} Request;
+typedef struct Completion {
+    Ids ids;         // with the end token when it came
+    double logprob;  // sum over its tokens, of the full distribution at temperature 1
+    bool stopped;    // ended by an end token (else by the length limit)
+} Completion;
+// Called for every new token, in order of completions within a step. Return false to stop everything.
+typedef bool (*TokenCallback)(void *ctx, int completion, int32_t id);
+// Fills out[sum of completions]. Refuses E-ME-02 (prompt + new tokens over the context), E-DS-10.
+bool generate(Model *m, const Request *requests, int n, const GenerationConfig *g, TokenCallback on_token, void *ctx,
+              Completion *out, Err *e);
+void completion_free(Completion *c);
+
+// ================================================================================================== data/records.c
+// Conversations from JSON lines: {"messages": [{"role", "content": text | [{"type": "text"|"image", ...}]}], "images": [...]}
+// in the forms Hugging Face and the batch services write.
+
+typedef struct Record {
+    char id[260];      // "id" when present, else the line number
+    Message *messages; // [n]
+    int n;
+    char **images; // paths as written, in the order the pictures appear
+    int n_images;
+    JsonDoc doc; // owns all text
+} Record;
+// One line of a JSONL file. Refuses E-DS-01 to E-DS-05 with file and line.
+bool record_parse(Record *r, const char *line, size_t len, const char *file, int64_t line_number, Err *e);
+void record_free(Record *r);
+// Calls each for every line of a JSONL file; stops and returns false when it does or when the file is refused.
+typedef bool (*RecordCallback)(void *ctx, Record *r, Err *e);
+bool records_read(const char *path, RecordCallback each, void *ctx, Err *e);
+
+// ================================================================================================ surgery/answer.c
+// Reading a model's answer. (Boxes so far; the three-level parser joins them here.)
+
+typedef struct Box {
+    double x1, y1, x2, y2; // in the frame the model was shown: pixels of the resized picture
+    char label[64];        // "" when there is none
+} Box;
+// Boxes in every spelling the model uses: {"bbox_2d": [n,n,n,n], "label": "..."}, (n,n),(n,n), a bare [n,n,n,n]. Linear
+// time, never fails; an answer that breaks off gives the boxes before the break. Returns how many (at most max).
+int answer_boxes(const char *text, size_t len, Box *boxes, int max);
+// Resized frame -> original frame, in double.
+Box box_to_original(Box b, int64_t resized_w, int64_t resized_h, int64_t original_w, int64_t original_h);
+
+// ====================================================================================================== surgr1.c
+// Option tables, subcommands, help.
+int surgr1_main(int argc, char **argv);
+
+#endif
