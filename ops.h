@@ -126,6 +126,11 @@ typedef struct SampleParams {
     uint64_t seed;
 } SampleParams;
 
+// The distribution `sample` draws from, for tests and reports: probs [V] (0 where not kept), kept [V]; seen_ids may repeat;
+// min_keep ids stay in every filter (1 without beams). Returns how many are kept. Implemented in ops.c.
+int64_t sample_distribution(const float *logits, int64_t V, const int32_t *seen_ids, int64_t n_seen, SampleParams p,
+                            int64_t min_keep, double *probs, uint8_t *kept);
+
 // One device. Contract and formula of each op: ops.c, above its reference. Shapes: N rows (tokens), C channels.
 typedef struct Ops {
     const char *name;
