@@ -117,12 +117,12 @@ typedef enum Layout {
 
 // How the next token is chosen (transformers 4.57 order: penalty, temperature, top-k, top-p, min-p; then one draw).
 typedef struct SampleParams {
-    int32_t do_sample;        // 0: the largest penalised logit, lowest id on ties; the fields below `penalty` are unused
-    float repetition_penalty; // 1 = off
-    float temperature;        // > 0
-    int32_t top_k;            // 0 = off
-    float top_p;              // 1 = off
-    float min_p;              // 0 = off
+    double repetition_penalty; // 1 = off
+    int32_t do_sample;         // 0: the largest penalised logit, lowest id on ties; the fields below are unused
+    int32_t top_k;             // 0 = off
+    double temperature;        // > 0
+    double top_p;              // 1 = off
+    double min_p;              // 0 = off
     uint64_t seed;
 } SampleParams;
 
