@@ -45,6 +45,7 @@ extern "C" {
     X(LIMIT_TENSOR_DIMS, INT64_C(8), "dimensions of a tensor")                                                         \
     X(LIMIT_TENSOR_DIM, INT64_C(1099511627776), "size of one tensor dimension")                                        \
     X(LIMIT_JSON_DEPTH, INT64_C(64), "nested levels of JSON")                                                          \
+    X(LIMIT_JSON_VALUES, INT64_C(8388608), "values of one JSON text")                                                  \
     X(LIMIT_HEADER_DEPTH, INT64_C(4), "nested levels of a safetensors header")                                         \
     X(LIMIT_JSONL_LINE_BYTES, INT64_C(1048576), "bytes of one JSONL line")                                             \
     X(LIMIT_JSONL_BYTES, INT64_C(68719476736), "bytes of a JSONL file")                                                \
@@ -129,6 +130,8 @@ int err_exit_code(const Err *e); // by the two letters of the code
 const char *quoted(const char *text, size_t len);
 // Prints a warning of the same form on standard error (the first LIMIT_WARNINGS of each code, then only counts).
 void warn(const char *code, Where at, const char *fmt, ...) PRINTF_LIKE(3, 4);
+int64_t warn_count(const char *code); // how often it came so far
+void warn_summary(void);              // one note for each code that came more often than it was printed
 // Prints *e as "error" line on standard error (one JSON object with --log-format json) and returns its exit code.
 int err_report(const Err *e);
 

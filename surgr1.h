@@ -15,6 +15,8 @@
 // byte behind `*size`. Refuses: E-IO-01 cannot open, E-IO-02 not a regular file, E-IO-03 read error or short, E-IO-05
 // changed while read, and `limit_code` (for example "E-JS-01") when the file is larger.
 bool file_read(const char *path, int64_t limit, const char *limit_code, char **data, size_t *size, Err *e);
+// The same from an open descriptor (open_beneath), which is left open; name is for messages.
+bool file_read_fd(int fd, const char *name, int64_t limit, const char *limit_code, char **data, size_t *size, Err *e);
 
 // A file mapped read-only, for base weights only (a file that shrinks under a mapping raises SIGBUS).
 typedef struct FileMap {
@@ -23,12 +25,25 @@ typedef struct FileMap {
     int64_t mtime_ns, inode;
 } FileMap;
 bool file_map(FileMap *m, const char *path, Err *e);           // E-IO-01, -02, -03
+bool file_map_fd(FileMap *m, int fd, const char *name, Err *e); // the same from an open descriptor, left open
 bool file_map_unchanged(const FileMap *m, const char *path, Err *e); // E-IO-05 when size, mtime or inode differ
 void file_unmap(FileMap *m);
 
 // Writes data under a temporary name in the same folder, fsyncs, renames over path, fsyncs the folder. On any failure
 // path is as it was and nothing is left behind. E-WR-01 no space, E-WR-02 other write errors.
 bool file_write_atomic(const char *path, const void *data, size_t size, Err *e);
+// The same in pieces, for files that do not fit in memory: begin, bytes..., then commit. Whichever call fails has already
+// removed the temporary file; abort does it when the caller gives up for a reason of its own.
+typedef struct FileWriter {
+    int fd;                     // -1 when nothing is open
+    bool fsync_failed;          // private
+    int64_t written;            // bytes so far
+    char path[1100], tmp[1100]; // target, temporary
+} FileWriter;
+bool file_write_begin(FileWriter *w, const char *path, Err *e);
+bool file_write_bytes(FileWriter *w, const void *data, size_t size, Err *e);
+bool file_write_commit(FileWriter *w, Err *e);
+void file_write_abort(FileWriter *w);
 bool file_exists(const char *path);
 bool folder_exists(const char *path);
 // dir + "/" + name into out; E-IO-01 when longer than LIMIT_PATH_BYTES.
@@ -66,6 +81,8 @@ typedef struct JsonDoc {
     Json *root;
     char *file; // for messages
     struct JsonBlock *blocks; // private: all memory of the tree
+    bool by_byte;             // private: as in the options
+    size_t first_byte;        // private: as in the options
 } JsonDoc;
 
 typedef struct JsonOptions {
@@ -337,6 +354,10 @@ void block_forward(const Ops *d, const Block *b, BlockShape shape, BlockScratch 
                    const BlockCache *cache, Tap tap, void *tap_ctx, const char *tap_attention, const char *tap_mlp);
 void linear_forward(const Ops *d, const Linear *l, Mat y, Mat x); // y = x w^T + b
 
+// Empties the arena and makes sure that it holds `bytes` (growing it drops what it held). E-ME-01 with role and bytes.
+bool arena_reserve(Arena *a, const Ops *d, size_t bytes, Err *e);
+void arena_release(Arena *a, const Ops *d);
+
 // ====================================================================================================== vision.c
 // Pictures to rows of the decoder: smart resize, patches, window order, rotary table, the tower and the merger.
 
@@ -346,6 +367,7 @@ typedef struct VisionConfig {
     int64_t channels;   // 3
     bool full[512];     // full[j]: block j attends over the whole picture
     int64_t min_pixels, max_pixels; // from preprocessor_config.json
+    double rescale;     // 1/255
     float mean[3], std[3];
     float eps;          // 1e-6
 } VisionConfig;
@@ -386,8 +408,9 @@ typedef struct Vision {
 } Vision;
 
 // All pictures at once: y [sum of merged units, out] in raster order on the device. pixels: host, F32 [patches, .].
-bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, const Grid *grids, int n, Tap tap,
-                    void *tap_ctx, Err *e);
+// Scratch comes from `arena`, which grows when it must (E-ME-01) and is the caller's.
+bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, const Grid *grids, int n, Arena *arena,
+                    Tap tap, void *tap_ctx, Err *e);
 
 // ======================================================================================================= model.c
 // Configuration, the parameter table, loading, positions, the layer loop, the head.
@@ -427,7 +450,7 @@ typedef struct Model {
     Linear head;   // [V, C] (tied: the embedding itself)
     Param *params;
     int64_t n_params;
-    Arena weights;
+    Arena weights, activations;
     TensorFile files; // kept open while weights are mapped
     bool mapped;      // matrices on the CPU point into the mapping
 } Model;
@@ -526,9 +549,19 @@ typedef struct Record {
 // One line of a JSONL file. Refuses E-DS-01 to E-DS-05 with file and line.
 bool record_parse(Record *r, const char *line, size_t len, const char *file, int64_t line_number, Err *e);
 void record_free(Record *r);
-// Calls each for every line of a JSONL file; stops and returns false when it does or when the file is refused.
+// Calls each for every line of a JSONL file; stops and returns false when it does or when the file is refused. Ids are
+// unique in a file (E-DS-03). The record is freed after the call; who keeps it moves it out and zeroes *r.
 typedef bool (*RecordCallback)(void *ctx, Record *r, Err *e);
 bool records_read(const char *path, RecordCallback each, void *ctx, Err *e);
+// The same, but a refused line (or one that `each` refused) goes to `bad` and reading goes on: for reports of all faults.
+typedef void (*BadRecord)(void *ctx, const Err *e);
+bool records_read_all(const char *path, RecordCallback each, BadRecord bad, void *ctx, Err *e);
+// The lines of a JSONL file without their ends; blank ones are skipped with warning E-DS-11. E-IO-01 to -03, -05, E-JS-01.
+typedef bool (*LineCallback)(void *ctx, const char *line, size_t len, int64_t line_number, Err *e);
+bool lines_read(const char *path, LineCallback each, void *ctx, Err *e);
+// Cuts text at its <image> marks; pictures are numbered from *image on. Returns the number of parts (their text lies in
+// text); parts may be NULL to count.
+int split_image_marks(const char *text, size_t len, int *image, Part *parts);
 
 // ================================================================================================ surgery/answer.c
 // Reading a model's answer. (Boxes so far; the three-level parser joins them here.)
@@ -540,6 +573,8 @@ typedef struct Box {
 // Boxes in every spelling the model uses: {"bbox_2d": [n,n,n,n], "label": "..."}, (n,n),(n,n), a bare [n,n,n,n]. Linear
 // time, never fails; an answer that breaks off gives the boxes before the break. Returns how many (at most max).
 int answer_boxes(const char *text, size_t len, Box *boxes, int max);
+// Corners in order and some part inside a picture of width x height.
+bool box_is_valid(Box b, int64_t width, int64_t height);
 // Resized frame -> original frame, in double.
 Box box_to_original(Box b, int64_t resized_w, int64_t resized_h, int64_t original_w, int64_t original_h);
 

@@ -1,0 +1,316 @@
+// log.c - what people see on standard error: errors, warnings, notes, a progress line; and the op trace as a file.
+//
+// What it is:  the one place that knows the form of a message (docs: the rules stand above err_set in base.h), counts
+//              warnings, maps error codes to exit codes, and ends the program when it must (out of memory, a bug).
+//              Below that, the trace: every op's output, sampled, in one safetensors file, and the comparison of two.
+// What it is not: a log of training steps, or a place that decides what is an error.
+// Read before: base.h.  Read next: json.c, files.c (the first users).
+#include "../surgr1.h"
+#include <inttypes.h>
+#include <pthread.h>
+#include <unistd.h>
+
+static int log_level = LOG_NORMAL;
+static bool log_json;
+static bool progress_shown; // a progress line stands unfinished on the terminal
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER; // standard error, the counters below, progress_shown
+
+void log_setup(int level, bool json) { log_level = level, log_json = json; }
+
+// ---------------------------------------------------------------------------------------------------------- errors
+
+// The two letters of a code and the exit code they mean.
+static const struct {
+    char letters[3];
+    int exit_code;
+} families[] = {
+    {"JS", EXIT_REFUSED}, {"CF", EXIT_REFUSED}, {"ST", EXIT_REFUSED}, {"IX", EXIT_REFUSED}, {"TK", EXIT_REFUSED},
+    {"DS", EXIT_REFUSED}, {"IM", EXIT_REFUSED}, {"TA", EXIT_REFUSED}, {"AD", EXIT_REFUSED}, {"US", EXIT_USAGE},
+    {"IO", EXIT_READ},    {"WR", EXIT_WRITE},   {"ME", EXIT_MEMORY},  {"DV", EXIT_DEVICE},  {"NU", EXIT_NUMBERS},
+    {"CK", EXIT_CHECKPOINT}, {"LK", EXIT_LOCKED}, {"BG", EXIT_BUG},
+};
+
+int err_exit_code(const Err *e) {
+    for (size_t i = 0; i < sizeof families / sizeof families[0]; i++)
+        if (!strncmp(e->code, "E-", 2) && !strncmp(e->code + 2, families[i].letters, 2)) return families[i].exit_code;
+    return EXIT_BUG;
+}
+
+static bool code_ok(const char *code) {
+    if (strlen(code) != 7 || memcmp(code, "E-", 2) || code[4] != '-') return false;
+    return code[2] >= 'A' && code[2] <= 'Z' && code[3] >= 'A' && code[3] <= 'Z' && code[5] >= '0' && code[5] <= '9' &&
+           code[6] >= '0' && code[6] <= '9';
+}
+
+const char *quoted(const char *text, size_t len) {
+    enum { SHOWN = 64 };
+    static _Thread_local char ring[8][2 + 4 * SHOWN + 3 + 1];
+    static _Thread_local unsigned turn;
+    char *out = ring[turn++ % 8], *o = out;
+    *o++ = '"';
+    for (size_t i = 0; i < len && i < SHOWN; i++) {
+        unsigned char c = (unsigned char)text[i];
+        if (c >= 0x20 && c <= 0x7e && c != '"' && c != '\\') *o++ = (char)c;
+        else o += snprintf(o, 5, "\\x%02X", c);
+    }
+    *o++ = '"';
+    if (len > SHOWN) memcpy(o, "...", 3), o += 3;
+    *o = 0;
+    return out;
+}
+
+// Copies [from, to) of text into out and ends it in "..." where it does not fit.
+static void copy_part(char *out, size_t size, const char *text, size_t from, size_t to) {
+    size_t n = to > from ? to - from : 0;
+    bool cut = n >= size;
+    if (cut) n = size - 1;
+    memcpy(out, text + from, n);
+    out[n] = 0;
+    if (cut) memcpy(out + n - 3, "...", 3);
+    if (!n) snprintf(out, size, "...");
+}
+
+// Splits where the FORMAT has its separators, whatever the arguments expand to: the lengths of the expanded prefixes
+// of the format are the places to cut.
+static void err_fill(Err *e, const char *code, Where at, const char *fmt, va_list args) {
+    static const char first[] = "expected ", second[] = "; found ", third[] = "; do: ";
+    const char *found = strstr(fmt, second), *todo = found ? strstr(found, third) : NULL;
+    CHECK(code_ok(code) && !strncmp(fmt, first, sizeof first - 1) && todo,
+          "message %s \"%s\" is not of the form \"expected A; found B; do: C\"", code, fmt);
+    char prefix[1024], text[8192];
+    CHECK(strlen(fmt) < sizeof prefix, "message format of %s is too long", code);
+    size_t cut[3];
+    for (int i = 0; i < 3; i++) {
+        size_t n = i == 0 ? (size_t)(found - fmt) : i == 1 ? (size_t)(todo - fmt) : strlen(fmt);
+        memcpy(prefix, fmt, n), prefix[n] = 0;
+        va_list copy;
+        va_copy(copy, args);
+        int length = vsnprintf(text, sizeof text, prefix, copy);
+        va_end(copy);
+        CHECK(length >= 0, "message %s cannot be formatted", code);
+        cut[i] = (size_t)length < sizeof text ? (size_t)length : sizeof text - 1;
+    }
+    copy_part(e->expected, sizeof e->expected, text, sizeof first - 1, cut[0]);
+    copy_part(e->found, sizeof e->found, text, cut[0] + sizeof second - 1, cut[1]);
+    copy_part(e->todo, sizeof e->todo, text, cut[1] + sizeof third - 1, cut[2]);
+    memcpy(e->code, code, sizeof e->code);
+    snprintf(e->file, sizeof e->file, "%s", at.file ? at.file : "");
+    e->line = at.line, e->col = at.col, e->has_byte = at.has_byte, e->byte = at.byte;
+    const char *kind = at.tensor ? "tensor" : at.field ? "field" : at.sample ? "sample" : "";
+    const char *name = at.tensor ? at.tensor : at.field ? at.field : at.sample ? at.sample : "";
+    snprintf(e->field_kind, sizeof e->field_kind, "%s", kind);
+    snprintf(e->field, sizeof e->field, "%s", name);
+}
+
+bool err_set(Err *e, const char *code, Where at, const char *fmt, ...) {
+    if (e->code[0]) return false;
+    va_list args;
+    va_start(args, fmt);
+    err_fill(e, code, at, fmt, args);
+    va_end(args);
+    return false;
+}
+
+// A message is one line and never drives a terminal: control bytes that came in through a path or an argument are
+// written as \xHH. Everything else, UTF-8 included, stays as the user gave it.
+static void add_clean(Text *t, const char *text) {
+    for (const char *p = text; *p; p++) {
+        unsigned char c = (unsigned char)*p;
+        if (c < 0x20 || c == 0x7f) text_addf(t, "\\x%02X", c);
+        else text_add(t, p, 1);
+    }
+}
+
+static void add_line(Text *t, const Err *e, const char *level) {
+    text_addf(t, "surgr1: %s %s: ", level, e->code);
+    if (e->file[0]) add_clean(t, e->file);
+    else if (!e->field_kind[0]) text_addf(t, "surgr1");
+    if (e->line > 0) text_addf(t, ":%" PRId64, e->line);
+    if (e->line > 0 && e->col > 0) text_addf(t, ":%" PRId64, e->col);
+    if (e->has_byte) text_addf(t, ": byte %" PRId64, e->byte);
+    if (e->field_kind[0])
+        text_addf(t, "%s%s %s", e->file[0] ? ": " : "", e->field_kind, quoted(e->field, strlen(e->field)));
+    text_addf(t, ": expected "), add_clean(t, e->expected);
+    text_addf(t, "; found "), add_clean(t, e->found);
+    text_addf(t, "; do: "), add_clean(t, e->todo);
+}
+
+static void add_json_member(Text *t, const char *name, const char *value) {
+    text_addf(t, ",\"%s\":", name);
+    text_add_json_string(t, value, strlen(value));
+}
+
+static void add_json(Text *t, const Err *e, const char *level) {
+    text_addf(t, "{\"level\":\"%s\",\"code\":\"%s\",\"where\":{\"file\":", level, e->code);
+    if (e->file[0]) text_add_json_string(t, e->file, strlen(e->file));
+    else text_addf(t, "null");
+    const char *name[3] = {"line", "col", "byte"};
+    int64_t value[3] = {e->line, e->col, e->byte};
+    bool there[3] = {e->line > 0, e->line > 0 && e->col > 0, e->has_byte};
+    for (int i = 0; i < 3; i++) {
+        text_addf(t, ",\"%s\":", name[i]);
+        if (there[i]) text_addf(t, "%" PRId64, value[i]);
+        else text_addf(t, "null");
+    }
+    if (strcmp(e->field_kind, "field")) text_addf(t, ",\"field\":null");
+    if (e->field_kind[0]) add_json_member(t, e->field_kind, e->field);
+    text_addf(t, "}");
+    add_json_member(t, "expected", e->expected), add_json_member(t, "found", e->found);
+    add_json_member(t, "do", e->todo);
+    text_addf(t, "}");
+}
+
+const char *err_line(const Err *e, const char *level, char *buf, size_t size) {
+    Text t = {0};
+    add_line(&t, e, level);
+    snprintf(buf, size, "%s", t.p);
+    text_free(&t);
+    return buf;
+}
+
+// One whole line to standard error in one write, so that lines of two threads do not mix.
+static void print_line(Text *t) {
+    text_add(t, "\n", 1);
+    if (progress_shown) fputs("\r\033[K", stderr), progress_shown = false;
+    fwrite(t->p, 1, t->len, stderr);
+    fflush(stderr);
+    text_free(t);
+}
+
+static void print_message(const Err *e, const char *level) {
+    Text t = {0};
+    if (log_json) add_json(&t, e, level);
+    else add_line(&t, e, level);
+    print_line(&t);
+}
+
+int err_report(const Err *e) {
+    CHECK(e->code[0], "err_report without an error");
+    pthread_mutex_lock(&log_lock);
+    print_message(e, "error");
+    pthread_mutex_unlock(&log_lock);
+    return err_exit_code(e);
+}
+
+// How often each warning code came.
+static struct {
+    char code[8];
+    int64_t count;
+} warnings[64];
+
+static int64_t *warning_counter(const char *code) {
+    const size_t n = sizeof warnings / sizeof warnings[0];
+    for (size_t i = 0; i < n; i++) {
+        if (!warnings[i].code[0]) snprintf(warnings[i].code, sizeof warnings[i].code, "%s", code);
+        if (!strcmp(warnings[i].code, code)) return &warnings[i].count;
+    }
+    bug(__FILE__, __LINE__, "more than %zu codes of warnings", n);
+}
+
+void warn(const char *code, Where at, const char *fmt, ...) {
+    Err e = {0};
+    va_list args;
+    va_start(args, fmt);
+    err_fill(&e, code, at, fmt, args);
+    va_end(args);
+    pthread_mutex_lock(&log_lock);
+    int64_t *count = warning_counter(code);
+    if (++*count <= LIMIT_WARNINGS) print_message(&e, "warning");
+    pthread_mutex_unlock(&log_lock);
+}
+
+int64_t warn_count(const char *code) {
+    pthread_mutex_lock(&log_lock);
+    int64_t count = *warning_counter(code);
+    pthread_mutex_unlock(&log_lock);
+    return count;
+}
+
+void warn_summary(void) {
+    for (size_t i = 0; i < sizeof warnings / sizeof warnings[0] && warnings[i].code[0]; i++)
+        if (warnings[i].count > LIMIT_WARNINGS)
+            note("warning %s: %" PRId64 " in all, the first %" PRId64 " shown", warnings[i].code, warnings[i].count,
+                 LIMIT_WARNINGS);
+}
+
+// ------------------------------------------------------------------------------------------------ ends of the program
+
+// These two write with no allocation and no lock: they may run when memory is gone, or while another thread holds the
+// lock. _exit: no destructor of a program known to be broken runs.
+NO_RETURN static void end_now(int code) {
+    fflush(stdout);
+    _exit(code);
+}
+
+void bug(const char *file, int line, const char *fmt, ...) {
+    char text[600];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    for (char *p = text; *p; p++)
+        if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = '?';
+    fprintf(stderr,
+            "surgr1: error E-BG-01: %s:%d: expected the program to keep its own contracts; found %s; do: report this "
+            "line and the command, it is a bug in surgr1\n",
+            file, line, text);
+#ifdef SURGR1_DEBUG
+    abort();
+#else
+    end_now(EXIT_BUG);
+#endif
+}
+
+NO_RETURN static void out_of_memory(size_t count, size_t size, const char *what) {
+    fprintf(stderr,
+            "surgr1: error E-ME-01: surgr1: expected memory for %s (%zu x %zu bytes); found no more; do: close other "
+            "programs, or use a machine with more memory\n",
+            what, count, size);
+    end_now(EXIT_MEMORY);
+}
+
+void *alloc_or_die(size_t count, size_t size, const char *what) {
+    void *p = calloc(count ? count : 1, size ? size : 1);
+    if (!p) out_of_memory(count, size, what);
+    return p;
+}
+
+void *grow_or_die(void *p, size_t count, size_t size, const char *what) {
+    size_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes)) out_of_memory(count, size, what);
+    void *grown = realloc(p, bytes ? bytes : 1);
+    if (!grown) out_of_memory(count, size, what);
+    return grown;
+}
+
+// ----------------------------------------------------------------------------------------------------------- notes
+
+static void print_note(int level, const char *fmt, va_list args) {
+    if (log_level < level) return;
+    char text[2048];
+    int length = vsnprintf(text, sizeof text, fmt, args);
+    CHECK(length >= 0, "a note cannot be formatted");
+    Text t = {0};
+    if (log_json) {
+        text_addf(&t, "{\"level\":\"note\"");
+        add_json_member(&t, "text", text);
+        text_addf(&t, "}");
+    } else add_clean(&t, text);
+    pthread_mutex_lock(&log_lock);
+    print_line(&t);
+    pthread_mutex_unlock(&log_lock);
+}
+
+void note(const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    print_note(LOG_NORMAL, fmt, args);
+    va_end(args);
+}
+
+void note_verbose(const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    print_note(LOG_VERBOSE, fmt, args);
+    va_end(args);
+}
