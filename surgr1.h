@@ -169,6 +169,8 @@ typedef struct TensorFile {
 
 // Opens one .safetensors file. Refuses E-ST-01 to E-ST-09, E-JS-*, E-IO-*.
 bool tensors_open(TensorFile *f, const char *path, Err *e);
+// The same for a whole file in memory, which the caller keeps until tensors_close; name is for messages.
+bool tensors_open_memory(TensorFile *f, const uint8_t *data, size_t size, const char *name, Err *e);
 // Opens a checkpoint folder: model.safetensors, or the shards of model.safetensors.index.json (then E-IX-01 to -03 too).
 bool tensors_open_folder(TensorFile *f, const char *dir, Err *e);
 void tensors_close(TensorFile *f);
@@ -206,6 +208,8 @@ typedef struct TensorOut {
     const void *data; // row-major, host
 } TensorOut;
 bool tensors_write(const char *path, const TensorOut *tensors, int64_t count, Err *e); // E-WR-01, E-WR-02
+// The same with other __metadata__: a JSON object of strings, or NULL for none.
+bool tensors_write_with(const char *path, const char *metadata, const TensorOut *tensors, int64_t count, Err *e);
 
 // ==================================================================================================== io/image.c
 // JPEG and PNG in, Pillow-exact resize, PNG out, drawing. Pixels are 8-bit RGB, rows top to bottom, [height, width, 3].
