@@ -54,8 +54,8 @@ static void close_read(int fd) { (void)!close(fd); } // nothing was written: the
 
 static bool regular(int fd, const char *name, struct stat *s, Err *e) {
     if (fstat(fd, s))
-        return err_set(e, "E-IO-03", AT(.file = name, BYTE(0)), "expected a readable file; found %s; do: check the disk",
-                       why(errno));
+        return err_set(e, "E-IO-03", AT(.file = name, BYTE(0)),
+                       "expected a readable file; found %s; do: check the disk", why(errno));
     if (S_ISREG(s->st_mode)) return true;
     const char *kind = S_ISDIR(s->st_mode)    ? "a folder"
                        : S_ISFIFO(s->st_mode) ? "a FIFO"
@@ -96,8 +96,8 @@ bool file_read_fd(int fd, const char *name, int64_t limit, const char *limit_cod
     char beyond;
     bool ok = true;
     if (got < 0)
-        ok = err_set(e, "E-IO-03", AT(.file = name, BYTE(0)), "expected %zu readable bytes; found %s; do: check the disk",
-                     n, why(error));
+        ok = err_set(e, "E-IO-03", AT(.file = name, BYTE(0)),
+                     "expected %zu readable bytes; found %s; do: check the disk", n, why(error));
     else if (fstat(fd, &after) || !same_file(&before, &after) || read_fully(fd, &beyond, 1, n) == 1)
         ok = changed_while_read(name, e);
     else if ((size_t)got != n)
@@ -123,7 +123,8 @@ bool file_read(const char *path, int64_t limit, const char *limit_code, char **d
 bool file_map_fd(FileMap *m, int fd, const char *name, Err *e) {
     struct stat s;
     if (!regular(fd, name, &s, e)) return false;
-    void *p = s.st_size ? mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL; // 0 bytes cannot be mapped
+    void *p =
+        s.st_size ? mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL; // 0 bytes cannot be mapped
     if (p == MAP_FAILED)
         return err_set(e, "E-IO-03", AT(.file = name, BYTE(0)), "expected %" PRId64 " mappable bytes; found %s; do: %s",
                        (int64_t)s.st_size, why(errno), "copy the file to a local disk");
@@ -243,7 +244,7 @@ static bool write_failed(FileWriter *w, const char *doing, int error, Err *e) {
 }
 
 void file_write_abort(FileWriter *w) {
-    if (w->fd >= 0) close_read(w->fd); // the file is thrown away
+    if (w->fd >= 0) close_read(w->fd);    // the file is thrown away
     if (w->tmp[0]) (void)!unlink(w->tmp); // and so is its name; nobody is left to tell
     w->fd = -1, w->tmp[0] = 0;
 }
@@ -259,9 +260,9 @@ bool file_write_begin(FileWriter *w, const char *path, Err *e) {
     struct stat s;
     if (!*name || (!lstat(path, &s) && !S_ISREG(s.st_mode))) // a rename over a device or a link would replace it
         return err_set(e, "E-WR-02", AT(.file = path), "expected the name of a new or regular file; found %s; do: %s",
-                       !*name || S_ISDIR(s.st_mode)  ? "a folder"
-                       : S_ISLNK(s.st_mode)          ? "a symbolic link"
-                                                     : "a device or a pipe",
+                       !*name || S_ISDIR(s.st_mode) ? "a folder"
+                       : S_ISLNK(s.st_mode)         ? "a symbolic link"
+                                                    : "a device or a pipe",
                        "give another name");
     for (int attempt = 0; attempt < 100 && w->fd < 0; attempt++) { // a crashed process may have left its names
         unsigned count = __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED);
@@ -345,7 +346,8 @@ static void sha256_block(uint32_t h[8], const uint8_t *p) {
         w[t] = (uint32_t)p[4 * t] << 24 | (uint32_t)p[4 * t + 1] << 16 | (uint32_t)p[4 * t + 2] << 8 | p[4 * t + 3];
     for (int t = 16; t < 64; t++) {
         uint32_t a = w[t - 15], b = w[t - 2];
-        w[t] = w[t - 16] + w[t - 7] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
+        w[t] =
+            w[t - 16] + w[t - 7] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
     }
     memcpy(v, h, sizeof v);
     for (int t = 0; t < 64; t++) {

@@ -12,7 +12,7 @@
 
 static int log_level = LOG_NORMAL;
 static bool log_json;
-static bool progress_shown; // a progress line stands unfinished on the terminal
+static bool progress_shown;                                  // a progress line stands unfinished on the terminal
 static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER; // standard error, the counters below, progress_shown
 
 void log_setup(int level, bool json) { log_level = level, log_json = json; }
@@ -24,10 +24,10 @@ static const struct {
     char letters[3];
     int exit_code;
 } families[] = {
-    {"JS", EXIT_REFUSED}, {"CF", EXIT_REFUSED}, {"ST", EXIT_REFUSED}, {"IX", EXIT_REFUSED}, {"TK", EXIT_REFUSED},
-    {"DS", EXIT_REFUSED}, {"IM", EXIT_REFUSED}, {"TA", EXIT_REFUSED}, {"AD", EXIT_REFUSED}, {"US", EXIT_USAGE},
-    {"IO", EXIT_READ},    {"WR", EXIT_WRITE},   {"ME", EXIT_MEMORY},  {"DV", EXIT_DEVICE},  {"NU", EXIT_NUMBERS},
-    {"CK", EXIT_CHECKPOINT}, {"LK", EXIT_LOCKED}, {"BG", EXIT_BUG},
+    {"JS", EXIT_REFUSED},    {"CF", EXIT_REFUSED}, {"ST", EXIT_REFUSED}, {"IX", EXIT_REFUSED}, {"TK", EXIT_REFUSED},
+    {"DS", EXIT_REFUSED},    {"IM", EXIT_REFUSED}, {"TA", EXIT_REFUSED}, {"AD", EXIT_REFUSED}, {"US", EXIT_USAGE},
+    {"IO", EXIT_READ},       {"WR", EXIT_WRITE},   {"ME", EXIT_MEMORY},  {"DV", EXIT_DEVICE},  {"NU", EXIT_NUMBERS},
+    {"CK", EXIT_CHECKPOINT}, {"LK", EXIT_LOCKED},  {"BG", EXIT_BUG},
 };
 
 int err_exit_code(const Err *e) {
