@@ -23,7 +23,7 @@ extern "C" {
 
 // ------------------------------------------------------------------------------------------------------------ views
 typedef enum Type { F32, BF16, I32 } Type;
-static inline size_t type_size(Type t) { return t == BF16 ? 2 : 4; }
+static inline HOST_DEVICE size_t type_size(Type t) { return t == BF16 ? 2 : 4; }
 const char *type_name(Type t); // "f32", "bf16", "i32"
 
 // A row-major matrix view, passed by value. Element (i, j) is at p + (i*stride + j) * type_size(type). Vectors have one
@@ -42,14 +42,14 @@ static inline Mat mat_none(void) {
     Mat m = {NULL, 0, 0, 0, F32};
     return m;
 }
-static inline void *mat_at(Mat m, int64_t row, int64_t col) {
+static inline HOST_DEVICE void *mat_at(Mat m, int64_t row, int64_t col) {
     return (char *)m.p + (size_t)(row * m.stride + col) * type_size(m.type);
 }
-static inline Mat mat_rows(Mat m, int64_t first, int64_t count) { // rows [first, first+count)
+static inline HOST_DEVICE Mat mat_rows(Mat m, int64_t first, int64_t count) { // rows [first, first+count)
     m.p = mat_at(m, first, 0), m.rows = count;
     return m;
 }
-static inline Mat mat_cols(Mat m, int64_t first, int64_t count) { // columns [first, first+count)
+static inline HOST_DEVICE Mat mat_cols(Mat m, int64_t first, int64_t count) { // columns [first, first+count)
     m.p = mat_at(m, 0, first), m.cols = count;
     return m;
 }
@@ -59,13 +59,13 @@ static inline Mat mat_reshape(Mat m, int64_t rows, int64_t cols) { // contiguous
 }
 
 // bf16 <-> f32 on the host: round to nearest even, NaN stays a quiet NaN.
-static inline float bf16_to_f32(uint16_t h) {
+static inline HOST_DEVICE float bf16_to_f32(uint16_t h) {
     uint32_t u = (uint32_t)h << 16;
     float f;
     memcpy(&f, &u, 4);
     return f;
 }
-static inline uint16_t f32_to_bf16(float f) {
+static inline HOST_DEVICE uint16_t f32_to_bf16(float f) {
     uint32_t u;
     memcpy(&u, &f, 4);
     if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40u);
