@@ -588,6 +588,7 @@ bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_
     const Ops *d = m->d;
     BlockShape shape = {c->C, c->heads, c->kv_heads, c->dim, c->F, c->eps};
     int64_t n_images = 0;
+    CHECK(!in->head_rows || in->n_head <= in->N, "text_forward: %lld head rows of %lld", (long long)in->n_head, (long long)in->N);
     for (int64_t i = 0; i < in->N; i++) {
         CHECK(in->ids[i] >= 0 && in->ids[i] < c->V, "text_forward: id %d of a vocabulary of %lld", in->ids[i], (long long)c->V);
         n_images += in->image_rows.p && in->ids[i] == c->image_id;

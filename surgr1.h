@@ -524,7 +524,8 @@ typedef struct Request { // one prompt
     const Grid *grids;
     int n_grids;
     uint32_t stream;     // random stream: the same stream gives the same text, whatever is beside it in the batch
-    int completions;     // how many answers to this prompt (they share its cache rows); at least 1
+    int completions;     // how many answers to this prompt (they share its cache rows), at least 1; the k-th draws from
+                         // stream + k
 } Request;
 typedef struct Completion {
     Ids ids;         // with the end token when it came
