@@ -17,7 +17,7 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "elements are little endian in the file and in memory");
 
-enum { PATH_BUFFER = 1100, NAME_MAX_BYTES = 255 }; // a path and its zero byte; a plain file name
+enum { PATH_BUFFER = 1100, NAME_BUFFER = 640, SHAPE_BUFFER = 160, SHARD_NAME_BYTES = 255 };
 
 typedef struct TensorShard {
     char *path;
@@ -263,7 +263,7 @@ static bool entry_read(const Json *v, const char *name, const char *path, Tensor
         t->shape[t->dims++] = d->i;
         fits = fits && mul_ok(t->elements, d->i, &t->elements);
     }
-    char text[8 * 16];
+    char text[SHAPE_BUFFER];
     shape_text(text, sizeof text, t);
     if (!fits || !mul_ok(t->elements, (int64_t)file_type_size(t->type), &bytes))
         return err_set(e, "E-ST-07", entry_at(path, shape, name),
@@ -525,7 +525,7 @@ static int file_order(const void *pa, const void *pb) {
 static bool plain_shard_name(const Json *v) {
     static const char suffix[] = ".safetensors";
     size_t n = sizeof suffix - 1;
-    return v->type == JSON_STRING && v->len > n && v->len <= NAME_MAX_BYTES && v->str[0] != '.' &&
+    return v->type == JSON_STRING && v->len > n && v->len <= SHARD_NAME_BYTES && v->str[0] != '.' &&
            !memchr(v->str, 0, v->len) && !memchr(v->str, '/', v->len) && !memchr(v->str, '\\', v->len) &&
            !memcmp(v->str + v->len - n, suffix, n);
 }
@@ -695,4 +695,216 @@ bool tensors_write_with(const char *path, const char *metadata, const TensorOut 
 
 bool tensors_write(const char *path, const TensorOut *tensors, int64_t count, Err *e) {
     return tensors_write_with(path, "{\"format\":\"pt\"}", tensors, count, e);
+}
+
+// ---------------------------------------------------------------------------------------------------------- adapters
+
+// What PEFT can do beyond a plain LoRA, by the name of the switch: each must be off (absent, null, false or empty).
+static const char *const adapter_off[] = {"use_dora",
+                                          "lora_bias",
+                                          "fan_in_fan_out",
+                                          "use_qalora",
+                                          "layer_replication",
+                                          "megatron_config",
+                                          "trainable_token_indices",
+                                          "target_parameters",
+                                          "arrow_config",
+                                          "alora_invocation_tokens"};
+
+static bool adapter_refuse(const JsonDoc *doc, const Json *v, const char *field, const char *expected, Err *e) {
+    return err_set(e, "E-AD-03", json_at(doc, v, field), "expected %s; found %s; do: %s", expected, shown(v),
+                   "train or convert the adapter as a plain LoRA");
+}
+
+// A list of names, or a pattern; every name as a plain string.
+static bool names_ok(const Json *v) {
+    for (const Json *c = v->type == JSON_ARRAY ? v->child : NULL; c; c = c->next)
+        if (c->type != JSON_STRING || !c->len || memchr(c->str, 0, c->len)) return false;
+    return v->type == JSON_ARRAY;
+}
+
+// A field of a wrong type or range is E-CF-02 in model configurations and E-AD-02 here.
+static bool adapter_field(bool ok, Err *e) {
+    if (!ok && !strcmp(e->code, "E-CF-02")) memcpy(e->code, "E-AD-02", sizeof e->code);
+    return ok;
+}
+
+static bool adapter_config(AdapterInfo *a, const JsonDoc *doc, Err *e) {
+    const Json *c = doc->root, *v = json_get(c, "peft_type");
+    if (!v || !json_is(v, "LORA"))
+        return err_set(e, "E-AD-01", json_at(doc, v ? v : c, "peft_type"),
+                       "expected \"LORA\"; found %s; do: use a LoRA adapter", v ? shown(v) : "none");
+    a->r = 8, a->alpha = 8, a->dropout = 0;
+    if (!adapter_field(json_int(doc, c, "r", false, 1, LIMIT_LORA_RANK, &a->r, e), e) ||
+        !adapter_field(json_double(doc, c, "lora_alpha", false, 1e-6, 65536, &a->alpha, e), e) ||
+        !adapter_field(json_double(doc, c, "lora_dropout", false, 0, 0.9, &a->dropout, e), e) ||
+        !adapter_field(json_bool(doc, c, "use_rslora", false, &a->rslora, e), e))
+        return false;
+    for (size_t i = 0; i < sizeof adapter_off / sizeof *adapter_off; i++) {
+        v = json_get(c, adapter_off[i]);
+        bool off = !v || v->type == JSON_NULL || v->type == JSON_FALSE ||
+                   ((v->type == JSON_ARRAY || v->type == JSON_OBJECT) && !v->count);
+        if (!off) return adapter_refuse(doc, v, adapter_off[i], "this extension of LoRA to be off", e);
+    }
+    v = json_get(c, "bias");
+    if (v && !json_is(v, "none")) return adapter_refuse(doc, v, "bias", "\"none\"", e);
+    // PiSSA, OLoRA, CorDA and LoftQ subtract from the base weights what they put into the adapter.
+    v = json_get(c, "init_lora_weights");
+    if (v && v->type == JSON_STRING && !json_is(v, "gaussian") && !json_is(v, "eva") && !json_is(v, "orthogonal"))
+        return adapter_refuse(doc, v, "init_lora_weights", "a start that leaves the base weights alone", e);
+    v = json_get(c, "target_modules");
+    if (v && v->type != JSON_STRING && v->type != JSON_NULL && !names_ok(v))
+        return adapter_refuse(doc, v, "target_modules", "a list of module names or one pattern", e);
+    if (v) json_print(&a->targets, v);
+    else text_add(&a->targets, "null", 4);
+    v = json_get(c, "modules_to_save");
+    if (v && v->type != JSON_NULL && !names_ok(v))
+        return adapter_refuse(doc, v, "modules_to_save", "a list of module names", e);
+    static const char *const patterns[] = {"rank_pattern", "alpha_pattern"};
+    for (int k = 0; k < 2; k++) {
+        v = json_get(c, patterns[k]);
+        if (v && v->type != JSON_NULL && v->type != JSON_OBJECT)
+            return adapter_refuse(doc, v, patterns[k], "an object that maps modules to numbers", e);
+        for (const Json *p = v ? v->child : NULL; p; p = p->next)
+            if (p->type != JSON_NUMBER || p->number <= 0 || p->number > 65536 ||
+                (k == 0 && (!p->integer || p->i > LIMIT_LORA_RANK)))
+                return err_set(e, "E-AD-02", json_at(doc, p, patterns[k]),
+                               "expected a %s above 0 and at most %lld; found %s; "
+                               "do: use the adapter_config.json that came with the weights",
+                               k ? "number" : "whole number", k ? 65536LL : (long long)LIMIT_LORA_RANK, shown(p));
+    }
+    v = json_get(c, "base_model_name_or_path");
+    if (v && v->type == JSON_STRING)
+        snprintf(a->base_model, sizeof a->base_model, "%.*s",
+                 (int)utf8_complete(v->str, v->len < sizeof a->base_model ? v->len : sizeof a->base_model - 1), v->str);
+    return true;
+}
+
+// PEFT's rule for names: the module itself, or anything that ends in "." and the name.
+static bool module_named(const char *module, size_t len, const char *name, size_t name_len) {
+    return len >= name_len && !memcmp(module + len - name_len, name, name_len) &&
+           (len == name_len || module[len - name_len - 1] == '.');
+}
+
+// Whether a key of rank_pattern names the module. PEFT reads the key as a regular expression behind an optional "....";
+// no expression from a file is run here, so a key is taken as a name (with "^" for the whole path and "\." for a dot),
+// and one that is more than a name stays undecided.
+enum Named { NAMED_NO, NAMED_YES, NAMED_UNDECIDED };
+static enum Named pattern_names(const Json *key, const char *module, size_t len) {
+    char name[NAME_BUFFER];
+    size_t n = 0;
+    bool whole = key->key_len && key->key[0] == '^';
+    for (size_t i = whole; i < key->key_len; i++) {
+        char c = key->key[i];
+        if (c == '\\' && i + 1 < key->key_len && key->key[i + 1] == '.') continue;
+        if (!c || strchr("*+?[](){}|^$\\", c) || n == sizeof name) return NAMED_UNDECIDED;
+        name[n++] = c;
+    }
+    return module_named(module, len, name, n) && (!whole || n == len) ? NAMED_YES : NAMED_NO;
+}
+
+// Whether `rank` is what the config says: that of the first key of rank_pattern that names the module, else r.
+static bool rank_fits(const AdapterInfo *a, const Json *ranks, const char *module, size_t len, int64_t rank) {
+    for (const Json *p = ranks ? ranks->child : NULL; p; p = p->next) {
+        enum Named named = pattern_names(p, module, len);
+        if (named == NAMED_YES) return rank == p->i;
+        if (named == NAMED_UNDECIDED && rank == p->i) return true;
+    }
+    return rank == a->r;
+}
+
+// Whether the tensor "module.rest" lies in a module whose path ends in one of these names, as PEFT looks for them.
+static bool inside_saved(const char *path, const Json *saved) {
+    for (const char *dot = strchr(path, '.'); dot; dot = strchr(dot + 1, '.'))
+        for (const Json *s = saved && saved->type == JSON_ARRAY ? saved->child : NULL; s; s = s->next) {
+            size_t len = (size_t)(dot - path);
+            if (len >= s->len && !memcmp(dot - s->len, s->str, s->len)) return true;
+        }
+    return false;
+}
+
+// E-AD-04: one tensor of the adapter, and its other half.
+static bool adapter_tensor(AdapterInfo *a, const Tensor *t, const Json *config, Err *e) {
+    static const char prefix[] = "base_model.model.", suffix_a[] = ".lora_A.weight", suffix_b[] = ".lora_B.weight";
+    Where at = AT(.file = tensors_path(&a->tensors, t), .tensor = t->name);
+    size_t len = strlen(t->name), skip = sizeof prefix - 1, end = sizeof suffix_a - 1;
+    bool under = !strncmp(t->name, prefix, skip);
+    bool is_a = under && len > skip + end && !strcmp(t->name + len - end, suffix_a);
+    bool is_b = under && len > skip + end && !strcmp(t->name + len - end, suffix_b);
+    const char *module = t->name + skip;
+    if (!is_a && !is_b && !(under && inside_saved(module, json_get(config, "modules_to_save"))))
+        return err_set(e, "E-AD-04", at,
+                       "expected lora_A.weight or lora_B.weight of a module under base_model.model, or a "
+                       "tensor of modules_to_save; found something else; do: use a plain LoRA adapter as "
+                       "PEFT saves it");
+    if (t->type != FT_F32 && t->type != FT_BF16 && t->type != FT_F16)
+        return err_set(e, "E-AD-04", at, "expected dtype F32, BF16 or F16; found %s; do: save the adapter in float32",
+                       file_type_name(t->type));
+    int64_t bad = tensor_count_nonfinite(t);
+    if (bad)
+        return err_set(e, "E-NU-01", at,
+                       "expected finite values; found %lld of %lld that are not; do: use an adapter from an "
+                       "earlier step of its training",
+                       (long long)bad, (long long)t->elements);
+    a->parameters += t->elements;
+    if (!is_a && !is_b) {
+        a->modules_saved++;
+        return true;
+    }
+    char other_name[NAME_BUFFER], shape[SHAPE_BUFFER], other_shape[SHAPE_BUFFER];
+    memcpy(other_name, t->name, len + 1);
+    memcpy(other_name + len - end, is_a ? suffix_b : suffix_a, end);
+    const Tensor *other = tensors_find(&a->tensors, other_name);
+    if (!other)
+        return err_set(e, "E-AD-04", at, "expected its other half %s; found none; do: copy the adapter again",
+                       is_a ? "lora_B.weight" : "lora_A.weight");
+    if (is_b) return true; // the pair is looked at from its A
+    shape_text(shape, sizeof shape, t), shape_text(other_shape, sizeof other_shape, other);
+    len -= skip + end;
+    if (t->dims != 2 || other->dims != 2 || t->shape[0] != other->shape[1] || !t->elements || !other->elements)
+        return err_set(e, "E-AD-04", at,
+                       "expected shapes [rank, in] and [out, rank] of lora_A and lora_B; found %s and %s; "
+                       "do: copy the adapter again",
+                       shape, other_shape);
+    if (!rank_fits(a, json_get(config, "rank_pattern"), module, len, t->shape[0]))
+        return err_set(e, "E-AD-04", at,
+                       "expected the rank of adapter_config.json (r is %lld); found shape %s; do: use the "
+                       "adapter_config.json that came with the weights",
+                       (long long)a->r, shape);
+    const Json *targets = json_get(config, "target_modules");
+    bool named = !targets || targets->type != JSON_ARRAY;
+    for (const Json *n = named ? NULL : targets->child; n && !named; n = n->next)
+        named = module_named(module, len, n->str, n->len);
+    if (!named)
+        return err_set(e, "E-AD-04", at,
+                       "expected a module that target_modules names; found %s; do: use the "
+                       "adapter_config.json that came with the weights",
+                       quoted(module, len));
+    a->pairs++;
+    return true;
+}
+
+bool adapter_open(AdapterInfo *a, const char *dir, Err *e) {
+    char config[PATH_BUFFER], weights[PATH_BUFFER];
+    JsonDoc doc;
+    *a = (AdapterInfo){0};
+    if (!path_join(config, sizeof config, dir, "adapter_config.json", e) ||
+        !path_join(weights, sizeof weights, dir, "adapter_model.safetensors", e) ||
+        !json_read(&doc, config, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e))
+        return false;
+    bool ok = adapter_config(a, &doc, e) && tensors_open(&a->tensors, weights, e);
+    for (int64_t i = 0; ok && i < a->tensors.count; i++) ok = adapter_tensor(a, &a->tensors.tensors[i], doc.root, e);
+    if (ok && !a->pairs)
+        ok = err_set(e, "E-AD-04", AT(.file = weights),
+                     "expected at least one pair of lora_A and lora_B; found none; do: "
+                     "copy the adapter again");
+    json_free(&doc);
+    if (!ok) adapter_close(a);
+    return ok;
+}
+
+void adapter_close(AdapterInfo *a) {
+    tensors_close(&a->tensors);
+    text_free(&a->targets);
+    *a = (AdapterInfo){0};
 }
