@@ -304,7 +304,10 @@ static bool bad_grammar(Parser *p, const char *expected, const char *advice) {
     char c = p->pos < p->len ? p->text[p->pos] : 0;
     const char *word = p->text + p->pos;
     size_t rest = p->len - p->pos;
+    size_t before = p->pos; // where the last thing that is no space ended
+    while (before && memchr(" \t\r\n", p->text[before - 1], 4)) before--;
     if (p->pos >= p->len) advice = "complete the text, it stops too early";
+    else if ((c == ']' || c == '}') && before && p->text[before - 1] == ',') advice = "remove the comma before it";
     else if (c == '/' || c == '#') advice = "remove the comment, JSON has none";
     else if (c == '\'') advice = "use double quotes";
     else if (c == ';') advice = "use a comma";
@@ -642,7 +645,7 @@ static bool take_value(Parser *p, Json *v, const char *expected) {
         v->type = JSON_NUMBER;
         return take_number(p, v);
     }
-    return bad_grammar(p, expected, c == ']' || c == '}' ? "remove the comma before it" : "write a JSON value");
+    return bad_grammar(p, expected, "write a JSON value");
 }
 
 // Makes the next value's node, hangs it into the innermost container, and reads it. In an object the key comes first.
@@ -656,9 +659,7 @@ static bool take_member(Parser *p, const char *expected_key, const char *expecte
     Level *in = p->depth ? &p->levels[p->depth - 1] : NULL;
     if (in && in->container->type == JSON_OBJECT) {
         if (p->pos >= p->len || p->text[p->pos] != '"')
-            return bad_grammar(p, expected_key,
-                               p->pos < p->len && p->text[p->pos] == '}' ? "remove the comma before it"
-                                                                         : "write keys in double quotes");
+            return bad_grammar(p, expected_key, "write keys in double quotes");
         if (!take_string(p, &v->key, &v->key_len)) return false;
         skip_space(p);
         if (p->pos >= p->len || p->text[p->pos] != ':')
