@@ -144,3 +144,151 @@ void pool_stop(void) {
     }
     pool.threads = 0;
 }
+
+// ----------------------------------------------------------------------------------------------- instruction sets
+// The kernels are in cpu_lanes.h, for vectors of LANES floats in the compiler's vector notation; only the fused
+// multiply-add is spelled per instruction set.
+
+typedef float V4 __attribute__((vector_size(16)));
+typedef float V8 __attribute__((vector_size(32)));
+
+// y = alpha * a b^T + beta * y, where element (r, k) of an operand lies at p + r*row + k*col (bytes).
+typedef struct Operand {
+    const char *p;
+    int64_t row, col;
+    bool bf16;
+} Operand;
+typedef struct Product {
+    float *y;
+    int64_t ldy;
+    Operand a, b;    // a: F32
+    int64_t I, J, K; // y [I, J]
+    int64_t block_j; // rows of b in one chunk
+    float alpha, beta;
+} Product;
+enum { K_BLOCK = 512, J_BLOCK = 96, I_BLOCK = 288, X_GROUP = 6, FEW_ROWS = 12 };
+
+typedef struct Lanes { // one instruction set's kernels
+    PoolJob few_rows, many_rows;
+} Lanes;
+
+#pragma GCC diagnostic ignored "-Wpsabi" // vectors wider than the baseline's are passed to inlined functions only
+
+#define LANES      4
+#define LANES_NAME scalar
+#define LANES_TARGET
+#define LANES_FMA(a, b, c) ((a) * (b) + (c))
+#define TILE_ROWS          3
+#include "cpu_lanes.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define LANES              8
+#define LANES_NAME         avx2
+#define LANES_TARGET       __attribute__((target("avx2,fma")))
+#define LANES_FMA(a, b, c) ((Vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define TILE_ROWS          3
+#include "cpu_lanes.h"
+
+#define LANES              16
+#define LANES_NAME         avx512
+#define LANES_TARGET       __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define LANES_FMA(a, b, c) ((Vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define TILE_ROWS          6
+#include "cpu_lanes.h"
+
+// The 16-lane kernels in halves on AVX2: the same bits as avx512, so that they can be tested where there is none.
+#define LANES              16
+#define LANES_NAME         avx2x16
+#define LANES_TARGET       __attribute__((target("avx2,fma")))
+#define LANES_FMA(a, b, c) fma_halves(a, b, c)
+#define TILE_ROWS          6
+typedef float V16 __attribute__((vector_size(64)));
+static inline __attribute__((always_inline, target("avx2,fma"))) V16 fma_halves(V16 a, V16 b, V16 c) {
+#define LOW(v)  (__m256) __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)
+#define HIGH(v) (__m256) __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)
+    V8 low = (V8)_mm256_fmadd_ps(LOW(a), LOW(b), LOW(c)), high = (V8)_mm256_fmadd_ps(HIGH(a), HIGH(b), HIGH(c));
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+#include "cpu_lanes.h"
+#endif
+
+static const struct Isa {
+    const char *name;
+    const Lanes *lanes;
+} isa_table[] = {
+#if defined(__x86_64__)
+    {"avx512", &lanes_avx512},
+    {"avx2", &lanes_avx2},
+    {"avx2x16", &lanes_avx2x16},
+#endif
+    {"scalar", &lanes_scalar},
+};
+enum { ISA_COUNT = sizeof isa_table / sizeof *isa_table };
+static const struct Isa *isa_chosen;
+
+static bool isa_runs(const char *name) {
+#if defined(__x86_64__)
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(name, "avx512"))
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (!strncmp(name, "avx2", 4)) return avx2;
+#endif
+    return !strcmp(name, "scalar");
+}
+
+bool cpu_isa_set(const char *name) {
+    for (int i = 0; i < ISA_COUNT; i++) {
+        if (!isa_runs(isa_table[i].name) || (name && strcmp(name, isa_table[i].name))) continue;
+        isa_chosen = &isa_table[i];
+        return true;
+    }
+    return false;
+}
+
+static const struct Isa *isa(void) {
+    if (!isa_chosen) {
+        const char *name = getenv("SURGR1_ISA");
+        if (!name || !*name || !cpu_isa_set(name)) cpu_isa_set(NULL);
+    }
+    return isa_chosen;
+}
+const char *cpu_isa(void) { return isa()->name; }
+
+// ------------------------------------------------------------------------------------------------------------ matmul
+// All three layouts are one product y = a b^T over k; they differ in how the operands are stepped through. Every sum is
+// made in one order, whatever the number of rows, chunks or threads: k in blocks of K_BLOCK; in a block lane l takes
+// elements l, l + LANES, ... in turn; lanes are added in the tree of sum4; blocks in turn. So one row alone and the
+// same row among thousands give the same bits, which decoding with a batch, shared prompts and GRPO's ratio of 1 rely
+// on. The price is one sum4 per four results and block, about 5 % of the time.
+
+static void cpu_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float beta) {
+    int64_t sx = (int64_t)type_size(x.type), sw = (int64_t)type_size(w.type), K = layout == TN ? x.rows : x.cols;
+    if (y.type != F32 || x.type != F32 || K == 0) {
+        ops_ref()->matmul(y, x, w, layout, alpha, beta);
+        return;
+    }
+    Product g = {.y = y.p, .ldy = y.stride, .I = y.rows, .J = y.cols, .K = K, .alpha = alpha, .beta = beta};
+    g.a = (Operand){x.p, layout == TN ? sx : x.stride * sx, layout == TN ? x.stride * sx : sx, false};
+    g.b = (Operand){w.p, layout == NT ? w.stride * sw : sw, layout == NT ? sw : w.stride * sw, w.type == BF16};
+    if (layout == NT && g.I <= FEW_ROWS) {
+        // chunks of about 128 KiB of weights
+        int64_t rows = (1 << 17) / (K * sw) / 4 * 4;
+        g.block_j = rows < 4 ? 4 : rows > 256 ? 256 : rows;
+        parallel_for((g.J + g.block_j - 1) / g.block_j, isa()->lanes->few_rows, &g);
+    } else {
+        g.block_j = g.J * g.I <= 8 * J_BLOCK * I_BLOCK ? J_BLOCK / 2 : J_BLOCK;
+        parallel_for((g.J + g.block_j - 1) / g.block_j * ((g.I + I_BLOCK - 1) / I_BLOCK), isa()->lanes->many_rows, &g);
+    }
+}
+
+const Ops *ops_cpu(void) {
+    static Ops cpu;
+    if (!cpu.name) {
+        cpu = *ops_ref();
+        cpu.name = "cpu";
+        cpu.matmul = cpu_matmul;
+    }
+    return &cpu;
+}

@@ -173,6 +173,11 @@ typedef struct Ops {
 
 const Ops *ops_ref(void);                 // ops.c
 const Ops *ops_cpu(void);                 // cpu.c: ref with its hot rows replaced
+// The instruction set of "cpu": the widest of avx512, avx2, scalar that runs here, or what SURGR1_ISA or cpu_isa_set says
+// (avx2x16 too: the avx512 kernels in halves, same bits, for tests). Sets of different width differ in the last bits.
+// cpu_isa_set(NULL) goes back to the widest; false when `name` does not run here (nothing changes then).
+const char *cpu_isa(void);
+bool cpu_isa_set(const char *name);
 const Ops *ops_cuda(Type act_type, Err *e); // kernels.cu; NULL and *e = E-DV-01 when there is no usable device
 
 // The entry points the model calls: check shapes and types (a broken contract is E-BG-01 with op and shapes), skip zero
