@@ -278,6 +278,8 @@ void ids_free(Ids *a);
 // Appends the ids of text. With `added` false (text of users, datasets, teachers, models) the text of an added token is
 // ordinary text: nobody can type a control token. Never fails: any bytes have ids.
 void tokenizer_encode(const Tokenizer *t, const char *text, size_t len, bool added, Ids *out);
+// Pair look-ups and heap moves of all finished encodes: what a test counts to see that time is not quadratic.
+int64_t tokenizer_steps(const Tokenizer *t);
 // Appends the text of ids: bytes joined, then ill-formed UTF-8 replaced by U+FFFD. Ids without a token give nothing.
 void tokenizer_decode(const Tokenizer *t, const int32_t *ids, int64_t n, bool skip_special, Text *out);
 // A stream: feed one id at a time, and print what comes back; half a character is held back until it is whole.
