@@ -54,7 +54,6 @@
 #ifdef CUDA_EMU_UCONTEXT
 #include <ucontext.h>
 #endif
-#pragma GCC diagnostic ignored "-Wunknown-pragmas" // #pragma unroll
 #pragma GCC diagnostic ignored "-Wunused-function" // this header is all static functions
 
 // --------------------------------------------------------------------------------------------------------- language
@@ -65,6 +64,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static
+#define UNROLL
 #define DYNAMIC_SHARED(name) unsigned char *name = emu.shared
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                           \
     emu_launch(#kernel, kernel, dim3(grid), dim3(block), (size_t)(shared_bytes), stream, __VA_ARGS__)
@@ -756,23 +756,24 @@ static inline cudaError_t cudaMemset(void *to, int value, size_t bytes) {
 
 // ----------------------------------------------------------------------------------------------------------- launch
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-template <typename... P> struct EmuSharedLimit { // of one kernel signature: kernels that share one share the limit
-    static inline struct { void (*kernel)(P...); size_t bytes; } of[16];
-};
-template <typename... P> static size_t *emu_shared_limit(void (*kernel)(P...)) {
-    for (auto &slot : EmuSharedLimit<P...>::of) {
+static size_t *emu_shared_limit(void *kernel) {
+    static struct {
+        void *kernel;
+        size_t bytes;
+    } limits[256];
+    for (auto &slot : limits) {
         if (!slot.kernel) slot.kernel = kernel, slot.bytes = EMU_SHARED_DEFAULT;
         if (slot.kernel == kernel) return &slot.bytes;
     }
-    fprintf(stderr, "cuda_emu: more than 16 kernels with the same parameters\n");
+    fprintf(stderr, "cuda_emu: more than 256 kernels\n");
     abort();
 }
 template <typename... P> static cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute, int bytes) {
     if (bytes < 0 || bytes > (int)EMU_SHARED_MAX) return emu_error(cudaErrorInvalidValue);
-    *emu_shared_limit(kernel) = (size_t)bytes;
+    *emu_shared_limit((void *)kernel) = (size_t)bytes;
     return cudaSuccess;
 }
-// Runs `body` once per thread of the grid, block after block.
+// Runs `entry` once per thread of the grid, block after block.
 static void emu_run_grid(const char *name, dim3 grid, dim3 block, size_t shared, void (*entry)(void *), void *arg) {
     if (!emu.shared) emu.shared = (unsigned char *)emu_map(EMU_SHARED_MAX + EMU_GUARD);
     emu.kernel = name, emu.grid_dim = grid, emu.block_dim = block, emu.shared_bytes = shared;
@@ -792,7 +793,7 @@ static void emu_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 b
     if (!threads || threads > EMU_MAX_THREADS || block.z > 64 || !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu ||
         grid.y > 65535 || grid.z > 65535)
         return (void)emu_error(cudaErrorInvalidConfiguration);
-    if (shared > *emu_shared_limit(kernel)) return (void)emu_error(cudaErrorInvalidValue);
+    if (shared > *emu_shared_limit((void *)kernel)) return (void)emu_error(cudaErrorInvalidValue);
     struct Call { // arguments are converted once, at launch
         void (*kernel)(P...);
         std::tuple<std::decay_t<P>...> args;

@@ -1,0 +1,695 @@
+// kernels.cu - device "cuda": every op of ops.h as a CUDA kernel, in the order of ops.c.
+//
+// What it is:  the plain rung of each kernel, written to be read beside its reference, and one fast rung: the bf16 matmul
+//              on tensor cores. nvcc compiles this file for sm_80 and newer; g++ compiles the same file against
+//              test/cuda_emu.h, and then every line of it runs on the host, thread for thread.
+// What it is not: tuned (each rung's bound and its share of it are in PERF.md), nor aware of models.
+// Read before: ops.h, ops.c (the contract and formula of each op: here they are only recalled).
+// Read next:  test/test_kernels.c, which compares each op with the reference.
+//
+// Conventions:
+//   - kernels take Mats and read elements through get() and put(), as ops.c does: any mix of F32 and BF16, any strides,
+//     sums in fp32. A fast rung takes typed pointers, and says when it applies;
+//   - which rung runs depends on types, alignment and the sizes of the weights, never on the number of rows: a row gives
+//     the same bits alone and in a batch;
+//   - "row kernels": one block per row (grid.x), threads stride over the columns;
+//   - shared memory comes from the one dynamic array of the launch, so that its size is written where it is asked for;
+//   - a barrier's comment names what it separates, before | after. No thread returns before a barrier, no float atomics.
+#include "ops.h"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                         \
+    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+#define UNROLL _Pragma("unroll")
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+
+// PTX behind functions; each has a twin in cuda_emu.h. Fragment layouts: PTX ISA 8, mma.m16n8k16 with .bf16.
+// 16 bytes to shared memory, of which the first `bytes` (0 to 16) come from `from` and the rest are zero.
+__device__ static inline void cp_async16(void *to, const void *from, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from),
+                 "r"(bytes)
+                 : "memory");
+}
+__device__ static inline void cp_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most the newest N groups of this thread are still under way.
+template <int N> __device__ static inline void cp_async_wait(void) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+// Four 8x8 matrices of 16-bit elements; lane 8m + i gives the address of row i of matrix m.
+__device__ static inline void ldmatrix_x4(uint32_t r[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+// c[16,8] += a[16,16] * b[16,8]
+__device__ static inline void mma_m16n8k16_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#else
+#include "test/cuda_emu.h"
+#endif
+
+// ----------------------------------------------------------------------------------------------------------- helpers
+
+static cudaStream_t stream; // everything runs here, in order
+
+// A CUDA call that fails ends the program: an op has no way to return it, and a device error does not go away.
+static void device_check(cudaError_t error, const char *what) {
+    if (error == cudaSuccess) return;
+    Err e = {};
+    Where nowhere = {};
+    err_set(&e, "E-DV-02", nowhere, "expected %s to succeed on the device; found %s; do: check the device with nvidia-smi, or run with --device cpu",
+            what, cudaGetErrorString(error));
+    exit(err_report(&e));
+}
+#define RUN(kernel, grid, block, shared_bytes, ...)                                                                    \
+    do {                                                                                                               \
+        LAUNCH(kernel, grid, block, shared_bytes, stream, __VA_ARGS__);                                                \
+        device_check(cudaGetLastError(), #kernel);                                                                     \
+    } while (0)
+
+static unsigned blocks(int64_t items, int64_t per_block) {
+    int64_t n = (items + per_block - 1) / per_block;
+    CHECK(n <= INT32_MAX, "a grid of %lld blocks", (long long)n);
+    return (unsigned)n;
+}
+// Threads for a row kernel: enough for the columns, whole warps, 256 at most.
+static unsigned row_threads(int64_t cols) { return cols >= 256 ? 256 : (unsigned)((cols + 31) / 32 * 32); }
+
+__device__ static inline float get(const Mat &m, int64_t i, int64_t j) {
+    return m.type == BF16 ? bf16_to_f32(*(const uint16_t *)mat_at(m, i, j)) : *(const float *)mat_at(m, i, j);
+}
+__device__ static inline void put(const Mat &m, int64_t i, int64_t j, float v) {
+    if (m.type == BF16) *(uint16_t *)mat_at(m, i, j) = f32_to_bf16(v);
+    else *(float *)mat_at(m, i, j) = v;
+}
+__device__ static inline int32_t get_index(const Mat &m, int64_t i) { return *(const int32_t *)mat_at(m, i, 0); }
+
+struct Sum {
+    template <typename T> __device__ T operator()(T a, T b) const { return a + b; }
+};
+struct Max { // of two NaNs or numbers the number: a NaN shows in the sums that follow
+    __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+    __device__ double operator()(double a, double b) const { return fmax(a, b); }
+};
+struct Min {
+    __device__ int operator()(int a, int b) const { return a < b ? a : b; }
+};
+// The same result in every lane: each step pairs lanes symmetrically, so all lanes add in the same tree.
+template <typename T, typename F> __device__ static inline T warp_reduce(T v, F f) {
+    for (int lanes = 16; lanes > 0; lanes /= 2) v = f(v, __shfl_xor_sync(0xffffffffu, v, lanes));
+    return v;
+}
+// The same result in every thread of the block. scratch: 32 of T in shared memory, free again after the next barrier.
+template <typename T, typename F> __device__ static inline T block_reduce(T v, T *scratch, F f) {
+    v = warp_reduce(v, f);
+    __syncthreads(); // reads of scratch by an earlier call | writes below
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
+    __syncthreads(); // writes above | reads below
+    v = scratch[0];
+    for (unsigned w = 1; w < blockDim.x / 32; w++) v = f(v, scratch[w]);
+    return v;
+}
+enum { SCRATCH_BYTES = 32 * 8 }; // for block_reduce of any type
+
+// ------------------------------------------------------------------------------------------------------------ memory
+
+static void *cuda_alloc(size_t bytes) {
+    void *p = NULL;
+    cudaError_t error = cudaMalloc(&p, bytes ? bytes : 64); // 256-byte aligned
+    if (error == cudaErrorMemoryAllocation) return (void)cudaGetLastError(), (void *)NULL; // the caller's business
+    device_check(error, "cudaMalloc");
+    return p;
+}
+static void cuda_release(void *p) { device_check(cudaFree(p), "cudaFree"); }
+// Rows of y from rows of x; one run when both are contiguous, which is what fast copies need.
+static void copy_rows(Mat y, Mat x, cudaMemcpyKind kind, const char *what) {
+    size_t size = type_size(y.type), width = (size_t)y.cols * size, rows = (size_t)y.rows;
+    if (!width || !rows) return;
+    if (rows == 1 || (y.stride == y.cols && x.stride == x.cols))
+        device_check(cudaMemcpyAsync(y.p, x.p, rows * width, kind, stream), what);
+    else
+        device_check(cudaMemcpy2DAsync(y.p, (size_t)y.stride * size, x.p, (size_t)x.stride * size, width, rows, kind, stream), what);
+}
+static void cuda_sync(void) { device_check(cudaStreamSynchronize(stream), "the work in the stream"); }
+static void cuda_upload(Mat dst, Mat host) {
+    copy_rows(dst, host, cudaMemcpyHostToDevice, "upload");
+    cuda_sync(); // the caller may reuse host memory on return, pinned or not
+}
+static void cuda_download(Mat host, Mat src) {
+    copy_rows(host, src, cudaMemcpyDeviceToHost, "download");
+    cuda_sync();
+}
+static void cuda_zero(Mat y) {
+    size_t size = type_size(y.type), width = (size_t)y.cols * size, rows = (size_t)y.rows;
+    if (!width || !rows) return;
+    if (rows == 1 || y.stride == y.cols) device_check(cudaMemsetAsync(y.p, 0, rows * width, stream), "zero");
+    else device_check(cudaMemset2DAsync(y.p, (size_t)y.stride * size, 0, width, rows, stream), "zero");
+}
+static void cuda_copy(Mat y, Mat x) { copy_rows(y, x, cudaMemcpyDeviceToDevice, "copy"); }
+
+// ------------------------------------------------------------------------------------------------------------- dense
+
+// matmul, plain rung: y = alpha * product + beta * y for any layout, types and sizes.
+// grid (row tiles, column tiles), 256 threads as 16 x 16; thread (ty, tx) computes y[ty + 16a, tx + 16b], a, b < 4, of a
+// 64 x 64 tile, from tiles of x and w over 16 inner elements. Each inner tile is summed by itself, then added: shorter
+// chains of additions, smaller error.
+enum { TILE = 64, TILE_K = 16, TILE_PITCH = TILE + 1, TILED_SHARED = 2 * TILE_K * TILE_PITCH * 4 };
+
+__global__ void __launch_bounds__(256)
+    matmul_tiled_kernel(Mat y, Mat x, Mat w, Layout layout, int64_t inner, float alpha, float beta) {
+    DYNAMIC_SHARED(shared);
+    float *xs = (float *)shared, *ws = xs + TILE_K * TILE_PITCH; // [TILE_K][TILE_PITCH]: xs[c][i], ws[c][j]
+    int64_t i0 = (int64_t)blockIdx.x * TILE, j0 = (int64_t)blockIdx.y * TILE;
+    int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    float acc[4][4] = {};
+    for (int64_t c0 = 0; c0 < inner; c0 += TILE_K) {
+        for (int e = threadIdx.x; e < TILE * TILE_K; e += 256) {
+            // Neighbouring threads run along the dimension that is contiguous in memory: c, or i and j.
+            int along = e % TILE_K, across = e / TILE_K, along_t = e / TILE, across_t = e % TILE;
+            int c = layout == TN ? along_t : along, i = layout == TN ? across_t : across;
+            bool inside = i0 + i < y.rows && c0 + c < inner;
+            xs[c * TILE_PITCH + i] = !inside ? 0 : layout == TN ? get(x, c0 + c, i0 + i) : get(x, i0 + i, c0 + c);
+            c = layout == NT ? along : along_t, i = layout == NT ? across : across_t;
+            inside = j0 + i < y.cols && c0 + c < inner;
+            ws[c * TILE_PITCH + i] = !inside ? 0 : layout == NT ? get(w, j0 + i, c0 + c) : get(w, c0 + c, j0 + i);
+        }
+        __syncthreads(); // tiles written above | read below
+        if (i0 + ty < y.rows) { // a tile of few rows keeps only the threads that have one
+            float part[4][4] = {};
+            for (int c = 0; c < TILE_K; c++) {
+                float xv[4], wv[4];
+                for (int a = 0; a < 4; a++) xv[a] = xs[c * TILE_PITCH + ty + 16 * a], wv[a] = ws[c * TILE_PITCH + tx + 16 * a];
+                for (int a = 0; a < 4; a++)
+                    for (int b = 0; b < 4; b++) part[a][b] += xv[a] * wv[b];
+            }
+            for (int a = 0; a < 4; a++)
+                for (int b = 0; b < 4; b++) acc[a][b] += part[a][b];
+        }
+        __syncthreads(); // tiles read above | overwritten in the next round
+    }
+    for (int a = 0; a < 4; a++)
+        for (int b = 0; b < 4; b++) {
+            int64_t i = i0 + ty + 16 * a, j = j0 + tx + 16 * b;
+            if (i < y.rows && j < y.cols) put(y, i, j, alpha * acc[a][b] + (beta == 0 ? 0 : beta * get(y, i, j)));
+        }
+}
+
+// matmul, tensor-core rung: layout NT, x and w BF16, rows on 16-byte addresses, inner size a multiple of 8; y of any type.
+// grid (row tiles, column tiles), 128 threads: 2 x 2 warps, each 32 x 32 of a 64 x 64 tile of y by mma.m16n8k16. Tiles of
+// 32 inner elements come by cp.async into two stages: one is computed with while the other fills. Rows lie 80 bytes
+// apart, so the eight 16-byte rows of one ldmatrix fall into different banks.
+enum { MMA_TILE = 64, MMA_K = 32, MMA_PITCH = MMA_K + 8, MMA_STAGE = MMA_TILE * MMA_PITCH, MMA_SHARED = 4 * MMA_STAGE * 2 };
+
+__global__ void __launch_bounds__(128) matmul_mma_kernel(Mat y, Mat x, Mat w, float alpha, float beta) {
+    DYNAMIC_SHARED(shared);
+    uint16_t *xs = (uint16_t *)shared, *ws = xs + 2 * MMA_STAGE; // [2 stages][MMA_TILE][MMA_PITCH]
+    int64_t i0 = (int64_t)blockIdx.x * MMA_TILE, j0 = (int64_t)blockIdx.y * MMA_TILE;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wi = warp / 2 * 32, wj = warp % 2 * 32;
+    int64_t stages = (x.cols + MMA_K - 1) / MMA_K;
+    auto load = [&](int64_t s) { // 16-byte pieces; what lies outside of x and w becomes zero
+        for (int e = threadIdx.x; e < MMA_TILE * MMA_K / 8; e += 128) {
+            int i = e / (MMA_K / 8), c = e % (MMA_K / 8) * 8;
+            int at = (int)(s % 2) * MMA_STAGE + i * MMA_PITCH + c;
+            bool in_x = i0 + i < x.rows && s * MMA_K + c < x.cols, in_w = j0 + i < w.rows && s * MMA_K + c < w.cols;
+            cp_async16(xs + at, in_x ? mat_at(x, i0 + i, s * MMA_K + c) : x.p, in_x ? 16 : 0);
+            cp_async16(ws + at, in_w ? mat_at(w, j0 + i, s * MMA_K + c) : w.p, in_w ? 16 : 0);
+        }
+        cp_async_commit();
+    };
+    float acc[2][4][4] = {}; // indexed by constants only once all loops over it are unrolled: else it is no register
+    load(0);
+    for (int64_t s = 0; s < stages; s++) {
+        if (s + 1 < stages) load(s + 1);
+        else cp_async_commit(); // an empty group, so that "all but one" always means stage s has landed
+        cp_async_wait<1>();
+        __syncthreads(); // stage s written by every thread's copies | read below
+        const uint16_t *xt = xs + s % 2 * MMA_STAGE, *wt = ws + s % 2 * MMA_STAGE;
+        for (int c = 0; c < MMA_K; c += 16) {
+            uint32_t a[2][4], b[2][4]; // b[j] holds two 16 x 8 fragments
+            UNROLL
+            for (int i = 0; i < 2; i++) ldmatrix_x4(a[i], xt + (wi + 16 * i + lane % 16) * MMA_PITCH + c + lane / 16 * 8);
+            UNROLL
+            for (int j = 0; j < 2; j++)
+                ldmatrix_x4(b[j], wt + (wj + 16 * j + lane % 8 + lane / 16 * 8) * MMA_PITCH + c + lane / 8 % 2 * 8);
+            UNROLL
+            for (int i = 0; i < 2; i++)
+                UNROLL
+                for (int j = 0; j < 4; j++) mma_m16n8k16_bf16(acc[i][j], a[i], &b[j / 2][j % 2 * 2]);
+        }
+        __syncthreads(); // stage s read above | refilled by the next round's load
+    }
+    UNROLL
+    for (int i = 0; i < 2; i++)
+        UNROLL
+        for (int j = 0; j < 4; j++)
+            UNROLL
+            for (int e = 0; e < 4; e++) {
+                int64_t row = i0 + wi + 16 * i + lane / 4 + e / 2 * 8, col = j0 + wj + 8 * j + lane % 4 * 2 + e % 2;
+                if (row < y.rows && col < y.cols)
+                    put(y, row, col, alpha * acc[i][j][e] + (beta == 0 ? 0 : beta * get(y, row, col)));
+            }
+}
+
+static bool mma_rows(Mat m) { return m.type == BF16 && m.cols % 8 == 0 && m.stride % 8 == 0 && (uintptr_t)m.p % 16 == 0; }
+static void cuda_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float beta) {
+    int64_t inner = layout == TN ? x.rows : x.cols;
+    dim3 grid(blocks(y.rows, TILE), blocks(y.cols, TILE));
+    if (layout == NT && mma_rows(x) && mma_rows(w)) RUN(matmul_mma_kernel, grid, 128, MMA_SHARED, y, x, w, alpha, beta);
+    else RUN(matmul_tiled_kernel, grid, 256, TILED_SHARED, y, x, w, layout, inner, alpha, beta);
+}
+
+// add_bias: y[i,j] += b[0,j]. Row kernel.
+__global__ void add_bias_kernel(Mat y, Mat b) {
+    int64_t i = blockIdx.x;
+    for (int64_t j = threadIdx.x; j < y.cols; j += blockDim.x) put(y, i, j, get(y, i, j) + get(b, 0, j));
+}
+static void cuda_add_bias(Mat y, Mat b) { RUN(add_bias_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, b); }
+
+// add: y = a + b; y may be a or b: each element is read and written by one thread. Row kernel.
+__global__ void add_kernel(Mat y, Mat a, Mat b) {
+    int64_t i = blockIdx.x;
+    for (int64_t j = threadIdx.x; j < y.cols; j += blockDim.x) put(y, i, j, get(a, i, j) + get(b, i, j));
+}
+static void cuda_add(Mat y, Mat a, Mat b) { RUN(add_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, a, b); }
+
+// -------------------------------------------------------------------------------------------------------------- norm
+
+// rmsnorm: rstd = 1/sqrt(mean x^2 + eps); y = w x rstd. With r present, first sum = x + r in sum's type, and the norm is of
+// sum; a thread reads back only what it wrote itself. Row kernel.
+__global__ void rmsnorm_kernel(Mat y, Mat rstd, Mat sum, Mat x, Mat r, Mat w, float eps) {
+    DYNAMIC_SHARED(shared);
+    int64_t i = blockIdx.x;
+    float squares = 0;
+    for (int64_t j = threadIdx.x; j < x.cols; j += blockDim.x) {
+        if (r.p) put(sum, i, j, get(x, i, j) + get(r, i, j));
+        float v = get(sum, i, j);
+        squares += v * v;
+    }
+    float scale = 1 / sqrtf(block_reduce(squares, (float *)shared, Sum()) / (float)x.cols + eps);
+    for (int64_t j = threadIdx.x; j < x.cols; j += blockDim.x) put(y, i, j, get(w, 0, j) * (get(sum, i, j) * scale));
+    if (rstd.p && threadIdx.x == 0) put(rstd, i, 0, scale);
+}
+static void cuda_add_rmsnorm_forward(Mat y, Mat rstd, Mat sum, Mat x, Mat r, Mat w, float eps) {
+    RUN(rmsnorm_kernel, blocks(x.rows, 1), row_threads(x.cols), SCRATCH_BYTES, y, rstd, sum, x, r, w, eps);
+}
+static void cuda_rmsnorm_forward(Mat y, Mat rstd, Mat x, Mat w, float eps) {
+    cuda_add_rmsnorm_forward(y, rstd, x, x, mat_none(), w, eps);
+}
+
+// ---------------------------------------------------------------------------------------------------------- position
+
+// rope: with c, s from angles[n] and a = x[i], b = x[i + half]: x[i] = a c - sign b s, x[i + half] = b c + sign a s.
+// Row kernel over heads * half pairs; a pair is read and written by one thread.
+__global__ void rope_kernel(Mat x, Mat angles, int pairs, int half, float sign) {
+    int64_t n = blockIdx.x;
+    for (int e = threadIdx.x; e < pairs; e += blockDim.x) {
+        int i = e % half, at = e / half * 2 * half + i;
+        float c = get(angles, n, i), s = sign * get(angles, n, half + i), a = get(x, n, at), b = get(x, n, at + half);
+        put(x, n, at, a * c - b * s);
+        put(x, n, at + half, b * c + a * s);
+    }
+}
+static void cuda_rope(Mat x, Mat angles, int64_t heads, int64_t dim, float sign) {
+    int half = (int)dim / 2, pairs = (int)heads * half;
+    RUN(rope_kernel, blocks(x.rows, 1), row_threads(pairs), 0, x, angles, pairs, half, sign);
+}
+
+// --------------------------------------------------------------------------------------------------------- attention
+
+// A query's keys are numbered t = 0, 1, ...: the prefix rows of its span, then its own rows from span.first.
+__device__ static inline int64_t key_row(const Span &s, int64_t t) {
+    int64_t prefix = s.prefix_last - s.prefix_first;
+    return t < prefix ? s.prefix_first + t : s.first + t - prefix;
+}
+enum { MAX_DIM = 512, QUERIES = 8, KEYS = 32, DECODE_HEADS = 8, DECODE_KEYS = 256 };
+
+// attention_forward: o = sum_t exp(s_t - lse) v_t with s_t = scale q.k_t, in one pass over the keys (online softmax: Milakov
+// and Gimelshein 2018; Rabe and Staats 2021). grid (spans * tiles of queries, heads), one warp per query, all warps
+// share tiles of 32 keys, then of their 32 values. In the scores a lane is a key, in the sums it is every 32nd column.
+// Tiles start at key 0 whatever the query's place in its span, and a hidden key adds exactly 0.
+static size_t attention_shared(int64_t dim) { // queries, a tile of keys or values, weights
+    return (size_t)(QUERIES * dim + KEYS * (dim + 1) + QUERIES * KEYS) * sizeof(float);
+}
+__global__ void __launch_bounds__(QUERIES * 32) attention_forward_kernel(Mat o, Mat lse, Mat q, Mat k, Mat v, Mat spans, int tiles,
+                                                                         int group, int dim, float scale) {
+    DYNAMIC_SHARED(shared);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pitch = dim + 1; // odd for even dim: no bank conflicts
+    float *query = (float *)shared + warp * dim, *tile = (float *)shared + QUERIES * dim;
+    float *weight = tile + KEYS * pitch + warp * KEYS;
+    Span s = *(const Span *)mat_at(spans, (int)blockIdx.x / tiles, 0);
+    int head = (int)blockIdx.y, at = head * dim, kv = head / group * dim;
+    int64_t prefix = s.prefix_last - s.prefix_first;
+    int64_t first = s.first + (int)blockIdx.x % tiles * QUERIES, row = first + warp;
+    int64_t last = first + QUERIES < s.last ? first + QUERIES : s.last; // of this block's queries
+    int64_t keys = first >= s.last ? 0 : prefix + (s.causal ? last : s.last) - s.first;
+    int64_t visible = row >= s.last ? 0 : prefix + (s.causal ? row + 1 : s.last) - s.first; // of this query's keys
+    if (row < s.last)
+        for (int c = lane; c < dim; c += 32) query[c] = get(q, row, at + c);
+    auto load = [&](const Mat &m, int64_t t0) {
+        for (int t = warp; t < KEYS; t += QUERIES)
+            for (int c = lane; c < dim; c += 32) tile[t * pitch + c] = t0 + t < keys ? get(m, key_row(s, t0 + t), kv + c) : 0;
+    };
+    float largest = -INFINITY, sum = 0, acc[MAX_DIM / 32] = {};
+    for (int64_t t0 = 0; t0 < keys; t0 += KEYS) {
+        load(k, t0);
+        __syncthreads(); // keys written above (and queries, at first) | read below
+        float score = -INFINITY;
+        if (t0 + lane < visible) {
+            score = 0;
+            for (int c = 0; c < dim; c++) score += query[c] * tile[lane * pitch + c];
+            score *= scale;
+        }
+        float larger = fmaxf(largest, warp_reduce(score, Max()));
+        float p = t0 + lane < visible ? expf(score - larger) : 0, fade = larger == -INFINITY ? 1 : expf(largest - larger);
+        sum = sum * fade + warp_reduce(p, Sum()), largest = larger;
+        weight[lane] = p;
+        __syncthreads(); // keys read above | overwritten by the values; weights written above | read below
+        load(v, t0);
+        __syncthreads(); // values written above | read below
+UNROLL
+        for (int n = 0; n < MAX_DIM / 32; n++) acc[n] *= fade;
+        for (int t = 0; t < KEYS; t++) {
+            float p_t = weight[t];
+            UNROLL
+            for (int n = 0; n < MAX_DIM / 32; n++)
+                if (lane + 32 * n < dim) acc[n] += p_t * tile[t * pitch + lane + 32 * n];
+        }
+        __syncthreads(); // values and weights read above | overwritten in the next round
+    }
+    if (row < s.last) {
+UNROLL
+        for (int n = 0; n < MAX_DIM / 32; n++)
+            if (lane + 32 * n < dim) put(o, row, at + lane + 32 * n, visible ? acc[n] / sum : 0);
+        if (lse.p && lane == 0) put(lse, row, head, visible ? largest + logf(sum) : -INFINITY);
+    }
+}
+static void cuda_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim,
+                                   float scale) {
+    if (spans.longest == 0) return; // only empty spans
+    int tiles = (int)blocks(spans.longest, QUERIES);
+    RUN(attention_forward_kernel, dim3(blocks(spans.n * tiles, 1), (unsigned)heads), QUERIES * 32, attention_shared(dim), o, lse, q, k,
+        v, spans.rows, tiles, (int)(heads / kv_heads), (int)dim, scale);
+}
+
+// attention_decode: one query row per span, many keys. grid (rows, key heads, eights of the query heads that share a key
+// head), 256 threads. Keys go in chunks of 256: a thread scores one key for all (up to 8) query heads, reading it once;
+// a warp then turns one head's 256 scores into weights; then threads sum values, each (head, column) by one thread.
+static size_t decode_shared(int64_t dim) { // queries and sums, weights, and per head: fade, largest, sum
+    return (size_t)(2 * DECODE_HEADS * dim + DECODE_HEADS * DECODE_KEYS + 3 * DECODE_HEADS) * sizeof(float);
+}
+__global__ void __launch_bounds__(DECODE_KEYS)
+    attention_decode_kernel(Mat o, Mat q, Mat k, Mat v, Mat spans, int group, int dim, float scale) {
+    DYNAMIC_SHARED(shared);
+    float *query = (float *)shared, *acc = query + DECODE_HEADS * dim, *weight = acc + DECODE_HEADS * dim; // weight [8][256]
+    float *fade = weight + DECODE_HEADS * DECODE_KEYS, *largest = fade + DECODE_HEADS, *sum = largest + DECODE_HEADS;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int64_t row = blockIdx.x;
+    int kv = (int)blockIdx.y * dim, done = (int)blockIdx.z * DECODE_HEADS, at = ((int)blockIdx.y * group + done) * dim;
+    int heads = group - done < DECODE_HEADS ? group - done : DECODE_HEADS, width = heads * dim;
+    Span s = *(const Span *)mat_at(spans, row, 0);
+    int64_t keys = s.prefix_last - s.prefix_first + s.last - s.first;
+    for (int e = threadIdx.x; e < width; e += DECODE_KEYS) query[e] = get(q, row, at + e), acc[e] = 0;
+    if (threadIdx.x < DECODE_HEADS) largest[threadIdx.x] = -INFINITY, sum[threadIdx.x] = 0;
+    __syncthreads(); // queries and states written above | read below
+    for (int64_t t0 = 0; t0 < keys; t0 += DECODE_KEYS) {
+        float score[DECODE_HEADS] = {};
+        int64_t t = t0 + threadIdx.x, key = t < keys ? key_row(s, t) : 0;
+        if (t < keys)
+            for (int c = 0; c < dim; c++) {
+                float kc = get(k, key, kv + c);
+UNROLL
+                for (int h = 0; h < DECODE_HEADS; h++)
+                    if (h < heads) score[h] += query[h * dim + c] * kc;
+            }
+UNROLL
+        for (int h = 0; h < DECODE_HEADS; h++)
+            if (h < heads) weight[h * DECODE_KEYS + threadIdx.x] = t < keys ? scale * score[h] : -INFINITY;
+        __syncthreads(); // scores written above | read below by the head's warp
+        if (warp < heads) { // 8 warps, up to 8 heads
+            float *mine = weight + warp * DECODE_KEYS, larger = largest[warp], total = 0;
+            for (int i = lane; i < DECODE_KEYS; i += 32) larger = fmaxf(larger, mine[i]);
+            larger = warp_reduce(larger, Max());
+            for (int i = lane; i < DECODE_KEYS; i += 32) {
+                float p = t0 + i < keys ? expf(mine[i] - larger) : 0;
+                mine[i] = p, total += p;
+            }
+            total = warp_reduce(total, Sum()); // also: every lane has read largest[warp] | lane 0 writes it
+            if (lane == 0) {
+                fade[warp] = expf(largest[warp] - larger);
+                sum[warp] = sum[warp] * fade[warp] + total, largest[warp] = larger;
+            }
+        }
+        __syncthreads(); // weights and fades written above | read below
+        int here = keys - t0 < DECODE_KEYS ? (int)(keys - t0) : DECODE_KEYS;
+        for (int e = threadIdx.x; e < width; e += DECODE_KEYS) {
+            const float *mine = weight + e / dim * DECODE_KEYS;
+            float part = 0;
+            for (int i = 0; i < here; i++) part += mine[i] * get(v, key_row(s, t0 + i), kv + e % dim);
+            acc[e] = acc[e] * fade[e / dim] + part;
+        }
+        __syncthreads(); // weights and fades read above | overwritten in the next round
+    }
+    for (int e = threadIdx.x; e < width; e += DECODE_KEYS) put(o, row, at + e, keys ? acc[e] / sum[e / dim] : 0);
+}
+static void cuda_attention_decode(Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim, float scale) {
+    int64_t group = heads / kv_heads;
+    dim3 grid(blocks(q.rows, 1), (unsigned)kv_heads, blocks(group, DECODE_HEADS));
+    RUN(attention_decode_kernel, grid, DECODE_KEYS, decode_shared(dim), o, q, k, v, spans.rows, (int)group, (int)dim, scale);
+}
+
+// --------------------------------------------------------------------------------------------------------------- mlp
+
+// swiglu: y = silu(gate) * up, silu(z) = z / (1 + exp(-z)). Row kernel.
+__global__ void swiglu_kernel(Mat y, Mat gate, Mat up) {
+    int64_t i = blockIdx.x;
+    for (int64_t j = threadIdx.x; j < y.cols; j += blockDim.x) {
+        float z = get(gate, i, j);
+        put(y, i, j, z / (1 + expf(-z)) * get(up, i, j));
+    }
+}
+static void cuda_swiglu_forward(Mat y, Mat gate, Mat up) { RUN(swiglu_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, gate, up); }
+
+// gelu: y = x/2 (1 + erf(x / sqrt 2)), here as x/2 erfc(-x / sqrt 2): for x << 0 the sum would cancel. Row kernel.
+__global__ void gelu_kernel(Mat y, Mat x) {
+    int64_t i = blockIdx.x;
+    for (int64_t j = threadIdx.x; j < y.cols; j += blockDim.x) {
+        float z = get(x, i, j);
+        put(y, i, j, 0.5f * z * erfcf(-0.70710678f * z));
+    }
+}
+static void cuda_gelu_forward(Mat y, Mat x) { RUN(gelu_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, x); }
+
+// -------------------------------------------------------------------------------------------------------------- rows
+
+// gather_rows: y[i,:] = table[index[i],:], zeros for a negative index. Row kernel.
+__global__ void gather_rows_kernel(Mat y, Mat table, Mat index) {
+    int64_t i = blockIdx.x;
+    int32_t r = get_index(index, i);
+    for (int64_t j = threadIdx.x; j < y.cols; j += blockDim.x) put(y, i, j, r < 0 ? 0 : get(table, r, j));
+}
+static void cuda_gather_rows(Mat y, Mat table, Mat index) {
+    RUN(gather_rows_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, table, index);
+}
+
+// scatter_add_rows: y[index[i],:] += x[i,:] for i in order. Several rows of x may meet in one row of y: the block of the
+// first of them adds them all, in order, and the blocks of the others do nothing. Row kernel over the rows of x.
+__global__ void scatter_add_rows_kernel(Mat y, Mat x, Mat index) {
+    DYNAMIC_SHARED(shared);
+    int64_t i = blockIdx.x;
+    int32_t r = get_index(index, i);
+    int earlier = 0, later = 0;
+    for (int64_t n = threadIdx.x; n < x.rows; n += blockDim.x)
+        if (get_index(index, n) == r) earlier += n < i, later += n > i;
+    earlier = block_reduce(earlier, (int *)shared, Sum());
+    later = block_reduce(later, (int *)shared, Sum());
+    int64_t end = r < 0 || earlier ? i : later ? x.rows : i + 1;
+    for (int64_t n = i; n < end; n++)
+        if (get_index(index, n) == r)
+            for (int64_t j = threadIdx.x; j < y.cols; j += blockDim.x) put(y, r, j, get(y, r, j) + get(x, n, j));
+}
+static void cuda_scatter_add_rows(Mat y, Mat x, Mat index) {
+    RUN(scatter_add_rows_kernel, blocks(x.rows, 1), row_threads(y.cols), SCRATCH_BYTES, y, x, index);
+}
+
+// -------------------------------------------------------------------------------------------------------------- head
+
+// logprob: z = logits inv_temperature; lse = log sum exp z; lp = z_t - lse; entropy = lse - sum exp(z - lse) z. One block of
+// 512 threads per row, two passes: the largest z, then the sums relative to it; each first per thread, then in the block.
+__global__ void __launch_bounds__(512)
+    logprob_kernel(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature) {
+    DYNAMIC_SHARED(shared);
+    float *scratch = (float *)shared, largest = -INFINITY, sum = 0, weighted = 0;
+    int64_t i = blockIdx.x;
+    for (int64_t v = threadIdx.x; v < logits.cols; v += blockDim.x) largest = fmaxf(largest, get(logits, i, v) * inv_temperature);
+    largest = block_reduce(largest, scratch, Max());
+    for (int64_t v = threadIdx.x; v < logits.cols; v += blockDim.x) {
+        float z = get(logits, i, v) * inv_temperature - largest, p = expf(z);
+        sum += p, weighted += p > 0 ? p * z : 0;
+    }
+    sum = block_reduce(sum, scratch, Sum());
+    weighted = block_reduce(weighted, scratch, Sum());
+    if (threadIdx.x == 0) {
+        int32_t t = get_index(targets, i);
+        put(lp, i, 0, t < 0 ? 0 : get(logits, i, t) * inv_temperature - largest - logf(sum));
+        if (lse.p) put(lse, i, 0, largest + logf(sum));
+        if (entropy.p) put(entropy, i, 0, fminf(fmaxf(logf(sum) - weighted / sum, 0), logf((float)logits.cols)));
+    }
+}
+static void cuda_logprob_forward(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature) {
+    RUN(logprob_kernel, blocks(logits.rows, 1), 512, SCRATCH_BYTES, lp, lse, entropy, logits, targets, inv_temperature);
+}
+
+// sample: as ops.c, in double, so that the same id comes out: penalty, temperature, top-k, top-p, min-p, then the largest
+// z - log(-log u). One block of 512 threads per row and no memory beyond the histogram: a score is computed anew wherever
+// it is needed. What the filters keep is the beginning of the order (score down, id up), so each filter is a search for
+// the last kept place: by radix, 8 bits of the (score, id) key at a time, the weight before it counted in integers, which
+// may be added in any order. Probabilities become integers in units of 2^-43 of the best: 2^20 of them fit in 63 bits.
+typedef unsigned long long Key;
+struct Place { // ascending = later in the order
+    Key score; // the complement of the score's order-preserving bits
+    uint32_t id;
+};
+struct Row { // what a score depends on
+    const float *logits;
+    const uint32_t *seen; // NULL without penalty
+    SampleParams p;
+    int64_t V;
+    double best;  // the largest score
+    Key last_k;   // the score key of the top_k-th place
+};
+__device__ static inline double row_score(const Row &r, int64_t v) {
+    double z = r.logits[v];
+    if (r.seen && (r.seen[v / 32] >> (v % 32) & 1)) z = z < 0 ? z * r.p.repetition_penalty : z / r.p.repetition_penalty;
+    if (r.p.do_sample) z /= r.p.temperature;
+    return z + 0.0; // -0 and 0 are equal and must have one key
+}
+__device__ static inline Key score_key(double z) {
+    Key bits;
+    memcpy(&bits, &z, sizeof bits);
+    return bits >> 63 ? bits : ~(bits | (Key)1 << 63);
+}
+__device__ static inline Key row_mass(const Row &r, double z) { return (Key)(exp(z - r.best) * 8796093022208.0 + 0.5); }
+
+// The first place at which the weights up to and including it reach `limit` (>= 1): weight 1 for each id, or its mass among
+// the ids up to r.last_k. `digits` 8 compares scores only, 12 scores and ids.
+__device__ static Place find_place(const Row &r, bool by_mass, Key limit, int digits, Key *histogram) {
+    Place at = {0, 0};
+    for (int d = 0; d < digits; d++) {
+        int shift = d < 8 ? 56 - 8 * d : 24 - 8 * (d - 8);
+        for (int b = threadIdx.x; b < 256; b += blockDim.x) histogram[b] = 0;
+        __syncthreads(); // zeros written above | added to below
+        for (int64_t v = threadIdx.x; v < r.V; v += blockDim.x) {
+            double z = row_score(r, v);
+            Key key = score_key(z);
+            uint32_t id = (uint32_t)v;
+            bool same = d == 0 || (d < 8 ? key >> (shift + 8) == at.score >> (shift + 8)
+                                         : key == at.score && (d == 8 || id >> (shift + 8) == at.id >> (shift + 8)));
+            if (!same || (by_mass && key > r.last_k)) continue;
+            atomicAdd(&histogram[(d < 8 ? key >> shift : (Key)(id >> shift)) & 255], by_mass ? row_mass(r, z) : (Key)1);
+        }
+        __syncthreads(); // weights added above | read below
+        int b = 0;
+        for (; b < 255 && histogram[b] < limit; b++) limit -= histogram[b]; // every thread takes the same walk
+        if (d < 8) at.score |= (Key)b << shift;
+        else at.id |= (uint32_t)b << shift;
+        __syncthreads(); // histogram read above | zeroed in the next round
+    }
+    return at;
+}
+
+__global__ void __launch_bounds__(512) sample_kernel(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams p) {
+    DYNAMIC_SHARED(shared);
+    Key *histogram = (Key *)(shared + SCRATCH_BYTES);
+    int64_t i = blockIdx.x;
+    uint32_t *bits = seen.p ? (uint32_t *)mat_at(seen, i, 0) : NULL;
+    Row r = {(const float *)mat_at(logits, i, 0), p.repetition_penalty != 1 ? bits : NULL, p, logits.cols, 0, ~(Key)0};
+    double best = -INFINITY;
+    for (int64_t v = threadIdx.x; v < r.V; v += blockDim.x) best = fmax(best, row_score(r, v));
+    r.best = block_reduce(best, (double *)shared, Max());
+    Place last = {~(Key)0, ~0u};
+    if (p.do_sample && p.top_k > 0 && p.top_k < r.V) last.score = r.last_k = find_place(r, false, (Key)p.top_k, 8, histogram).score;
+    if (p.do_sample && p.top_p < 1) {
+        Key total = 0;
+        for (int64_t v = threadIdx.x; v < r.V; v += blockDim.x) {
+            double z = row_score(r, v);
+            if (score_key(z) <= r.last_k) total += row_mass(r, z);
+        }
+        total = block_reduce(total, (Key *)shared, Sum());
+        double limit = ceil(p.top_p * (double)total);
+        last = find_place(r, true, limit < 1 ? 1 : (Key)limit, 12, histogram);
+    }
+    uint64_t stream_id = (uint64_t)(uint32_t)get_index(steps, i) << 32 | (uint32_t)get_index(streams, i);
+    int id = INT32_MAX;
+    best = -INFINITY;
+    for (int64_t v = threadIdx.x; v < r.V; v += blockDim.x) {
+        double z = row_score(r, v);
+        if (p.do_sample) {
+            Key key = score_key(z);
+            if (key > last.score || (key == last.score && (uint32_t)v > last.id) || (p.min_p > 0 && exp(z - r.best) < p.min_p)) continue;
+            z -= log(-log(random_uniform(p.seed, RANDOM_SAMPLE, stream_id, (uint32_t)v)));
+        }
+        if (z > best || (z == best && id == INT32_MAX)) best = z, id = (int)v;
+    }
+    double largest = block_reduce(best, (double *)shared, Max());
+    id = block_reduce(best == largest ? id : INT32_MAX, (int *)shared, Min());
+    if (threadIdx.x == 0) {
+        if (id == INT32_MAX) id = 0; // a row of NaN
+        *(int32_t *)mat_at(tokens, i, 0) = id;
+        if (bits) bits[id / 32] |= 1u << (id % 32); // every thread's reads of seen are behind the barriers above
+    }
+}
+static void cuda_sample(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams params) {
+    RUN(sample_kernel, blocks(logits.rows, 1), 512, SCRATCH_BYTES + 256 * sizeof(Key), tokens, logits, seen, streams, steps, params);
+}
+
+// ------------------------------------------------------------------------------------------------------------- types
+
+// cast: y = x in y's type. Row kernel.
+__global__ void cast_kernel(Mat y, Mat x) {
+    int64_t i = blockIdx.x;
+    for (int64_t j = threadIdx.x; j < y.cols; j += blockDim.x) put(y, i, j, get(x, i, j));
+}
+static void cuda_cast(Mat y, Mat x) { RUN(cast_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, x); }
+
+// ------------------------------------------------------------------------------------------------------------- table
+
+static const Ops *no_device(Err *e, const char *found) {
+    Where nowhere = {};
+    err_set(e, "E-DV-01", nowhere, "expected a CUDA device of compute capability 8.0 or newer; found %s; do: use --device cpu", found);
+    return NULL;
+}
+const Ops *ops_cuda(Type act_type, Err *e) {
+    static Ops tables[2];
+    CHECK(act_type == F32 || act_type == BF16, "activations of type %d", (int)act_type);
+    Ops *o = &tables[act_type == BF16];
+    if (o->name) return o;
+    int n = 0;
+    cudaError_t error = cudaGetDeviceCount(&n);
+    if (error != cudaSuccess || !n) return (void)cudaGetLastError(), no_device(e, error != cudaSuccess ? cudaGetErrorString(error) : "none");
+    cudaDeviceProp device;
+    device_check(cudaGetDeviceProperties(&device, 0), "reading the device's properties");
+    char found[400];
+    snprintf(found, sizeof found, "%s with %d.%d", device.name, device.major, device.minor);
+    if (device.major < 8) return no_device(e, found);
+    if (!stream) device_check(cudaStreamCreate(&stream), "creating a stream");
+    device_check(cudaFuncSetAttribute(attention_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      (int)attention_shared(MAX_DIM)), "asking for shared memory");
+    o->act_type = act_type, o->weight_grad_type = F32;
+    o->alloc = cuda_alloc, o->release = cuda_release, o->upload = cuda_upload, o->download = cuda_download;
+    o->zero = cuda_zero, o->copy = cuda_copy, o->sync = cuda_sync;
+    o->matmul = cuda_matmul, o->add_bias = cuda_add_bias, o->add = cuda_add;
+    o->rmsnorm_forward = cuda_rmsnorm_forward, o->add_rmsnorm_forward = cuda_add_rmsnorm_forward;
+    o->rope = cuda_rope;
+    o->attention_forward = cuda_attention_forward, o->attention_decode = cuda_attention_decode;
+    o->swiglu_forward = cuda_swiglu_forward, o->gelu_forward = cuda_gelu_forward;
+    o->gather_rows = cuda_gather_rows, o->scatter_add_rows = cuda_scatter_add_rows;
+    o->logprob_forward = cuda_logprob_forward, o->sample = cuda_sample;
+    o->cast = cuda_cast;
+    o->name = "cuda";
+    return o;
+}
