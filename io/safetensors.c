@@ -138,6 +138,13 @@ static const char *shown(const Json *v) {
     return quoted(v->str, v->len);
 }
 
+// Canonical JSON of a member's value, without the member's name.
+static void print_value(Text *out, const Json *v) {
+    Json alone = *v;
+    alone.key = NULL, alone.next = NULL;
+    json_print(out, &alone);
+}
+
 static bool text_is(const char *text, size_t len, const char *want) {
     return len == strlen(want) && !memcmp(text, want, len);
 }
@@ -201,6 +208,8 @@ static void shape_text(char *out, size_t size, const Tensor *t) {
         at += (size_t)snprintf(out + at, size - at, i ? ",%lld" : "%lld", (long long)t->shape[i]);
     snprintf(out + at, size - at, "]");
 }
+
+static const char metadata_key[] = "__metadata__";
 
 typedef struct Extent { // where a tensor says its bytes lie, counted from the start of the data
     int64_t begin, end;
@@ -334,11 +343,11 @@ static bool metadata_read(const Json *v, const char *path, Text *out, Err *e) {
             break;
         }
     if (!strings)
-        return err_set(e, "E-ST-05", AT(.file = path, BYTE(8 + v->byte), .field = "__metadata__"),
+        return err_set(e, "E-ST-05", AT(.file = path, BYTE(8 + v->byte), .field = metadata_key),
                        "expected an object that maps strings to strings; found %s; do: write the file with the "
                        "safetensors library",
                        shown(v));
-    if (out) json_print(out, v);
+    if (out) print_value(out, v);
     return true;
 }
 
@@ -376,8 +385,9 @@ static bool shard_read(TensorFile *f, const uint8_t *data, size_t size, const ch
                 quoted(text + last - 1, 1));
 
     int64_t n = 0, in_names = 0, start = 8 + (int64_t)header;
-    for (const Json *v = doc.root->child; v; v = v->next) n++, in_names += (int64_t)v->key_len + 1;
-    if (ok && n > LIMIT_TENSORS + 1)
+    for (const Json *v = doc.root->child; v; v = v->next)
+        if (!text_is(v->key, v->key_len, metadata_key)) n++, in_names += (int64_t)v->key_len + 1;
+    if (ok && n > LIMIT_TENSORS)
         ok = err_set(e, "E-ST-05", AT(.file = path, BYTE(8)),
                      "expected at most %lld tensors; found %lld; do: check that this is the right file",
                      (long long)LIMIT_TENSORS, (long long)n);
@@ -391,7 +401,7 @@ static bool shard_read(TensorFile *f, const uint8_t *data, size_t size, const ch
     char *name = s->names;
     int64_t count = 0;
     for (const Json *v = doc.root->child; ok && v; v = v->next) {
-        if (text_is(v->key, v->key_len, "__metadata__")) {
+        if (text_is(v->key, v->key_len, metadata_key)) {
             ok = metadata_read(v, path, f->n_shards == 1 ? &f->metadata : NULL, e);
             continue;
         }
@@ -755,7 +765,7 @@ static bool adapter_config(AdapterInfo *a, const JsonDoc *doc, Err *e) {
     v = json_get(c, "target_modules");
     if (v && v->type != JSON_STRING && v->type != JSON_NULL && !names_ok(v))
         return adapter_refuse(doc, v, "target_modules", "a list of module names or one pattern", e);
-    if (v) json_print(&a->targets, v);
+    if (v) print_value(&a->targets, v);
     else text_add(&a->targets, "null", 4);
     v = json_get(c, "modules_to_save");
     if (v && v->type != JSON_NULL && !names_ok(v))
