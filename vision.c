@@ -101,6 +101,8 @@ void window_order_free(WindowOrder *o) {
 // those in the whole picture.
 static void rotary_table(const VisionConfig *c, const WindowOrder *o, const Grid *grids, int n, float *table) {
     int64_t quarter = c->dim / 4, m = c->merge, picture = 0, first = 0;
+    float inverse[128]; // dim <= 512
+    for (int64_t k = 0; k < quarter; k++) inverse[k] = 1.0f / (float)pow(10000.0, (float)(2 * k) / (float)(c->dim / 2));
     for (int64_t g = 0; g < o->units; g++) {
         int64_t unit = o->index[g], h = grids[picture].h / m, w = grids[picture].w / m;
         while (unit - first >= grids[picture].t * h * w) {
@@ -114,8 +116,7 @@ static void rotary_table(const VisionConfig *c, const WindowOrder *o, const Grid
             float position[2] = {(float)(uy * m + part / m), (float)(ux * m + part % m)};
             for (int64_t axis = 0; axis < 2; axis++)
                 for (int64_t k = 0; k < quarter; k++) {
-                    float exponent = (float)(2 * k) / (float)(c->dim / 2);
-                    float angle = position[axis] * (1.0f / (float)pow(10000.0, exponent));
+                    float angle = position[axis] * inverse[k];
                     row[axis * quarter + k] = (float)cos(angle);
                     row[c->dim / 2 + axis * quarter + k] = (float)sin(angle);
                 }

@@ -28,11 +28,18 @@ static void write_text(const char *name, const char *text) {
     if (!file_write_atomic(in_folder(name), text, strlen(text), &e)) err_report(&e), exit(99);
 }
 
-// Writes config and random weights. `prefix` true: the renamed layout. Returns a checkpoint folder.
+static void remove_folder(void) {
+    const char *names[] = {"config.json", "preprocessor_config.json", "generation_config.json", "model.safetensors"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) unlink(in_folder(names[i]));
+    rmdir(folder);
+}
+
+// Writes config and random weights, in the original or the renamed layout. Returns a checkpoint folder.
 static const char *checkpoint(const char *config, bool renamed) {
     if (!*folder) {
         snprintf(folder, sizeof folder, "/tmp/surgr1_test_model_XXXXXX");
         if (!mkdtemp(folder)) exit(99);
+        atexit(remove_folder);
     }
     Err e = {0};
     Model m;
