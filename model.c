@@ -123,12 +123,15 @@ static bool read_vision(Config *c, Fields f) {
     return true;
 }
 
+static void preprocessor_defaults(VisionConfig *v) { // of transformers' class
+    static const float mean[3] = {0.48145466f, 0.4578275f, 0.40821073f}, std[3] = {0.26862954f, 0.26130258f, 0.27577711f};
+    v->min_pixels = 56 * 56, v->max_pixels = 28 * 28 * 1280, v->rescale = 1.0 / 255.0;
+    memcpy(v->mean, mean, sizeof mean), memcpy(v->std, std, sizeof std);
+}
+
 static bool read_preprocessor(Config *c, const char *dir, Err *e) {
     VisionConfig *v = &c->vision;
-    static const float mean[3] = {0.48145466f, 0.4578275f, 0.40821073f}, std[3] = {0.26862954f, 0.26130258f, 0.27577711f};
     char path[1200];
-    v->min_pixels = 56 * 56, v->max_pixels = 28 * 28 * 1280, v->rescale = 1.0 / 255.0; // class defaults
-    memcpy(v->mean, mean, sizeof mean), memcpy(v->std, std, sizeof std);
     if (!path_join(path, sizeof path, dir, "preprocessor_config.json", e)) return false;
     if (!file_exists(path)) return true;
 
@@ -204,16 +207,21 @@ static bool read_config(Config *c, const JsonDoc *doc, Err *e) {
     return true;
 }
 
-bool config_load(Config *c, const char *dir, Err *e) {
-    char path[1200];
-    memset(c, 0, sizeof *c);
-    snprintf(c->dir, sizeof c->dir, "%s", dir);
-    if (!path_join(path, sizeof path, dir, "config.json", e)) return false;
+bool config_read(Config *c, const char *path, Err *e) {
     JsonDoc doc = {0};
+    memset(c, 0, sizeof *c);
+    preprocessor_defaults(&c->vision);
     if (!json_read(&doc, path, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e)) return false;
-    bool ok = read_config(c, &doc, e) && read_preprocessor(c, dir, e);
+    bool ok = read_config(c, &doc, e);
     json_free(&doc);
     return ok;
+}
+
+bool config_load(Config *c, const char *dir, Err *e) {
+    char path[1200];
+    if (!path_join(path, sizeof path, dir, "config.json", e) || !config_read(c, path, e)) return false;
+    snprintf(c->dir, sizeof c->dir, "%s", dir);
+    return read_preprocessor(c, dir, e);
 }
 
 void config_print(const Config *c, Text *out) {

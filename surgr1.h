@@ -173,6 +173,8 @@ bool tensors_open(TensorFile *f, const char *path, Err *e);
 bool tensors_open_memory(TensorFile *f, const uint8_t *data, size_t size, const char *name, Err *e);
 // Opens a checkpoint folder: model.safetensors, or the shards of model.safetensors.index.json (then E-IX-01 to -03 too).
 bool tensors_open_folder(TensorFile *f, const char *dir, Err *e);
+// The shards of an index file of any name, in its own folder.
+bool tensors_open_index(TensorFile *f, const char *index, Err *e);
 void tensors_close(TensorFile *f);
 Tensor *tensors_find(const TensorFile *f, const char *name); // binary search; NULL when absent
 const char *tensors_path(const TensorFile *f, const Tensor *t); // path of the shard that holds t
@@ -227,6 +229,22 @@ typedef struct ImageOptions {
 
 // Size, type and EXIF orientation from the headers alone, without allocating pixels. E-IM-01, -02, E-IO-*.
 bool image_info(const char *path, int *width, int *height, const char **format, int *orientation, Err *e);
+// What the structural check (io/image_check.c) found out. It stands in front of every decoder.
+typedef struct ImageFacts {
+    const char *format; // "JPEG" or "PNG"
+    int width, height;
+    int orientation;     // EXIF, 1..8
+    int components;      // 1 or 3 (JPEG); 1 grey, 2 grey and alpha, 3 colour or palette, 4 colour and alpha (PNG)
+    int depth;           // bits of a sample
+    bool coded_rgb;      // a JPEG whose components are R, G, B and not Y, Cb, Cr
+    uint8_t *jpeg;       // of an accepted JPEG: the stream for the decoder, only what was understood; free it
+    size_t jpeg_size;
+} ImageFacts;
+// E-IM-01 to -05 and -08; warns E-IM-06. With headers_only up to the first picture data, and f->jpeg stays NULL.
+bool image_check(ImageFacts *f, const uint8_t *data, size_t size, const char *name, bool headers_only, Err *e);
+// Checksums of PNG: CRC-32 (start with 0) and Adler-32 (start with 1).
+uint32_t png_crc(uint32_t crc, const uint8_t *p, size_t n);
+uint32_t png_adler(uint32_t adler, const uint8_t *p, size_t n);
 // The whole structural check (E-IM-01 to -05), then stb_image. name is for messages.
 bool image_decode(Image *im, const uint8_t *data, size_t size, const char *name, ImageOptions options, Err *e);
 bool image_read(Image *im, const char *path, ImageOptions options, Err *e);
@@ -435,6 +453,8 @@ typedef struct Config {
 } Config;
 // config.json (flat, nested, rope_parameters) and preprocessor_config.json of a checkpoint folder. E-CF-01 to -04.
 bool config_load(Config *c, const char *dir, Err *e);
+// The same from a config file of any name, with the preprocessor's class defaults.
+bool config_read(Config *c, const char *path, Err *e);
 void config_print(const Config *c, Text *out); // canonical JSON of what was understood
 
 typedef struct Param { // one row of the parameter table: everything that lists parameters walks it

@@ -1,0 +1,243 @@
+// options.c - the one reader of command lines, and the help text made from the same tables.
+//
+// What it is:  parsing, near-miss suggestions, --help, and the start-up listing of every option with its origin.
+// What it is not: aware of any subcommand. Tables belong to the files that use them.
+// Read before: commands.h.  Read next: ask.c.
+#include "commands.h"
+#include <errno.h>
+
+static struct {
+    bool help, quiet, verbose;
+    int log_format;
+} common;
+// clang-format off
+static Option common_options[] = {
+    FLAG("quiet", &common.quiet, "only errors and warnings on standard error"),
+    FLAG("verbose", &common.verbose, "more on standard error"),
+    CHOICE("log-format", &common.log_format, "text|json", "form of the lines on standard error"),
+    FLAG("help", &common.help, "this page"),
+    END};
+// clang-format on
+
+// Prints the error and gives its exit code.
+int report(const Err *e) {
+    int rc = err_report(e);
+    return strncmp(e->code, "E-CL", 4) ? rc : EXIT_USAGE;
+}
+
+// A wrong command line: one line of the usual form, exit 2.
+int usage(const char *field, const char *expected, const char *found, const char *todo) {
+    Err e = {0};
+    log_setup(common.quiet ? LOG_QUIET : LOG_NORMAL, common.log_format == 1);
+    err_set(&e, "E-CL-01", AT(.file = "command line", .field = field), "expected %s; found %s; do: %s", expected, found,
+            todo);
+    return report(&e);
+}
+
+static int smaller(int a, int b) { return a < b ? a : b; }
+
+// Levenshtein distance, for "did you mean"; names are short, longer ones are as far as can be.
+int word_distance(const char *a, const char *b) {
+    int row[41], n = (int)strlen(b);
+    if (strlen(a) > 40 || n > 40) return 99;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int replaced = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            row[j] = smaller(replaced, smaller(row[j], row[j - 1]) + 1);
+        }
+    }
+    return row[n];
+}
+
+static Option *find_option(const Command *c, const char *name, size_t len) {
+    Option *tables[2] = {c->options, common_options};
+    for (int t = 0; t < 2; t++)
+        for (Option *o = tables[t]; o->name; o++)
+            if (strlen(o->name) == len && !memcmp(o->name, name, len)) return o;
+    return NULL;
+}
+
+static int unknown_option(const Command *c, const char *given) {
+    char todo[160], field[80];
+    const char *best = NULL;
+    int least = 3; // two slips are a slip, three are another word
+    Option *tables[2] = {c->options, common_options};
+    for (int t = 0; t < 2; t++)
+        for (Option *o = tables[t]; o->name; o++) {
+            int d = strlen(given) > 3 && !strncmp(o->name, given, strlen(given)) ? 1 : word_distance(given, o->name);
+            if (d < least) least = d, best = o->name;
+        }
+    if (best) snprintf(todo, sizeof todo, "write --%s, or see surgr1 %s --help", best, c->name);
+    else snprintf(todo, sizeof todo, "see surgr1 %s --help", c->name);
+    snprintf(field, sizeof field, "--%.60s", given);
+    return usage(field, "an option of this command", "an unknown one", todo);
+}
+
+// Which of the words "a|b|c" the text is; -1 when it is none.
+int choice_of(const char *words, const char *text) {
+    size_t len = strlen(text);
+    for (int i = 0;; i++) {
+        size_t n = strcspn(words, "|");
+        if (n == len && !memcmp(words, text, n)) return i;
+        if (!words[n]) return -1;
+        words += n + 1;
+    }
+}
+
+static void value_text(const Option *o, char *out, size_t size) {
+    switch (o->kind) {
+    case OPT_FLAG: snprintf(out, size, "%s", *(bool *)o->value ? "yes" : "no"); break;
+    case OPT_UNFLAG: snprintf(out, size, "%s", *(bool *)o->value ? "no" : "yes"); break;
+    case OPT_TEXT: snprintf(out, size, "%s", *(const char **)o->value ? *(const char **)o->value : "none"); break;
+    case OPT_INT: snprintf(out, size, "%lld", (long long)*(int64_t *)o->value); break;
+    case OPT_REAL: snprintf(out, size, "%g", *(double *)o->value); break;
+    case OPT_MANY: {
+        const Many *m = o->value;
+        snprintf(out, size, "%s%s", m->n ? m->p[0] : "none", m->n > 1 ? " ..." : "");
+        break;
+    }
+    case OPT_CHOICE: {
+        const char *w = o->arg;
+        for (int i = 0; i < *(int *)o->value; i++) w += strcspn(w, "|") + 1;
+        snprintf(out, size, "%.*s", (int)strcspn(w, "|"), w);
+        break;
+    }
+    }
+}
+
+static int set_number(Option *o, const char *field, const char *text) {
+    char expected[120], *end = NULL;
+    errno = 0;
+    double real = strtod(text, &end); // the C locale: nothing calls setlocale
+    bool ok = *text && !*end && !errno && isfinite(real) && real >= o->min && real <= o->max && !strpbrk(text, " xX");
+    if (o->kind == OPT_INT) {
+        errno = 0;
+        int64_t whole = strtoll(text, &end, 10);
+        ok = ok && !*end && !errno;
+        if (ok) *(int64_t *)o->value = whole;
+        snprintf(expected, sizeof expected, "a whole number from %.0f to %.0f", o->min, o->max);
+    } else {
+        if (ok) *(double *)o->value = real;
+        snprintf(expected, sizeof expected, "a number from %g to %g", o->min, o->max);
+    }
+    return ok ? EXIT_OK : usage(field, expected, quoted(text, strlen(text)), "give such a number");
+}
+
+static int set_option(const Command *c, Option *o, const char *field, const char *text) {
+    Many *many = o->value;
+    char todo[120];
+    int chosen;
+    snprintf(todo, sizeof todo, "see surgr1 %s --help", c->name);
+    o->origin = "command line";
+    switch (o->kind) {
+    case OPT_FLAG:
+    case OPT_UNFLAG: *(bool *)o->value = o->kind == OPT_FLAG; return EXIT_OK;
+    case OPT_TEXT:
+        if (!*text) return usage(field, o->arg, "an empty text", todo);
+        *(const char **)o->value = text;
+        return EXIT_OK;
+    case OPT_MANY:
+        if (many->n == (int)o->max || !*text)
+            return usage(field, o->arg, *text ? "the option given too often" : "an empty text", todo);
+        many->p[many->n++] = text;
+        return EXIT_OK;
+    case OPT_CHOICE:
+        if ((chosen = choice_of(o->arg, text)) < 0) return usage(field, o->arg, quoted(text, strlen(text)), todo);
+        *(int *)o->value = chosen;
+        return EXIT_OK;
+    default: return set_number(o, field, text);
+    }
+}
+
+// Reads the options of argv[0..argc) and moves the other arguments to its front. *n is how many those are.
+static int parse_options(const Command *c, int argc, char **argv, int *n) {
+    bool only_arguments = false;
+    *n = 0;
+    for (int i = 0; i < argc; i++) {
+        const char *a = argv[i];
+        if (only_arguments || a[0] != '-' || !a[1]) {
+            argv[(*n)++] = argv[i];
+            continue;
+        }
+        if (!strcmp(a, "--")) {
+            only_arguments = true;
+            continue;
+        }
+        size_t len = strcspn(a, "=");
+        Option *o = a[1] == '-' ? find_option(c, a + 2, len - 2) : NULL;
+        if (!o) {
+            char name[64];
+            snprintf(name, sizeof name, "%.*s", (int)smaller((int)len - 1, 60), a + 1);
+            return unknown_option(c, name[0] == '-' ? name + 1 : name);
+        }
+        char field[80];
+        snprintf(field, sizeof field, "--%s", o->name);
+        bool flag = o->kind == OPT_FLAG || o->kind == OPT_UNFLAG;
+        if (flag && a[len]) return usage(field, "no value", quoted(a + len + 1, strlen(a + len + 1)), "leave it out");
+        if (!flag && !a[len] && i + 1 >= argc) return usage(field, o->arg, "the end of the command line", "add it");
+        int rc = set_option(c, o, field, flag ? NULL : a[len] ? a + len + 1 : argv[++i]);
+        if (rc) return rc;
+    }
+    return EXIT_OK;
+}
+
+static void help_options(const Option *o) {
+    for (; o->name; o++) {
+        char left[64], value[64];
+        bool flag = o->kind == OPT_FLAG || o->kind == OPT_UNFLAG;
+        snprintf(left, sizeof left, "--%s%s%s", o->name, flag ? "" : " ", flag ? "" : o->arg);
+        value_text(o, value, sizeof value);
+        printf("  %-26s %s", left, o->help);
+        if (o->kind == OPT_INT || o->kind == OPT_REAL) printf(" (%g to %g; default %s)", o->min, o->max, value);
+        else if (o->kind == OPT_CHOICE) printf(" (default %s)", value);
+        printf("\n");
+    }
+}
+
+static int help_command(const Command *c) {
+    printf("usage: surgr1 %s\n\n%s\n\noptions:\n", c->usage, c->what);
+    help_options(c->options);
+    help_options(common_options);
+    return EXIT_OK;
+}
+
+// The start-up listing: every option with its value, by where it came from.
+void list_options(const Option *options, const char *origin, const char *title) {
+    Text t = {0};
+    for (const Option *o = options; o->name; o++) {
+        if (strcmp(o->origin ? o->origin : "", origin) || o->kind == OPT_UNFLAG) continue;
+        char value[1200];
+        value_text(o, value, sizeof value);
+        text_addf(&t, " --%s %s", o->name, value);
+    }
+    if (t.len) note("%s:%s", title, t.p);
+    text_free(&t);
+}
+
+int command_run(const Command *c, int argc, char **argv) {
+    int n, rc = parse_options(c, argc, argv, &n);
+    if (rc) return rc;
+    if (common.help) return help_command(c);
+    log_setup(common.quiet ? LOG_QUIET : common.verbose ? LOG_VERBOSE : LOG_NORMAL, common.log_format == 1);
+    if (n >= c->min_args && n <= c->max_args) return c->run(argv, n);
+    char found[40], todo[60];
+    snprintf(found, sizeof found, "%d argument%s", n, n == 1 ? "" : "s");
+    snprintf(todo, sizeof todo, "see surgr1 %s --help", c->name);
+    return usage(c->name, c->args, found, todo);
+}
+
+Option *option_of(Option *table, const void *value) {
+    while (table->value != value) table++;
+    return table;
+}
+
+bool pixel_limits_ok(const VisionConfig *v, Err *e) {
+    if (v->min_pixels <= v->max_pixels) return true;
+    return err_set(e, "E-CL-01", AT(.file = "command line", .field = "--min-pixels"),
+                   "expected at most the largest area (%lld); found %lld; do: change --min-pixels or --max-pixels",
+                   (long long)v->max_pixels, (long long)v->min_pixels);
+}
