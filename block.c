@@ -15,23 +15,6 @@ void linear_forward(const Ops *d, const Linear *l, Mat y, Mat x) {
     if (l->b.v.p) add_bias(d, y, l->b.v);
 }
 
-bool arena_reserve(Arena *a, const Ops *d, size_t bytes, Err *e) {
-    a->used = 0;
-    if (a->base && a->size >= bytes) return true;
-    arena_release(a, d);
-    a->base = d->alloc(bytes ? bytes : 64);
-    if (!a->base)
-        return err_set(e, "E-ME-01", AT(.file = d->name), "expected %zu bytes for %s; found no memory left; do: use fewer or smaller pictures, or fewer tokens",
-                       bytes, a->role);
-    a->size = bytes;
-    return true;
-}
-
-void arena_release(Arena *a, const Ops *d) {
-    if (a->base) d->release(a->base);
-    a->base = NULL, a->used = a->size = 0;
-}
-
 void block_scratch_place(BlockScratch *s, Arena *a, BlockShape shape, int64_t N, Type act_type) {
     s->normed = arena_mat(a, N, shape.C, act_type);
     s->qkv = arena_mat(a, N, (shape.heads + 2 * shape.kv_heads) * shape.dim, act_type);

@@ -381,6 +381,53 @@ const Ops *ops_ref(void) {
     return &ref;
 }
 
+// ------------------------------------------------------------------------------------------------------------- arenas
+
+static int64_t host_bytes, host_limit; // of all arenas in host memory; 0 = not known yet
+
+// The first number in a file of the kernel, or `missing` when there is none ("max").
+static int64_t number_in(const char *path, const char *fmt, int64_t missing) {
+    long long value;
+    FILE *f = fopen(path, "r");
+    bool found = f && fscanf(f, fmt, &value) == 1;
+    if (f) fclose(f);
+    return found ? (int64_t)value : missing;
+}
+
+void memory_limit_set(int64_t bytes) { host_limit = bytes; }
+int64_t memory_limit(void) {
+    if (!host_limit) {
+        int64_t machine = number_in("/proc/meminfo", "MemTotal: %lld kB", INT64_MAX / 1024) * 1024;
+        int64_t group = number_in("/sys/fs/cgroup/memory.max", "%lld", INT64_MAX);
+        host_limit = (machine < group ? machine : group) / 5 * 4;
+    }
+    return host_limit;
+}
+
+void arena_release(Arena *a, const Ops *d) {
+    if (a->base) {
+        d->release(a->base);
+        if (d->alloc == ref_alloc) host_bytes -= (int64_t)a->size;
+    }
+    a->base = NULL, a->used = a->size = 0;
+}
+
+bool arena_reserve(Arena *a, const Ops *d, size_t bytes, Err *e) {
+    a->used = 0;
+    if (a->base && a->size >= bytes) return true;
+    arena_release(a, d);
+    bool host = d->alloc == ref_alloc;
+    if (host && (int64_t)bytes > memory_limit() - host_bytes)
+        return err_set(e, "E-ME-01", AT(.file = a->role), "expected at most %lld bytes more (--max-memory %lld); found a need for %zu; do: use fewer or smaller pictures or fewer tokens, or raise --max-memory",
+                       (long long)(memory_limit() - host_bytes), (long long)memory_limit(), bytes);
+    a->base = d->alloc(bytes ? bytes : 64);
+    if (!a->base)
+        return err_set(e, "E-ME-01", AT(.file = a->role), "expected %zu bytes on device %s; found no memory left; do: use fewer or smaller pictures, or fewer tokens", bytes, d->name);
+    a->size = bytes;
+    if (host) host_bytes += (int64_t)bytes;
+    return true;
+}
+
 // ------------------------------------------------------------------------------------------- checked entry points
 // Each checks its contract, skips empty work, calls the device, reports to the trace.
 

@@ -180,6 +180,15 @@ const char *cpu_isa(void);
 bool cpu_isa_set(const char *name);
 const Ops *ops_cuda(Type act_type, Err *e); // kernels.cu; NULL and *e = E-DV-01 when there is no usable device
 
+// Empties the arena and makes sure that it holds `bytes` (growing it drops what it held). E-ME-01 with role and bytes when
+// the device has no more, or when the arenas of a host device would pass the limit below.
+bool arena_reserve(Arena *a, const Ops *d, size_t bytes, Err *e);
+void arena_release(Arena *a, const Ops *d);
+// Bytes that all arenas in host memory may take together (--max-memory). Until set: 80 % of what the control group or the
+// machine has, whichever is less.
+void memory_limit_set(int64_t bytes);
+int64_t memory_limit(void);
+
 // The entry points the model calls: check shapes and types (a broken contract is E-BG-01 with op and shapes), skip zero
 // rows, call the device, report to the trace. d is the device; everything else as in the table.
 void matmul(const Ops *d, Mat y, Mat x, Mat w, Layout layout, float alpha, float beta);

@@ -378,10 +378,6 @@ void block_forward(const Ops *d, const Block *b, BlockShape shape, BlockScratch 
                    const BlockCache *cache, Tap tap, void *tap_ctx, const char *tap_attention, const char *tap_mlp);
 void linear_forward(const Ops *d, const Linear *l, Mat y, Mat x); // y = x w^T + b
 
-// Empties the arena and makes sure that it holds `bytes` (growing it drops what it held). E-ME-01 with role and bytes.
-bool arena_reserve(Arena *a, const Ops *d, size_t bytes, Err *e);
-void arena_release(Arena *a, const Ops *d);
-
 // ====================================================================================================== vision.c
 // Pictures to rows of the decoder: smart resize, patches, window order, rotary table, the tower and the merger.
 

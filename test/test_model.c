@@ -442,6 +442,25 @@ TEST(generation_stops_at_an_end_token_or_the_limit) {
     model_free(&m);
 }
 
+TEST(memory_over_the_limit_is_refused_with_the_numbers) {
+    Model m = open_model(checkpoint(FLAT, false), ops_ref());
+    int64_t before = memory_limit();
+    int32_t prompt[] = {3, 4, 5};
+    Request r = {prompt, 3, NULL, NULL, 0, 0, 1};
+    Completion c;
+    Err e = {0};
+    GenerationConfig g = {.sample = {.repetition_penalty = 1}, .max_new_tokens = 5};
+    memory_limit_set(100000);
+    EXPECT(!generate(&m, &r, 1, &g, NULL, NULL, &c, &e));
+    EXPECT_STR(e.code, "E-ME-01");
+    EXPECT(err_exit_code(&e) == EXIT_MEMORY && strstr(e.expected, "--max-memory 100000"));
+    memory_limit_set(before);
+    e = (Err){0};
+    EXPECT(generate(&m, &r, 1, &g, NULL, NULL, &c, &e)); // and the model is as good as before
+    completion_free(&c);
+    model_free(&m);
+}
+
 static bool stop_after_three(void *ctx, int completion, int32_t id) {
     (void)completion, (void)id;
     return ++*(int *)ctx < 3;
