@@ -3,9 +3,9 @@
     python3 -m venv /tmp/reference && /tmp/reference/bin/pip install -r test/reference/requirements.txt
     /tmp/reference/bin/python test/reference/make_fixtures.py test/fixtures
 
-What it is:     one function per kind of fixture. transformers, tokenizers, torch and Pillow compute every expected value; this
-                file only chooses inputs and writes down what comes out. Same seed and same versions, same bytes.
-What it is not: a model. No formula of Qwen2.5-VL stands here, so nothing here can be wrong in the same way as the C code.
+What it is:     one function per kind of fixture. transformers, tokenizers, torch and Pillow compute every expected
+                value; this file only chooses inputs and writes down what comes out. Same versions, same bytes.
+What it is not: a model. No formula of Qwen2.5-VL stands here: nothing can be wrong in the same way as the C code.
 Read before:    test/fixtures/README.md (what each file holds).  Read after: test/test_oracle.c (who compares).
 """
 import argparse, copy, hashlib, io, json, math, os, random, shutil, struct, zlib
@@ -26,14 +26,16 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 BASE_TOKENS = 480  # byte-level BPE tokens before the added ones
 # The added tokens of Qwen2.5 in order, with their flag "special" (dropped by skip_special_tokens).
-ADDED = ([(f"<|{n}|>", True) for n in "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end "
-          "vision_start vision_end vision_pad image_pad video_pad".split()] +
-         [("<tool_call>", False), ("</tool_call>", False)] +
-         [(f"<|{n}|>", False) for n in "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep".split()])
+SPECIAL = ("endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end "
+           "vision_start vision_end vision_pad image_pad video_pad")
+ADDED = [(f"<|{n}|>", True) for n in SPECIAL.split()] + [("<tool_call>", False), ("</tool_call>", False)]
+ADDED += [(f"<|{n}|>", False) for n in "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep".split()]
 ADDED_ID = {text: BASE_TOKENS + k for k, (text, _) in enumerate(ADDED)}
 VOCAB = 512  # BASE_TOKENS + 22, rounded up: the last rows have weights but no token, as in the published checkpoints
-QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-# Renders what the published Qwen2.5-VL template renders for text and pictures (compared with it once, on random conversations).
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# Renders what the published Qwen2.5-VL template renders for text and pictures (compared with it on 10,000 random
+# conversations).
 CHAT_TEMPLATE = """{%- if messages[0]['role'] != 'system' -%}
 <|im_start|>system\n{{ 'You are a helpful assistant.' }}<|im_end|>{{ '\n' }}
 {%- endif -%}
@@ -51,30 +53,39 @@ CHAT_TEMPLATE = """{%- if messages[0]['role'] != 'system' -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}<|im_start|>assistant{{ '\n' }}{%- endif -%}"""
 
-# Two small models. Sizes differ from each other and from round numbers on purpose: three query heads per key head, head size
-# 24 with unequal rotary sections, an MLP width that no vector length divides, windows of 3x3 units that pictures do not fill.
+# Two small models. Sizes differ from each other and from round numbers on purpose: three query heads per key head, head
+# size 24 with unequal rotary sections, an MLP width that no vector length divides, windows of 3x3 units that pictures
+# do not fill.
 MODELS = {
     "thirds": dict(
-        seed=2101, store=torch.bfloat16, renamed=True, nested=True, pixels=(576, 3456),
-        text=dict(hidden_size=72, intermediate_size=100, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=1,
-                  rope_theta=500000.0, rms_norm_eps=1e-6, tie_word_embeddings=True), mrope=[3, 4, 5],
-        vision=dict(depth=3, hidden_size=48, intermediate_size=68, num_heads=2, patch_size=6, window_size=36, fullatt_block_indexes=[1]),
-        cases=[("text", [], [19]), ("partial_windows", [(58, 47)], [4, "I", 9]), ("two_images", [(29, 33), (71, 26)], ["I", 5, "I", 7]),
+        seed=2101, store=torch.bfloat16, renamed=True, nested=True, pixels=(576, 3456), mrope=[3, 4, 5],
+        text=dict(hidden_size=72, intermediate_size=100, num_hidden_layers=3, num_attention_heads=3,
+                  num_key_value_heads=1, rope_theta=500000.0, rms_norm_eps=1e-6, tie_word_embeddings=True),
+        vision=dict(depth=3, hidden_size=48, intermediate_size=68, num_heads=2, patch_size=6, window_size=36,
+                    fullatt_block_indexes=[1]),
+        cases=[("text", [], [19]),  # name, sizes of the pictures, layout: so many tokens of text, "I" for a picture
+               ("partial_windows", [(58, 47)], [4, "I", 9]),
+               ("two_images", [(29, 33), (71, 26)], ["I", 5, "I", 7]),
                ("adjacent_images", [(23, 25), (36, 37)], [2, "I", "I", 6])]),
     "ask": dict(
-        seed=2202, store=torch.bfloat16, renamed=False, nested=False, pixels=(3136, 28 * 28 * 10),
-        text=dict(hidden_size=48, intermediate_size=60, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
-                  rope_theta=1000000.0, rms_norm_eps=1e-6, tie_word_embeddings=False), mrope=[1, 1, 2],
-        vision=dict(depth=2, hidden_size=32, intermediate_size=44, num_heads=2, patch_size=14, window_size=112, fullatt_block_indexes=[1])),
+        seed=2202, store=torch.bfloat16, renamed=False, nested=False, pixels=(3136, 28 * 28 * 10), mrope=[1, 1, 2],
+        text=dict(hidden_size=48, intermediate_size=60, num_hidden_layers=2, num_attention_heads=6,
+                  num_key_value_heads=2, rope_theta=1000000.0, rms_norm_eps=1e-6, tie_word_embeddings=False),
+        vision=dict(depth=2, hidden_size=32, intermediate_size=44, num_heads=2, patch_size=14, window_size=112,
+                    fullatt_block_indexes=[1])),
 }
 NEW_TOKENS = 12
-SMALLEST_GAP = 5e-3  # between first and second choice anywhere in a stored greedy continuation: rounding must not decide it
+SMALLEST_GAP = 5e-3  # between first and second choice in a stored greedy continuation: rounding must not decide it
 
 
 def write(path, text):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="\n") as f:
         f.write(text)
+
+
+def write_json(path, value):
+    write(path, json.dumps(value, indent=1))
 
 
 def write_jsonl(path, rows):
@@ -95,42 +106,54 @@ def picture(rng, width, height):
     return Image.fromarray(np.clip(a + rng.normal(0, 2, a.shape), 0, 255).astype(np.uint8))
 
 
-# ------------------------------------------------------------------------------------------------------------- tokenizer
+# ------------------------------------------------------------------------------------------------------------ tokenizer
 def surgical_text(rng):
     """Sentences to train the small vocabulary on."""
     tools = "grasper hook clipper scissors bipolar irrigator".split()
     doings = "retracts dissects coagulates clips cuts aspirates grasps packs".split()
     organs = ["gallbladder", "cystic duct", "cystic artery", "liver", "omentum", "peritoneum", "gut", "cystic plate"]
-    forms = ["The {t} {d} the {o}.", "Is the {o} in view? Yes.", "phase {n}: calot triangle dissection\n", "<box>({n}, {n})</box> {t}",
-             "The surgeon {d} the {o} with the {t}; it isn't clipped yet.\n\n", "{t}, {d}, {o}", "You are a helpful assistant.",
-             "Which instrument is in use, and what changed between these frames?", "<think>\nLevel {n}: perception, relation, reasoning.\n</think>"]
-    return [rng.choice(forms).format(t=rng.choice(tools), d=rng.choice(doings), o=rng.choice(organs), n=rng.randint(0, 999)) for _ in range(2000)]
+    forms = [
+        "The {t} {d} the {o}.", "Is the {o} in view? Yes.", "phase {n}: calot triangle dissection\n",
+        "<box>({n}, {n})</box> {t}", "The surgeon {d} the {o} with the {t}; it isn't clipped yet.\n\n", "{t}, {d}, {o}",
+        "You are a helpful assistant.", "Which instrument is in use, and what changed between these frames?",
+        "<think>\nLevel {n}: perception, relation, reasoning.\n</think>"
+    ]
+    return [
+        rng.choice(forms).format(t=rng.choice(tools), d=rng.choice(doings), o=rng.choice(organs), n=rng.randint(0, 999))
+        for _ in range(2000)
+    ]
 
 
 def make_tokenizer(out, seed):
-    """Trains the vocabulary, writes tokenizer/ and oracle/pipeline/small_bpe/, and returns the transformers tokenizer."""
+    """Trains the vocabulary, writes tokenizer/ and oracle/pipeline/small_bpe/, returns the transformers tokenizer."""
     rng = random.Random(seed)
     text = surgical_text(rng)
     tk = Tokenizer(models.BPE())
     tk.normalizer = normalizers.NFC()
-    tk.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
-                                                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tk.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ])
     tk.decoder = decoders.ByteLevel()
-    tk.train_from_iterator(text, trainers.BpeTrainer(vocab_size=BASE_TOKENS, show_progress=False,
-                                                     initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tk.train_from_iterator(
+        text,
+        trainers.BpeTrainer(vocab_size=BASE_TOKENS, show_progress=False,
+                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     assert tk.get_vocab_size() == BASE_TOKENS
     folder = f"{out}/tokenizer"
     os.makedirs(folder)
     tk.model.save(folder)
-    fast = Qwen2TokenizerFast(vocab_file=f"{folder}/vocab.json", merges_file=f"{folder}/merges.txt", unk_token=None, bos_token=None,
-                              eos_token="<|endoftext|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE)
+    fast = Qwen2TokenizerFast(vocab_file=f"{folder}/vocab.json", merges_file=f"{folder}/merges.txt", unk_token=None,
+                              bos_token=None, eos_token="<|endoftext|>", pad_token="<|endoftext|>",
+                              chat_template=CHAT_TEMPLATE)
     for token, special in ADDED:
         fast.add_tokens([AddedToken(token, normalized=False, special=special)], special_tokens=special)
         assert fast.convert_tokens_to_ids(token) == ADDED_ID[token]
     fast.eos_token = "<|im_end|>"
-    write(f"{folder}/tokenizer_config.json", json.dumps(dict(
-        tokenizer_class="Qwen2Tokenizer", eos_token="<|im_end|>", pad_token="<|endoftext|>", added_tokens_decoder={
-            str(ADDED_ID[t]): dict(content=t, lstrip=False, normalized=False, rstrip=False, single_word=False, special=s) for t, s in ADDED}), indent=1))
+    plain = dict(lstrip=False, normalized=False, rstrip=False, single_word=False)
+    write_json(f"{folder}/tokenizer_config.json", dict(
+        tokenizer_class="Qwen2Tokenizer", eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        added_tokens_decoder={str(ADDED_ID[t]): dict(content=t, special=s, **plain) for t, s in ADDED}))
     b = fast.backend_tokenizer
 
     def encode_case(s):
@@ -139,44 +162,56 @@ def make_tokenizer(out, seed):
         skipped = b.decode(ids, skip_special_tokens=True)
         return row if skipped == row["decoded"] else {**row, "decoded_skip_special": skipped}
 
-    edges = ["", " ", "   ", "a", "I'LL they'Re isn't 'Sir", "x\r\n\r\n  y", "tabs\t\tand  two spaces ", "12345 ½ ² Ⅷ ٣", "Où est la vésicule ?",
-             "胆囊在哪里？", "e\u0301 is one letter after NFC: \u1100\u1161\u11a8", "🙂👍🏽", "<|im_start|>user\n<|im_end|>", "<|im_start<|im_end|>|>",
-             "<tool_call></tool_call>\n", "!!!\n\n?", "\u00a0\u2003 wide spaces", "nul\u0000and del\u007f", "don\u2019t", "'\u017f long s",
-             "a<|image_pad|><|image_pad|>b", "   \n  trailing  \n ", "\u0e19\u0e49\u0e33 marks", "<|endoftext|><|endoftext|>", "\ufeffbom", "\ufffd"]
-    alphabet = list("aeio rtsn'.,?!\n\t 019<|>") + ["é", "ß", "中", "🙂", "\u0301", "\u00a0", "\r\n", " the", "<|im_end|>", "cystic"]
+    edges = [
+        "", " ", "   ", "a", "I'LL they'Re isn't 'Sir", "x\r\n\r\n  y", "tabs\t\tand  two spaces ", "12345 ½ ² Ⅷ ٣",
+        "Où est la vésicule ?", "胆囊在哪里？", "e\u0301 is one letter after NFC: \u1100\u1161\u11a8", "🙂👍🏽",
+        "<|im_start|>user\n<|im_end|>", "<|im_start<|im_end|>|>", "<tool_call></tool_call>\n", "!!!\n\n?",
+        "\u00a0\u2003 wide spaces", "nul\u0000and del\u007f", "don\u2019t", "'\u017f long s",
+        "a<|image_pad|><|image_pad|>b", "   \n  trailing  \n ", "\u0e19\u0e49\u0e33 marks",
+        "<|endoftext|><|endoftext|>", "\ufeffbom", "\ufffd"
+    ]
+    alphabet = list("aeio rtsn'.,?!\n\t 019<|>") + [
+        "é", "ß", "中", "🙂", "\u0301", "\u00a0", "\r\n", " the", "<|im_end|>", "cystic"
+    ]
     mixed = ["".join(rng.choice(alphabet) for _ in range(rng.randint(1, 40))) for _ in range(60)]
     write_jsonl(f"{folder}/cases_generated.jsonl", [encode_case(s) for s in edges + rng.sample(text, 40) + mixed])
-    lists = [[rng.randrange(VOCAB + 20) for _ in range(rng.randint(0, 16))] for _ in range(50)]  # broken UTF-8, ids without a token
-    write_jsonl(f"{folder}/cases_decode.jsonl", [dict(ids=i, decoded=b.decode(i, skip_special_tokens=False),
-                                                      decoded_skip_special=b.decode(i, skip_special_tokens=True)) for i in lists])
+    rows = []
+    for _ in range(50):  # random ids: broken UTF-8, ids without a token
+        ids = [rng.randrange(VOCAB + 20) for _ in range(rng.randint(0, 16))]
+        rows.append(dict(ids=ids, decoded=b.decode(ids, skip_special_tokens=False),
+                         decoded_skip_special=b.decode(ids, skip_special_tokens=True)))
+    write_jsonl(f"{folder}/cases_decode.jsonl", rows)
     # The same base vocabulary with other added tokens, in one file.
     tk.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tk.add_tokens(["<think>", "</think>"])
     small = f"{out}/oracle/pipeline/small_bpe"
     os.makedirs(small)
     tk.save(f"{small}/tokenizer.json", pretty=False)
-    rows = []
+    joints, rows = ["", "<think>", "</think>\n", " é中🙂", "<|im_end|>", "e\u0301"], []
     for _ in range(40):
-        s = rng.choice(text) + rng.choice(["", "<think>", "</think>\n", " é中🙂", "<|im_end|>", "e\u0301"]) + rng.choice(text)
+        s = rng.choice(text) + rng.choice(joints) + rng.choice(text)
         ids = tk.encode(s).ids
         rows.append(dict(text=s, ids=ids, decoded=tk.decode(ids, skip_special_tokens=False)))
     write_jsonl(f"{small}/cases.jsonl", rows)
     return fast
 
 
-# ---------------------------------------------------------------------------------------------------------------- models
+# --------------------------------------------------------------------------------------------------------------- models
 def make_checkpoint(spec, folder):
-    """A random model, rounded to the stored type, and its checkpoint folder; the written folder is read back and compared."""
+    """A random model, rounded to the stored type, and its checkpoint folder, which is read back and compared."""
     token = dict(image_token_id=ADDED_ID["<|image_pad|>"], video_token_id=ADDED_ID["<|video_pad|>"],
                  vision_start_token_id=ADDED_ID["<|vision_start|>"], vision_end_token_id=ADDED_ID["<|vision_end|>"])
-    text = dict(spec["text"], vocab_size=VOCAB, max_position_embeddings=2048, hidden_act="silu", use_sliding_window=False, attention_dropout=0.0,
-                bos_token_id=ADDED_ID["<|endoftext|>"], eos_token_id=ADDED_ID["<|im_end|>"],
-                rope_scaling={"mrope_section": spec["mrope"], **({"rope_type": "default", "type": "default"} if spec["nested"] else {"type": "mrope"})})
-    vision = dict(spec["vision"], in_channels=3, spatial_merge_size=2, temporal_patch_size=2, tokens_per_second=2, hidden_act="silu",
-                  out_hidden_size=text["hidden_size"])
+    kind = {"rope_type": "default", "type": "default"} if spec["nested"] else {"type": "mrope"}
+    text = dict(spec["text"], vocab_size=VOCAB, max_position_embeddings=2048, hidden_act="silu",
+                use_sliding_window=False, attention_dropout=0.0, bos_token_id=ADDED_ID["<|endoftext|>"],
+                eos_token_id=ADDED_ID["<|im_end|>"], rope_scaling={"mrope_section": spec["mrope"], **kind})
+    vision = dict(spec["vision"], in_channels=3, spatial_merge_size=2, temporal_patch_size=2, tokens_per_second=2,
+                  hidden_act="silu", out_hidden_size=text["hidden_size"])
     tied = text["tie_word_embeddings"]
-    config = Qwen2_5_VLConfig(text_config=copy.deepcopy(text), vision_config=dict(vision), tie_word_embeddings=tied, **token)
-    model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    config = Qwen2_5_VLConfig(text_config=copy.deepcopy(text), vision_config=dict(vision), tie_word_embeddings=tied,
+                              **token)
+    model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.float32,
+                                                            attn_implementation="eager").eval()
     g = torch.Generator().manual_seed(spec["seed"])
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -197,16 +232,19 @@ def make_checkpoint(spec, folder):
             name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
         state[name] = p.detach().to(spec["store"]).contiguous()
     save_file(state, f"{folder}/model.safetensors", {"format": "pt"})
-    written = dict(architectures=["Qwen2_5_VLForConditionalGeneration"], model_type="qwen2_5_vl", dtype=str(spec["store"])[6:], **token)
+    written = dict(architectures=["Qwen2_5_VLForConditionalGeneration"], model_type="qwen2_5_vl",
+                   dtype=str(spec["store"])[6:], **token)
     if spec["nested"]:
-        written.update(tie_word_embeddings=tied, text_config=dict(text, model_type="qwen2_5_vl_text"), vision_config=dict(vision, model_type="qwen2_5_vl"))
+        written.update(tie_word_embeddings=tied, text_config=dict(text, model_type="qwen2_5_vl_text"),
+                       vision_config=dict(vision, model_type="qwen2_5_vl"))
     else:
         vision["in_chans"] = vision.pop("in_channels")
         written.update(text, vision_config=vision)
-    write(f"{folder}/config.json", json.dumps(written, indent=1))
-    write(f"{folder}/preprocessor_config.json", json.dumps(dict(
-        image_processor_type="Qwen2VLImageProcessor", min_pixels=spec["pixels"][0], max_pixels=spec["pixels"][1], patch_size=vision["patch_size"],
-        temporal_patch_size=2, merge_size=2, image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711]), indent=1))
+    write_json(f"{folder}/config.json", written)
+    write_json(f"{folder}/preprocessor_config.json", dict(
+        image_processor_type="Qwen2VLImageProcessor", min_pixels=spec["pixels"][0], max_pixels=spec["pixels"][1],
+        patch_size=vision["patch_size"], temporal_patch_size=2, merge_size=2,
+        image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711]))
     again = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     for (n, p), (_, q) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(p, q), n
@@ -214,9 +252,9 @@ def make_checkpoint(spec, folder):
 
 
 def greedy(model, inputs):
-    """Plain argmax, no penalty and no stop token: ids, logits per step, and the smallest gap between first and second choice."""
-    r = model.generate(**inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, output_logits=True,
-                       return_dict_in_generate=True, pad_token_id=0, eos_token_id=None)
+    """Plain argmax, no penalty, no stop token: ids, logits per step, smallest gap between first and second choice."""
+    r = model.generate(**inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
+                       output_logits=True, return_dict_in_generate=True, pad_token_id=0, eos_token_id=None)
     logits = torch.stack([row[0] for row in r.logits]).float()
     ids = r.sequences[0, inputs["input_ids"].shape[1]:]
     assert torch.equal(ids, logits.argmax(-1))
@@ -232,6 +270,7 @@ def trace(model, inputs):
         def hook(_, __, output):
             value = output[0] if isinstance(output, tuple) else output
             seen[name] = value.detach().reshape(-1, value.shape[-1]).clone()
+
         handles.append(module.register_forward_hook(hook))
 
     def keep_input(_, args, kwargs):
@@ -256,7 +295,8 @@ def trace(model, inputs):
         h.remove()
     grid = inputs.get("image_grid_thw")
     positions, delta = model.model.get_rope_index(inputs["input_ids"], grid, attention_mask=inputs["attention_mask"])
-    seen["input_ids"], seen["positions"], seen["rope_delta"] = inputs["input_ids"][0].int(), positions[:, 0].int(), delta.reshape(1).int()
+    seen["input_ids"] = inputs["input_ids"][0].int()
+    seen["positions"], seen["rope_delta"] = positions[:, 0].int(), delta.reshape(1).int()
     if grid is not None:
         index, starts = visual.get_window_index(grid)
         seen["vision.window_index"] = index.int()
@@ -279,10 +319,12 @@ def make_model(out, name):
             ids = []
             for part in layout:
                 if part == "I":
-                    ids += [ADDED_ID["<|vision_start|>"]] + [ADDED_ID["<|image_pad|>"]] * next(runs) + [ADDED_ID["<|vision_end|>"]]
+                    pads = ["<|image_pad|>"] * next(runs)
+                    ids += [ADDED_ID[t] for t in ["<|vision_start|>", *pads, "<|vision_end|>"]]
                 else:
                     ids += rng.integers(0, BASE_TOKENS, part).tolist()
-            inputs = dict(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), **made)
+            mask = torch.ones(1, len(ids), dtype=torch.long)
+            inputs = dict(input_ids=torch.tensor([ids]), attention_mask=mask, **made)
             new, logits, gap = greedy(model, inputs)
         seen = trace(model, inputs)
         seen["greedy_ids"], seen["greedy_logits"] = new.int(), logits
@@ -291,37 +333,41 @@ def make_model(out, name):
         for im, file in zip(images, files):
             im.save(f"{folder}/{file}", optimize=True)
         index.append(dict(name=case, images=files, tokens=len(ids), greedy_smallest_margin=gap))
-    write(f"{folder}/index.json", json.dumps(dict(name=name, seed=spec["seed"], checkpoint="checkpoint", cases=index,
-                                                  parameters=sum(p.numel() for p in model.parameters())), indent=1))
+    write_json(f"{folder}/index.json", dict(name=name, seed=spec["seed"], checkpoint="checkpoint", cases=index,
+                                            parameters=sum(p.numel() for p in model.parameters())))
     return model
 
 
 # ------------------------------------------------------------------------------------------------------------- pipeline
 def make_ask(out, tokenizer):
-    """oracle/pipeline/ask: a checkpoint folder with tokenizer and template, and conversations with their greedy answers."""
+    """oracle/pipeline/ask: a checkpoint folder with tokenizer and template, conversations and their greedy answers."""
     spec, folder = MODELS["ask"], f"{out}/oracle/pipeline/ask"
     model, image_processor = make_checkpoint(spec, f"{folder}/checkpoint")
     tokenizer.save_pretrained(f"{folder}/checkpoint")
     for name in ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"):
         if os.path.exists(f"{folder}/checkpoint/{name}"):
             os.remove(f"{folder}/checkpoint/{name}")
-    write(f"{folder}/checkpoint/generation_config.json", json.dumps(dict(
-        do_sample=True, eos_token_id=[ADDED_ID["<|im_end|>"], ADDED_ID["<|endoftext|>"]], pad_token_id=ADDED_ID["<|endoftext|>"],
-        repetition_penalty=1.05, temperature=0.000001), indent=1))
-    processor = Qwen2_5_VLProcessor(image_processor=image_processor, tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor(),
-                                    chat_template=CHAT_TEMPLATE)
+    write_json(f"{folder}/checkpoint/generation_config.json", dict(
+        do_sample=True, eos_token_id=[ADDED_ID["<|im_end|>"], ADDED_ID["<|endoftext|>"]],
+        pad_token_id=ADDED_ID["<|endoftext|>"], repetition_penalty=1.05, temperature=0.000001))
+    processor = Qwen2_5_VLProcessor(image_processor=image_processor, tokenizer=tokenizer,
+                                    video_processor=Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
     say = lambda t: {"type": "text", "text": t}
     see = lambda f: {"type": "image", "image": f}
     user = lambda *parts: {"role": "user", "content": list(parts)}
+    system = lambda t: {"role": "system", "content": t}
+    assistant = lambda t: {"role": "assistant", "content": t}
     conversations = [
         [user(see("c0_0.png"), say("Which tool is in use?"))],
-        [{"role": "system", "content": "Answer with one word.\n"}, {"role": "user", "content": "Où est la vésicule biliaire ?  🙂"}],
+        [system("Answer with one word.\n"), {"role": "user", "content": "Où est la vésicule biliaire ?  🙂"}],
         [user(see("c2_0.png"), say("Frame 0. "), see("c2_1.png"), say("Frame 1.\nWhat changed?"))],
-        [user(say("Look: "), see("c3_0.png"), see("c3_1.png")), {"role": "assistant", "content": "The cystic duct is clipped."}, user(say("Why?"))],
+        [user(say("Look: "), see("c3_0.png"), see("c3_1.png")), assistant("The cystic duct is clipped."),
+         user(say("Why?"))],
     ]
     rng, rows = np.random.default_rng(spec["seed"]), []
     for messages in conversations:
-        names = [p["image"] for m in messages if not isinstance(m["content"], str) for p in m["content"] if "image" in p]
+        parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"]]
+        names = [p["image"] for p in parts if "image" in p]
         gap = 0.0
         while gap < SMALLEST_GAP:
             images = [picture(rng, *rng.integers(40, 130, 2)) for _ in names]
@@ -333,21 +379,24 @@ def make_ask(out, tokenizer):
         for im, name in zip(images, names):
             im.save(f"{folder}/{name}", optimize=True)
         top = logits.topk(5)
-        rows.append(dict(messages=messages, prompt=prompt, input_ids=inputs["input_ids"][0].tolist(),
-                         grid_thw=inputs["image_grid_thw"].tolist() if names else [], greedy_ids=new.tolist(), greedy_text=tokenizer.decode(new),
-                         greedy_text_skip_special=tokenizer.decode(new, skip_special_tokens=True), smallest_margin=gap,
-                         top5_ids=top.indices.tolist(), top5_logits=top.values.tolist()))
+        rows.append(dict(
+            messages=messages, prompt=prompt, input_ids=inputs["input_ids"][0].tolist(),
+            grid_thw=inputs["image_grid_thw"].tolist() if names else [], greedy_ids=new.tolist(),
+            greedy_text=tokenizer.decode(new), greedy_text_skip_special=tokenizer.decode(new, skip_special_tokens=True),
+            smallest_margin=gap, top5_ids=top.indices.tolist(), top5_logits=top.values.tolist()))
     write_jsonl(f"{folder}/conversations.jsonl", rows)
     pick, rows = random.Random(spec["seed"]), []
     for _ in range(15):
-        messages = [{"role": "system", "content": pick.choice(["", "Be brief.", " spaced \n"])}] if pick.random() < 0.5 else []
+        messages = [system(pick.choice(["", "Be brief.", " spaced \n"]))] if pick.random() < 0.5 else []
         for _ in range(pick.randint(1, 3)):
-            parts = [pick.choice([see("x.png"), say("one"), say(" two \n"), say("")]) for _ in range(pick.randint(0, 4))]
-            messages += [user(*parts) if pick.random() < 0.7 else {"role": "user", "content": pick.choice(["", "<|im_end|> typed", "a\nb"])},
-                         {"role": "assistant", "content": pick.choice(["ok", "", "<think>t</think>"])}]
+            choices = [see("x.png"), say("one"), say(" two \n"), say("")]
+            parts = [pick.choice(choices) for _ in range(pick.randint(0, 4))]
+            typed = {"role": "user", "content": pick.choice(["", "<|im_end|> typed", "a\nb"])}
+            messages += [user(*parts) if pick.random() < 0.7 else typed,
+                         assistant(pick.choice(["ok", "", "<think>t</think>"]))]
         for more in (True, False):
-            rows.append(dict(messages=messages, add_generation_prompt=more,
-                             prompt=tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=more)))
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=more)
+            rows.append(dict(messages=messages, add_generation_prompt=more, prompt=prompt))
     write_jsonl(f"{folder}/chat_template.jsonl", rows)
 
 
@@ -368,7 +417,8 @@ def make_resize(out, seed):
     write(f"{out}/oracle/pipeline/smart_resize.csv", "\n".join(rows) + "\n")
     folder, rows = f"{out}/oracle/pipeline/resize", []
     os.makedirs(folder)
-    for k, (w, h, to_w, to_h) in enumerate([(97, 53, 56, 84), (31, 40, 112, 84), (5, 120, 28, 112), (84, 33, 84, 56), (60, 60, 60, 60), (150, 7, 28, 28)]):
+    for k, (w, h, to_w, to_h) in enumerate([(97, 53, 56, 84), (31, 40, 112, 84), (5, 120, 28, 112), (84, 33, 84, 56),
+                                            (60, 60, 60, 60), (150, 7, 28, 28)]):
         im = picture(rng, w, h)
         im.save(f"{folder}/{k:02d}_in.png", optimize=True)
         im.resize((to_w, to_h), Image.BICUBIC).save(f"{folder}/{k:02d}_out.png", optimize=True)
@@ -378,12 +428,14 @@ def make_resize(out, seed):
 
 # ------------------------------------------------------------------------------------------------------------- sampling
 def make_sampling(out, model, seed):
-    """oracle/sampling: the processors that generate() would build, applied to one row of logits in double and in float."""
+    """oracle/sampling: the processors that generate() would build, on one row of logits in double and in float."""
     rng, rows = np.random.default_rng(seed), []
     plain = dict(do_sample=True, repetition_penalty=1.0, temperature=1.0, top_k=0, top_p=1.0, min_p=None)
-    settings = [("plain", {}), ("cold", dict(temperature=0.3)), ("colder", dict(temperature=1e-6)), ("hot", dict(temperature=1.7)), ("top_k", dict(top_k=5)),
-                ("top_k_over_V", dict(top_k=1000)), ("top_p", dict(top_p=0.8)), ("top_p_zero", dict(top_p=0.0)), ("min_p", dict(min_p=0.1)),
-                ("min_p_one", dict(min_p=1.0)), ("penalty", dict(repetition_penalty=1.3)), ("reward", dict(repetition_penalty=0.8)),
+    settings = [("plain", {}), ("cold", dict(temperature=0.3)), ("colder", dict(temperature=1e-6)),
+                ("hot", dict(temperature=1.7)), ("top_k", dict(top_k=5)), ("top_k_over_V", dict(top_k=1000)),
+                ("top_p", dict(top_p=0.8)), ("top_p_zero", dict(top_p=0.0)), ("min_p", dict(min_p=0.1)),
+                ("min_p_one", dict(min_p=1.0)), ("penalty", dict(repetition_penalty=1.3)),
+                ("reward", dict(repetition_penalty=0.8)),
                 ("all", dict(repetition_penalty=1.1, temperature=0.8, top_k=20, top_p=0.9, min_p=0.02)),
                 ("greedy_penalty", dict(do_sample=False, repetition_penalty=1.4, temperature=0.5, top_k=3))]
     for name, change in settings:
@@ -394,30 +446,37 @@ def make_sampling(out, model, seed):
                 previous = rng.integers(0, V, int(rng.integers(0, 9))).tolist()
                 config = GenerationConfig(**s, pad_token_id=0)
                 processors = model._get_logits_processor(config, input_ids_seq_length=len(previous), device="cpu")
-                scores = [processors(torch.tensor([previous], dtype=torch.long), torch.tensor(logits[None], dtype=t))[0] for t in (torch.float64, torch.float32)]
+                seen = torch.tensor([previous], dtype=torch.long)
+                scores = [processors(seen, torch.tensor(logits[None], dtype=t))[0] for t in (torch.float64, torch.float32)]
                 kept = [torch.isfinite(x) for x in scores]
                 probs = [torch.softmax(x, -1).double() for x in scores]
                 if torch.equal(kept[0], kept[1]):
                     break
             ids = kept[0].nonzero()[:, 0]
-            rows.append(dict(id=f"{name}_V{V}", V=V, note="", **s, min_tokens_to_keep=1, prev_ids=previous, logits=logits.tolist(),
-                             processors=[type(p).__name__ for p in processors], check="exact", n_kept=len(ids), kept=ids.tolist(),
-                             probs=probs[0][ids].tolist(), argmax=(scores[0] == scores[0].max()).nonzero()[:, 0].tolist(),
-                             max_diff_float32=float((probs[0] - probs[1]).abs().max())))
+            rows.append(dict(
+                id=f"{name}_V{V}", V=V, note="", **s, min_tokens_to_keep=1, prev_ids=previous, logits=logits.tolist(),
+                processors=[type(p).__name__ for p in processors], check="exact", n_kept=len(ids), kept=ids.tolist(),
+                probs=probs[0][ids].tolist(), argmax=(scores[0] == scores[0].max()).nonzero()[:, 0].tolist(),
+                max_diff_float32=float((probs[0] - probs[1]).abs().max())))
     write_jsonl(f"{out}/oracle/sampling/sampling_cases.jsonl", rows)
 
 
 # ------------------------------------------------------------------------------------------------------- files of bytes
 JSON_FILES = {
-    "y_array_of_everything.json": b'[null, true, false, 0, -1.5e+3, "text", {}, []]', "y_escapes.json": rb'["\"\\\/\b\f\n\r\t\u00e9\ud83d\ude42\u0000"]',
-    "y_lonely_number.json": b"-0", "y_lonely_string.json": b'""', "y_number_small_exponent.json": b"[1E-2]", "y_nested_objects.json": b'{"a":{"b":{"":[1]}}}',
-    "y_repeated_key.json": b'{"a":1,"a":2}', "y_utf8_key.json": '{"vésicule":"胆囊"}'.encode(), "y_whitespace.json": b" \t\r\n[ ]\n ",
-    "n_bare_word.json": b"[True]", "n_comma_after_last.json": b"[1,]", "n_comma_double.json": b"[1,,2]", "n_control_in_string.json": b'["a\x01b"]',
-    "n_empty.json": b"", "n_escape_unknown.json": rb'["\x41"]', "n_half_a_character.json": b'["\xc3"]', "n_key_without_quotes.json": b"{a:1}",
-    "n_missing_colon.json": b'{"a" 1}', "n_newline_in_string.json": b'["a\nb"]', "n_number_hex.json": b"[0x10]", "n_number_leading_zero.json": b"[012]",
-    "n_number_no_fraction.json": b"[1.]", "n_number_plus.json": b"[+1]", "n_only_space.json": b" ", "n_overlong_utf8.json": b'["\xc0\xaf"]',
-    "n_single_quotes.json": b"['a']", "n_string_open.json": b'["abc', "n_text_after_value.json": b"[] x", "n_unclosed_array.json": b"[[1]", "n_wrong_bracket.json": b'{"a":1]',
-    "n_deep.json": b"[" * 5000, "i_huge_number.json": b"[1e400]", "i_lonely_surrogate.json": rb'["\ud800"]', "i_bom.json": b"\xef\xbb\xbf{}",
+    "y_array_of_everything.json": b'[null, true, false, 0, -1.5e+3, "text", {}, []]',
+    "y_escapes.json": rb'["\"\\\/\b\f\n\r\t\u00e9\ud83d\ude42\u0000"]', "y_lonely_number.json": b"-0",
+    "y_lonely_string.json": b'""', "y_number_small_exponent.json": b"[1E-2]",
+    "y_nested_objects.json": b'{"a":{"b":{"":[1]}}}', "y_repeated_key.json": b'{"a":1,"a":2}',
+    "y_utf8_key.json": '{"vésicule":"胆囊"}'.encode(), "y_whitespace.json": b" \t\r\n[ ]\n ",
+    "n_bare_word.json": b"[True]", "n_comma_after_last.json": b"[1,]", "n_comma_double.json": b"[1,,2]",
+    "n_control_in_string.json": b'["a\x01b"]', "n_empty.json": b"", "n_escape_unknown.json": rb'["\x41"]',
+    "n_half_a_character.json": b'["\xc3"]', "n_key_without_quotes.json": b"{a:1}", "n_missing_colon.json": b'{"a" 1}',
+    "n_newline_in_string.json": b'["a\nb"]', "n_number_hex.json": b"[0x10]", "n_number_leading_zero.json": b"[012]",
+    "n_number_no_fraction.json": b"[1.]", "n_number_plus.json": b"[+1]", "n_only_space.json": b" ",
+    "n_overlong_utf8.json": b'["\xc0\xaf"]', "n_single_quotes.json": b"['a']", "n_string_open.json": b'["abc',
+    "n_text_after_value.json": b"[] x", "n_unclosed_array.json": b"[[1]", "n_wrong_bracket.json": b'{"a":1]',
+    "n_deep.json": b"[" * 5000, "i_huge_number.json": b"[1e400]", "i_lonely_surrogate.json": rb'["\ud800"]',
+    "i_bom.json": b"\xef\xbb\xbf{}",
 }
 
 
@@ -443,11 +502,12 @@ def png_chunks(data):
 
 
 def png_from(chunks):
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I4s", len(d), k) + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I4s", len(d), k) + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
 
 
 def make_images(out, seed):
-    """testdata/images (good and damaged PNG and JPEG, what Pillow reads from them) and oracle/pipeline/pixels (after the resize)."""
+    """testdata/images: good and damaged PNG and JPEG and what Pillow reads. oracle/pipeline/pixels: these resized."""
     rng, folder = np.random.default_rng(seed), f"{out}/testdata/images"
     scene = picture(rng, 83, 61)
 
@@ -467,27 +527,43 @@ def make_images(out, seed):
     broken_crc = bytearray(png)
     broken_crc[29] ^= 1  # the stored checksum of IHDR
     header = lambda w, h: png_from([[b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)]] + chunks[1:])
+    accept = lambda *args, **options: ("accept", encoded(*args, **options))
+    half = zlib.compress(zlib.decompress(chunks[data_at][1])[:5000])
     files = {  # name: (what this project must do, bytes)
-        "png/rgb.png": ("accept", png), "png/grey.png": ("accept", encoded(scene.convert("L"), "PNG")),
-        "png/one_bit.png": ("accept", encoded(scene.convert("1"), "PNG")), "png/palette.png": ("accept", encoded(scene.quantize(40), "PNG")),
-        "png/palette_4bit.png": ("accept", encoded(scene.quantize(11), "PNG", bits=4)), "png/rgba.png": ("accept", encoded(alpha, "PNG")),
-        "png/grey_alpha.png": ("accept", encoded(alpha.convert("LA"), "PNG")), "png/grey16.png": ("accept", encoded(grey16, "PNG")),
-        "png/one_pixel.png": ("accept", encoded(scene.crop((0, 0, 1, 1)), "PNG")), "png/broken_crc.png": ("reject", bytes(broken_crc)),
-        "png/cut_off.png": ("reject", png[:len(png) // 2]), "png/no_end.png": ("reject", png_from(chunks[:-1])),
+        "png/rgb.png": ("accept", png),
+        "png/grey.png": accept(scene.convert("L"), "PNG"),
+        "png/one_bit.png": accept(scene.convert("1"), "PNG"),
+        "png/palette.png": accept(scene.quantize(40), "PNG"),
+        "png/palette_4bit.png": accept(scene.quantize(11), "PNG", bits=4),
+        "png/rgba.png": accept(alpha, "PNG"),
+        "png/grey_alpha.png": accept(alpha.convert("LA"), "PNG"),
+        "png/grey16.png": accept(grey16, "PNG"),
+        "png/one_pixel.png": accept(scene.crop((0, 0, 1, 1)), "PNG"),
+        "png/broken_crc.png": ("reject", bytes(broken_crc)),
+        "png/cut_off.png": ("reject", png[:len(png) // 2]),
+        "png/no_end.png": ("reject", png_from(chunks[:-1])),
         "png/no_data.png": ("reject", png_from([c for c in chunks if c[0] != b"IDAT"])),
-        "png/half_the_data.png": ("reject", png_from(chunks[:data_at] + [[b"IDAT", zlib.compress(zlib.decompress(chunks[data_at][1])[:5000])], chunks[-1]])),
-        "png/no_width.png": ("reject", header(0, 61)), "png/too_wide.png": ("reject", header(60000, 60000)),
-        "png/unknown_critical_chunk.png": ("reject", png_from(chunks[:1] + [[b"ABCD", b"?"]] + chunks[1:])), "png/text_file.png": ("reject", b"not a picture\n"),
-        "jpeg/s420.jpg": ("accept", jpg), "jpeg/s444.jpg": ("accept", encoded(scene, "JPEG", quality=92, subsampling=0)),
-        "jpeg/s422.jpg": ("accept", encoded(scene, "JPEG", quality=75, subsampling=1)), "jpeg/grey.jpg": ("accept", encoded(scene.convert("L"), "JPEG", quality=80)),
-        "jpeg/progressive.jpg": ("accept", encoded(scene, "JPEG", quality=85, progressive=True)),
-        "jpeg/restarts.jpg": ("accept", encoded(scene, "JPEG", quality=85, restart_marker_blocks=2)),
-        "jpeg/exif_turned.jpg": ("accept", encoded(scene, "JPEG", quality=85, exif=exif)), "jpeg/cmyk.jpg": ("reject", encoded(scene.convert("CMYK"), "JPEG")),
-        "jpeg_malformed/cut_off.jpg": ("reject", jpg[:len(jpg) * 2 // 3]), "jpeg_malformed/header_only.jpg": ("reject", jpg[:20]),
+        "png/half_the_data.png": ("reject", png_from(chunks[:data_at] + [[b"IDAT", half], chunks[-1]])),
+        "png/no_width.png": ("reject", header(0, 61)),
+        "png/too_wide.png": ("reject", header(60000, 60000)),
+        "png/unknown_critical_chunk.png": ("reject", png_from(chunks[:1] + [[b"ABCD", b"?"]] + chunks[1:])),
+        "png/text_file.png": ("reject", b"not a picture\n"),
+        "jpeg/s420.jpg": ("accept", jpg),
+        "jpeg/s422.jpg": accept(scene, "JPEG", quality=75, subsampling=1),
+        "jpeg/s444.jpg": accept(scene, "JPEG", quality=92, subsampling=0),
+        "jpeg/grey.jpg": accept(scene.convert("L"), "JPEG", quality=80),
+        "jpeg/progressive.jpg": accept(scene, "JPEG", quality=85, progressive=True),
+        "jpeg/restarts.jpg": accept(scene, "JPEG", quality=85, restart_marker_blocks=2),
+        "jpeg/exif_turned.jpg": accept(scene, "JPEG", quality=85, exif=exif),
+        "jpeg/cmyk.jpg": ("reject", encoded(scene.convert("CMYK"), "JPEG")),
+        "jpeg_malformed/cut_off.jpg": ("reject", jpg[:len(jpg) * 2 // 3]),
+        "jpeg_malformed/header_only.jpg": ("reject", jpg[:20]),
         "jpeg_malformed/no_tables.jpg": ("reject", jpg[:2] + jpg[jpg.index(b"\xff\xda"):]),
     }
-    columns = ["file", "surgr1_verdict", "pillow_verdict", "width", "height", "pillow_mode", "rgb_sha256", "rgba_on_white_sha256", "jpeg_mean_rgb",
-               "bytes", "file_sha256", "source_repo", "licence", "note"]
+    columns = [
+        "file", "surgr1_verdict", "pillow_verdict", "width", "height", "pillow_mode", "rgb_sha256",
+        "rgba_on_white_sha256", "jpeg_mean_rgb", "bytes", "file_sha256", "source_repo", "licence", "note"
+    ]
     rows, pixel_rows, pixels = ["\t".join(columns)], [], {}
     processor = Qwen2VLImageProcessor(min_pixels=3136, max_pixels=28 * 28 * 24)
     os.makedirs(f"{folder}/reference")
@@ -496,8 +572,9 @@ def make_images(out, seed):
         os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
         with open(f"{folder}/{name}", "wb") as f:
             f.write(data)
-        row = dict(file=name, surgr1_verdict=verdict, bytes=len(data), file_sha256=sha256(data), source_repo="made by test/reference/make_fixtures.py",
-                   licence="as the project", pillow_verdict="reject")
+        row = dict(file=name, surgr1_verdict=verdict, bytes=len(data), file_sha256=sha256(data),
+                   source_repo="made by test/reference/make_fixtures.py", licence="as the project",
+                   pillow_verdict="reject")
         try:
             im = Image.open(io.BytesIO(data))
             im.load()
@@ -521,7 +598,9 @@ def make_images(out, seed):
                 made = processor(images=[rgb], return_tensors="np")
                 h, w = smart_resize(rgb.height, rgb.width, 28, 3136, 28 * 28 * 24)
                 pixels[base] = torch.from_numpy(np.asarray(rgb.resize((w, h), Image.BICUBIC)).copy())
-                pixel_rows.append(dict(file=base, mode=im.mode, width=rgb.width, height=rgb.height, grid_thw=made["image_grid_thw"][0].tolist(), tensor=base))
+                pixel_rows.append(
+                    dict(file=base, mode=im.mode, width=rgb.width, height=rgb.height,
+                         grid_thw=made["image_grid_thw"][0].tolist(), tensor=base))
                 if name == "png/palette.png":
                     pixels[f"{base}.pixel_values"] = torch.from_numpy(made["pixel_values"])
         rows.append("\t".join(str(row.get(c, "")) for c in columns))
@@ -546,9 +625,8 @@ def main():
     make_sampling(out, model, 13)
     make_json(out)
     make_images(out, 14)
-    write(f"{out}/oracle/models/versions.json", json.dumps(dict(
-        torch=torch.__version__, transformers=transformers.__version__, tokenizers=tokenizers.__version__, safetensors=safetensors.__version__,
-        pillow=PIL.__version__, numpy=np.__version__), indent=1))
+    modules = (torch, transformers, tokenizers, safetensors, PIL, np)
+    write_json(f"{out}/oracle/models/versions.json", {m.__name__: m.__version__ for m in modules})
 
 
 if __name__ == "__main__":
