@@ -450,10 +450,10 @@ TEST(memory_over_the_limit_is_refused_with_the_numbers) {
     Completion c;
     Err e = {0};
     GenerationConfig g = {.sample = {.repetition_penalty = 1}, .max_new_tokens = 5};
-    memory_limit_set(20000);
+    memory_limit_set(5000);
     EXPECT(!generate(&m, &r, 1, &g, NULL, NULL, &c, &e));
     EXPECT_STR(e.code, "E-ME-01");
-    EXPECT(err_exit_code(&e) == EXIT_MEMORY && strstr(e.expected, "--max-memory 20000"));
+    EXPECT(err_exit_code(&e) == EXIT_MEMORY && strstr(e.expected, "--max-memory 5000"));
     memory_limit_set(before);
     e = (Err){0};
     EXPECT(generate(&m, &r, 1, &g, NULL, NULL, &c, &e)); // and the model is as good as before
