@@ -432,6 +432,10 @@ static int name_order(const void *pa, const void *pb) {
     return strcmp(((const Tensor *)pa)->name, ((const Tensor *)pb)->name);
 }
 
+static void sort_by_name(TensorFile *f) {
+    if (f->count) qsort(f->tensors, (size_t)f->count, sizeof *f->tensors, name_order);
+}
+
 // Called first and last by all that open: an empty file with its path; then sorted by name and with metadata, or
 // closed.
 static void open_begin(TensorFile *f, const char *path) {
@@ -443,7 +447,7 @@ static bool open_end(TensorFile *f, bool ok) {
         tensors_close(f);
         return false;
     }
-    if (f->count) qsort(f->tensors, (size_t)f->count, sizeof *f->tensors, name_order);
+    sort_by_name(f);
     if (!f->metadata.len) text_add(&f->metadata, "{}", 2);
     return true;
 }
@@ -627,10 +631,19 @@ static bool index_read(TensorFile *f, const char *dir, const char *path, JsonDoc
     }
     free(rows);
     if (!ok) return false;
-    qsort(f->tensors, (size_t)f->count, sizeof *f->tensors, name_order);
+    sort_by_name(f);
     if (!index_agrees(f, doc, map, e)) return false;
     index_total(f, doc);
     return true;
+}
+
+static bool index_open(TensorFile *f, const char *dir, const char *index, Err *e) {
+    JsonDoc doc;
+    if (!json_read(&doc, index, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e))
+        return open_end(f, false);
+    bool ok = index_read(f, dir, index, &doc, e);
+    json_free(&doc);
+    return open_end(f, ok);
 }
 
 bool tensors_open_folder(TensorFile *f, const char *dir, Err *e) {
@@ -645,12 +658,14 @@ bool tensors_open_folder(TensorFile *f, const char *dir, Err *e) {
         return open_end(f, err_set(e, "E-IO-01", AT(.file = dir),
                                    "expected model.safetensors or model.safetensors.index.json in this folder; found "
                                    "neither; do: give the folder of a checkpoint in safetensors format"));
-    JsonDoc doc;
-    if (!json_read(&doc, index, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e))
-        return open_end(f, false);
-    bool ok = index_read(f, dir, index, &doc, e);
-    json_free(&doc);
-    return open_end(f, ok);
+    return index_open(f, dir, index, e);
+}
+
+bool tensors_open_index(TensorFile *f, const char *index, Err *e) {
+    char dir[PATH_BUFFER];
+    open_begin(f, index);
+    if (!path_dir(dir, sizeof dir, index, e)) return open_end(f, false);
+    return index_open(f, dir, index, e);
 }
 
 // --------------------------------------------------------------------------------------------------------- the writer
