@@ -335,7 +335,7 @@ enum { MAX_DIM = 512, QUERIES = 8, KEYS = 32, DECODE_HEADS = 8, DECODE_KEYS = 25
 static size_t attention_shared(int64_t dim) { // queries, a tile of keys or values, weights
     return (size_t)(QUERIES * dim + KEYS * (dim + 1) + QUERIES * KEYS) * sizeof(float);
 }
-__global__ void __launch_bounds__(QUERIES * 32) attention_forward_kernel(Mat o, Mat lse, Mat q, Mat k, Mat v, Mat spans, int tiles,
+__global__ void __launch_bounds__(QUERIES * 32, 2) attention_forward_kernel(Mat o, Mat lse, Mat q, Mat k, Mat v, Mat spans, int tiles,
                                                                          int group, int dim, float scale) {
     DYNAMIC_SHARED(shared);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pitch = dim + 1; // odd for even dim: no bank conflicts
@@ -347,7 +347,7 @@ __global__ void __launch_bounds__(QUERIES * 32) attention_forward_kernel(Mat o, 
     int64_t first = s.first + (int)blockIdx.x % tiles * QUERIES, row = first + warp;
     int64_t last = first + QUERIES < s.last ? first + QUERIES : s.last; // of this block's queries
     int64_t keys = first >= s.last ? 0 : prefix + (s.causal ? last : s.last) - s.first;
-    int64_t visible = row >= s.last ? 0 : prefix + (s.causal ? row + 1 : s.last) - s.first; // of this query's keys
+    int64_t visible = row >= s.last ? 0 : prefix + (s.causal ? row + 1 : s.last) - s.first; // to this query; itself at least
     if (row < s.last)
         for (int c = lane; c < dim; c += 32) query[c] = get(q, row, at + c);
     auto load = [&](const Mat &m, int64_t t0) {
@@ -384,8 +384,8 @@ UNROLL
     if (row < s.last) {
 UNROLL
         for (int n = 0; n < MAX_DIM / 32; n++)
-            if (lane + 32 * n < dim) put(o, row, at + lane + 32 * n, visible ? acc[n] / sum : 0);
-        if (lse.p && lane == 0) put(lse, row, head, visible ? largest + logf(sum) : -INFINITY);
+            if (lane + 32 * n < dim) put(o, row, at + lane + 32 * n, acc[n] / sum);
+        if (lse.p && lane == 0) put(lse, row, head, largest + logf(sum));
     }
 }
 static void cuda_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim,
