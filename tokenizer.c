@@ -30,7 +30,7 @@ enum Kind {
     UNSETTLED = 4
 }; // UNSETTLED: NFC may change it or what is before it
 
-enum { HAS_TOKEN = 1, ADDED = 2, SPECIAL = 4 };
+enum { HAS_TOKEN = 1, ADDED = 2, SPECIAL = 4, NORMALIZED = 8 };
 typedef struct Token {
     uint32_t at, len; // its bytes in Tokenizer.bytes
     uint32_t flags;
@@ -69,6 +69,12 @@ typedef struct Pool {
     Scratch *idle;
 } Pool;
 
+typedef struct Added { // a set of added tokens to look for in text
+    int32_t *ids;      // [n], sorted by text (bytes)
+    int32_t n;
+    bool first[256]; // one of them begins with this byte
+} Added;
+
 struct Tokenizer {
     char *path; // for messages
     bool nfc;
@@ -76,9 +82,7 @@ struct Tokenizer {
     Token *tokens;  // [cap], by id
     int32_t size;   // largest id + 1
     int32_t cap;    //
-    int32_t *added; // [n_added] ids, sorted by text (bytes)
-    int32_t n_added;
-    bool added_first[256]; // an added token begins with this byte
+    Added added[2]; // looked for before NFC, and after ("normalized": true)
     int32_t byte_id[256];
     Merge *merges; // [1 << (64 - merge_shift)]: open addressing, keyed by (left, right)
     int merge_shift;
@@ -454,9 +458,8 @@ static inline void encode_piece(const Tokenizer *t, Scratch *s, const char *text
     out->n += 1 + (ids[1] >= 0) + (ids[2] >= 0) + (ids[3] >= 0);
 }
 
-// A part of the text without added tokens.
-static void encode_part(const Tokenizer *t, Scratch *s, const char *text, size_t len, Ids *out) {
-    if (t->nfc && normalise(t, s, text, len)) text = s->normal.p, len = s->normal.len;
+// Text that is in normal form, without added tokens.
+static void encode_pieces(const Tokenizer *t, Scratch *s, const char *text, size_t len, Ids *out) {
     for (size_t at = 0, end; at < len; at = end) {
         end = piece_end(t->kinds, text, len, at);
         encode_piece(t, s, text, len, at, end, out);
@@ -466,10 +469,10 @@ static void encode_part(const Tokenizer *t, Scratch *s, const char *text, size_t
 // ---------------------------------------------------------------------------------------------------- added tokens
 static const char *token_bytes(const Tokenizer *t, int32_t id) { return t->bytes.p + t->tokens[id].at; }
 
-// First of added[low..high), which share their first k bytes, whose byte k is at least `byte` (none counts as -1).
-static int32_t added_bound(const Tokenizer *t, int32_t low, int32_t high, size_t k, int byte) {
+// First of ids[low..high), which share their first k bytes, whose byte k is at least `byte` (none counts as -1).
+static int32_t added_bound(const Tokenizer *t, const Added *set, int32_t low, int32_t high, size_t k, int byte) {
     while (low < high) {
-        int32_t middle = low + (high - low) / 2, id = t->added[middle];
+        int32_t middle = low + (high - low) / 2, id = set->ids[middle];
         int b = k < t->tokens[id].len ? (uint8_t)token_bytes(t, id)[k] : -1;
         if (b < byte) low = middle + 1;
         else high = middle;
@@ -477,23 +480,24 @@ static int32_t added_bound(const Tokenizer *t, int32_t low, int32_t high, size_t
     return low;
 }
 
-// The longest added token that text begins with, or -1.
-static int32_t added_at(const Tokenizer *t, const char *text, size_t len) {
-    int32_t low = 0, high = t->n_added, longest = -1;
+// The longest token of the set that text begins with, or -1.
+static int32_t added_at(const Tokenizer *t, const Added *set, const char *text, size_t len) {
+    int32_t low = 0, high = set->n, longest = -1;
     for (size_t k = 0; k < len && low < high; k++) {
         int byte = (uint8_t)text[k];
-        low = added_bound(t, low, high, k, byte);
-        high = added_bound(t, low, high, k, byte + 1);
-        if (low < high && t->tokens[t->added[low]].len == k + 1) longest = t->added[low];
+        low = added_bound(t, set, low, high, k, byte);
+        high = added_bound(t, set, low, high, k, byte + 1);
+        if (low < high && t->tokens[set->ids[low]].len == k + 1) longest = set->ids[low];
     }
     return longest;
 }
 
-// The first added token in text[from..len), longest wins; -1 when there is none. *start is its place.
-static int32_t added_next(const Tokenizer *t, const char *text, size_t len, size_t from, size_t *start) {
-    for (size_t k = from; k < len; k++) {
-        if (!t->added_first[(uint8_t)text[k]]) continue;
-        int32_t id = added_at(t, text + k, len - k);
+// The first token of the set in text[from..len), longest wins; -1 when there is none. *start is its place.
+static int32_t added_next(const Tokenizer *t, const Added *set, const char *text, size_t len, size_t from,
+                          size_t *start) {
+    for (size_t k = from; set->n && k < len; k++) {
+        if (!set->first[(uint8_t)text[k]]) continue;
+        int32_t id = added_at(t, set, text + k, len - k);
         *start = k;
         if (id >= 0) return id;
     }
@@ -501,8 +505,11 @@ static int32_t added_next(const Tokenizer *t, const char *text, size_t len, size
 }
 
 static int32_t added_find(const Tokenizer *t, const char *text, size_t len) {
-    int32_t id = added_at(t, text, len);
-    return id >= 0 && t->tokens[id].len == len ? id : -1;
+    for (int k = 0; k < 2; k++) {
+        int32_t id = added_at(t, t->added + k, text, len);
+        if (id >= 0 && t->tokens[id].len == len) return id;
+    }
+    return -1;
 }
 
 int32_t tokenizer_added(const Tokenizer *t, const char *text) { return added_find(t, text, strlen(text)); }
@@ -538,17 +545,22 @@ int64_t tokenizer_steps(const Tokenizer *t) {
     return steps;
 }
 
-void tokenizer_encode(const Tokenizer *t, const char *text, size_t len, bool added, Ids *out) {
-    if (!len) return;
-    Scratch *s = scratch_take(t->pool);
-    size_t pos = 0, start;
-    int32_t id;
-    while (added && (id = added_next(t, text, len, pos, &start)) >= 0) {
-        encode_part(t, s, text + pos, start - pos, out);
-        ids_add(out, id);
-        pos = start + t->tokens[id].len;
+// Text cut at the added tokens of set k; what is between them goes through NFC and set 1 (k = 0) or to the pieces.
+static void encode_part(const Tokenizer *t, Scratch *s, const char *text, size_t len, bool added, int k, Ids *out) {
+    if (k == 1 && t->nfc && normalise(t, s, text, len)) text = s->normal.p, len = s->normal.len;
+    for (size_t pos = 0, start; pos < len;) {
+        int32_t id = added ? added_next(t, t->added + k, text, len, pos, &start) : -1;
+        if (id < 0) start = len;
+        if (k == 0) encode_part(t, s, text + pos, start - pos, added, 1, out);
+        else encode_pieces(t, s, text + pos, start - pos, out);
+        if (id >= 0) ids_add(out, id);
+        pos = start + (id >= 0 ? t->tokens[id].len : 0);
     }
-    encode_part(t, s, text + pos, len - pos, out);
+}
+
+void tokenizer_encode(const Tokenizer *t, const char *text, size_t len, bool added, Ids *out) {
+    Scratch *s = scratch_take(t->pool);
+    encode_part(t, s, text, len, added, 0, out);
     scratch_give(t->pool, s);
 }
 
@@ -669,18 +681,23 @@ static const Json *string_at(const Json *object, const char *key) {
 // Notes one added token. `flags` is the object with "special", "normalized" and so on, or NULL; `at` is its place.
 static bool added_read(Tokenizer *t, const JsonDoc *d, const Json *flags, const Json *at, const char *text, size_t len,
                        int64_t id, Err *e) {
-    static const char *const ways[] = {"lstrip", "rstrip", "single_word", "normalized"};
+    static const struct {
+        const char *name;
+        uint32_t flag; // 0: not implemented, must be false
+    } ways[] = {{"special", SPECIAL}, {"normalized", NORMALIZED}, {"lstrip", 0}, {"rstrip", 0}, {"single_word", 0}};
+    uint32_t set = ADDED;
     for (size_t k = 0; k < COUNT(ways); k++) {
-        const Json *v = json_get(flags, ways[k]);
-        if (v && v->type != JSON_FALSE)
-            return err_set(e, "E-TK-07", json_at(d, v, ways[k]),
-                           "expected false for every added token; found %s; do: %s", found_text(v),
+        const Json *v = json_get(flags, ways[k].name);
+        if (v && v->type != JSON_FALSE && v->type != JSON_TRUE)
+            return err_set(e, "E-TK-04", json_at(d, v, ways[k].name),
+                           "expected true or false; found %s; do: correct it", found_text(v));
+        if (!v || v->type == JSON_FALSE) continue;
+        if (!ways[k].flag)
+            return err_set(e, "E-TK-07", json_at(d, v, ways[k].name),
+                           "expected false for every added token; found true; do: %s",
                            "use the tokenizer files of a Qwen2 model");
+        set |= ways[k].flag;
     }
-    const Json *special = json_get(flags, "special");
-    if (special && special->type != JSON_TRUE && special->type != JSON_FALSE)
-        return err_set(e, "E-TK-04", json_at(d, special, "special"), "expected true or false; found %s; do: correct it",
-                       found_text(special));
     if (!len || (int64_t)len > LIMIT_TOKEN_BYTES)
         return err_set(e, "E-TK-04", json_at(d, at, NULL),
                        "expected an added token of 1 to %lld bytes; found %zu; do: %s", (long long)LIMIT_TOKEN_BYTES,
@@ -693,7 +710,7 @@ static bool added_read(Tokenizer *t, const JsonDoc *d, const Json *flags, const 
         return err_set(e, "E-TK-04", json_at(d, at, NULL), "expected each id once; found id %lld for %s and %s; do: %s",
                        (long long)id, quoted(token_bytes(t, (int32_t)id), t->tokens[id].len), quoted(text, len),
                        "give one of them another id");
-    token_set(t, (int32_t)id, text, len, ADDED | (special && special->type == JSON_TRUE ? SPECIAL : 0));
+    token_set(t, (int32_t)id, text, len, set);
     return true;
 }
 
@@ -778,25 +795,32 @@ static int sorted_compare(const void *a, const void *b) {
     return order ? order : (x->len > y->len) - (x->len < y->len);
 }
 
-// The table that added_at searches. Two tokens of one text have no one reading; a prefix of another is fine.
+// The tables that added_at searches. Two tokens of one text have no one reading; a prefix of another is fine.
 static bool added_finish(Tokenizer *t, Err *e) {
     Sorted *all = alloc_or_die((size_t)t->size + 1, sizeof *all, "added tokens");
     int32_t n = 0;
     for (int32_t id = 0; id < t->size; id++)
         if (t->tokens[id].flags & ADDED) all[n++] = (Sorted){token_bytes(t, id), t->tokens[id].len, id};
     qsort(all, (size_t)n, sizeof *all, sorted_compare);
-    t->added = alloc_or_die((size_t)n + 1, sizeof *t->added, "added tokens");
-    t->n_added = n;
+    for (int k = 0; k < 2; k++) t->added[k].ids = alloc_or_die((size_t)n + 1, sizeof(int32_t), "added tokens");
+    Scratch *s = scratch_take(t->pool);
     bool ok = true;
-    for (int32_t k = 0; k < n; k++) {
-        t->added[k] = all[k].id;
-        t->added_first[(uint8_t)all[k].text[0]] = true;
-        if (ok && k && !sorted_compare(all + k - 1, all + k))
+    for (int32_t k = 0; k < n && ok; k++) {
+        Added *set = t->added + (t->tokens[all[k].id].flags & NORMALIZED ? 1 : 0);
+        set->ids[set->n++] = all[k].id;
+        set->first[(uint8_t)all[k].text[0]] = true;
+        if (k && !sorted_compare(all + k - 1, all + k))
             ok = err_set(e, "E-TK-04", AT(.file = t->path),
-                         "expected added tokens of different texts; found %s as %d and %d; "
-                         "do: remove one",
+                         "expected added tokens of different texts; found %s as %d and %d; do: remove one",
                          quoted(all[k].text, all[k].len), all[k - 1].id, all[k].id);
+        if (ok && set == t->added + 1 && t->nfc && normalise(t, s, all[k].text, all[k].len) &&
+            (s->normal.len != all[k].len || memcmp(s->normal.p, all[k].text, all[k].len)))
+            ok =
+                err_set(e, "E-TK-07", AT(.file = t->path, .field = "normalized"),
+                        "expected a normalized added token in normal form C; found %s; do: write its text in that form",
+                        quoted(all[k].text, all[k].len));
     }
+    scratch_give(t->pool, s);
     free(all);
     return ok;
 }
@@ -1030,7 +1054,8 @@ void tokenizer_free(Tokenizer *t) {
         free(s->nodes), free(s->heap), free(s->cluster), text_free(&s->normal), free(s);
     }
     pthread_mutex_destroy(&t->pool->lock);
-    free(t->pool), free(t->path), free(t->tokens), free(t->added), free(t->merges), free(t->kinds), free(t->index);
+    free(t->pool), free(t->path), free(t->tokens), free(t->added[0].ids), free(t->added[1].ids), free(t->merges),
+        free(t->kinds), free(t->index);
     text_free(&t->bytes);
     free(t);
 }
@@ -1138,7 +1163,8 @@ static int64_t chat_image_tokens(Chat *c, int64_t image) {
 static void chat_flush(Chat *c) {
     size_t start;
     if (!c->text.len || c->failed) return;
-    int32_t typed = added_next(c->t, c->text.p, c->text.len, 0, &start);
+    int32_t typed = added_next(c->t, c->t->added, c->text.p, c->text.len, 0, &start);
+    if (typed < 0) typed = added_next(c->t, c->t->added + 1, c->text.p, c->text.len, 0, &start);
     if (typed >= 0) {
         char field[40];
         snprintf(field, sizeof field, "messages[%d]", c->message);
