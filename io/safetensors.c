@@ -100,23 +100,36 @@ void tensor_to_i64(const Tensor *t, int64_t first, int64_t count, int64_t *out) 
 #undef EACH
 
 // A float is infinite or NaN when all its exponent bits are set. With everything else masked away, adding the lowest
-// exponent bit then carries into the sign's place and no further, so eight bytes are tested at once, whatever the
-// width.
+// exponent bit then carries into the sign's place and no further, so eight bytes are tested at once, whatever the width.
+typedef struct Lanes { // the same in every lane of 8 bytes
+    uint64_t exponent, lowest, sign;
+} Lanes;
+
+static inline uint64_t nonfinite_lanes(const uint8_t *p, size_t bytes, Lanes l) { // a sign bit for each that is not finite
+    uint64_t x = 0;
+    memcpy(&x, p, bytes);
+    return ((x & l.exponent) + l.lowest) & l.sign;
+}
+
 int64_t tensor_count_nonfinite(const Tensor *t) {
-    uint64_t exponent, lowest; // the exponent bits and the lowest of them, in every lane of 8 bytes
+    Lanes l;
     switch (t->type) {
-    case FT_F64: exponent = 0x7FF0000000000000, lowest = 0x0010000000000000; break;
-    case FT_F32: exponent = 0x7F8000007F800000, lowest = 0x0080000000800000; break;
-    case FT_F16: exponent = 0x7C007C007C007C00, lowest = 0x0400040004000400; break;
-    case FT_BF16: exponent = 0x7F807F807F807F80, lowest = 0x0080008000800080; break;
+    case FT_F64: l = (Lanes){0x7FF0000000000000, 0x0010000000000000, 0x8000000000000000}; break;
+    case FT_F32: l = (Lanes){0x7F8000007F800000, 0x0080000000800000, 0x8000000080000000}; break;
+    case FT_F16: l = (Lanes){0x7C007C007C007C00, 0x0400040004000400, 0x8000800080008000}; break;
+    case FT_BF16: l = (Lanes){0x7F807F807F807F80, 0x0080008000800080, 0x8000800080008000}; break;
     default: return 0;
     }
-    uint64_t signs = exponent + lowest;
+    enum { BLOCK = 4096 };
     int64_t found = 0;
-    for (size_t i = 0; i < t->bytes; i += 8) {
-        uint64_t x = 0;
-        memcpy(&x, t->data + i, t->bytes - i < 8 ? t->bytes - i : 8);
-        found += __builtin_popcountll(((x & exponent) + lowest) & signs);
+    for (size_t i = 0; i < t->bytes;) {
+        size_t block = t->bytes - i < BLOCK ? t->bytes - i : BLOCK;
+        uint64_t any = block < BLOCK;
+        if (block == BLOCK) // nearly always clean, and a loop of fixed length is one that compilers vectorise
+            for (size_t k = 0; k < BLOCK; k += 8) any |= nonfinite_lanes(t->data + i + k, 8, l);
+        for (size_t k = 0; any && k < block; k += 8)
+            found += __builtin_popcountll(nonfinite_lanes(t->data + i + k, block - k < 8 ? block - k : 8, l));
+        i += block;
     }
     return found;
 }

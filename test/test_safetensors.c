@@ -170,6 +170,11 @@ TEST(nonfinite_elements_are_counted_exactly) {
         Tensor all = {.type = types[k], .elements = 2 * 65536 / size, .data = data + 1, .bytes = 2 * 65536};
         EXPECT_INT(tensor_count_nonfinite(&all), count_one_by_one(&all));
         EXPECT(tensor_count_nonfinite(&all) > 0);
+        Tensor clean = {.type = types[k], .elements = 8192 / size, .data = (const uint8_t *)calloc(1, 8192), .bytes = 8192};
+        EXPECT_INT(tensor_count_nonfinite(&clean), 0);
+        memset((uint8_t *)(uintptr_t)clean.data + 8192 - size, 0xFF, (size_t)size); // one in the second of two blocks
+        EXPECT_INT(tensor_count_nonfinite(&clean), 1);
+        free((uint8_t *)(uintptr_t)clean.data);
         for (int64_t n = 0; n < 20; n++) { // short tensors full of NaN, with NaN right behind them
             uint8_t ones[20 * 8];
             memset(ones, 0xFF, sizeof ones);
