@@ -30,7 +30,8 @@ bool file_map_unchanged(const FileMap *m, const char *path, Err *e); // E-IO-05 
 void file_unmap(FileMap *m);
 
 // Writes data under a temporary name in the same folder, fsyncs, renames over path, fsyncs the folder. On any failure
-// path is as it was and nothing is left behind. E-WR-01 no space, E-WR-02 other write errors.
+// path is as it was and nothing is left behind (but when only the folder's fsync fails, path is already the new file).
+// E-WR-01 no space, E-WR-02 other write errors, and when path is a folder, a link, a device or a pipe.
 bool file_write_atomic(const char *path, const void *data, size_t size, Err *e);
 // The same in pieces, for files that do not fit in memory: begin, bytes..., then commit. Whichever call fails has already
 // removed the temporary file; abort does it when the caller gives up for a reason of its own.
@@ -94,7 +95,8 @@ typedef struct JsonOptions {
     bool by_byte;           // messages say "byte N" instead of line:col (safetensors headers)
 } JsonOptions;
 
-// Parses text[0..len). Refuses E-JS-02 to E-JS-08. The text may be released afterwards. Time is linear.
+// Parses text[0..len). Refuses E-JS-01 (over LIMIT_JSON_VALUES) to E-JS-08, E-ME-01. The text may be released
+// afterwards. Time is linear.
 bool json_parse(JsonDoc *doc, const char *text, size_t len, const char *file, JsonOptions options, Err *e);
 bool json_read(JsonDoc *doc, const char *path, int64_t limit, JsonOptions options, Err *e); // file_read + json_parse
 void json_free(JsonDoc *doc);
@@ -103,9 +105,9 @@ const Json *json_get(const Json *object, const char *key); // NULL when absent o
 bool json_is(const Json *v, const char *text);             // a string equal to text
 Where json_at(const JsonDoc *doc, const Json *v, const char *field); // place of v for err_set
 
-// Typed fields. `object` may be NULL (then the field is absent). An absent field leaves *out alone and returns true
-// unless `required` (E-CF-02); a wrong type or range is E-CF-02 (E-JS-07 for a number that is no integer) naming the
-// field, its line and the range.
+// Typed fields. `object` may be NULL (then the field is absent). null counts as absent unless `required`.
+// An absent field leaves *out alone and returns true unless `required` (E-CF-02); a wrong type or range is
+// E-CF-02 (E-JS-07 for a number that is no integer) naming the field, its line and the range.
 typedef struct JsonField {
     const char *name;
     bool required;

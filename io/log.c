@@ -239,38 +239,38 @@ void warn_summary(void) {
 
 // ------------------------------------------------------------------------------------------------ ends of the program
 
-// These two write with no allocation and no lock: they may run when memory is gone, or while another thread holds the
-// lock. _exit: no destructor of a program known to be broken runs.
-NO_RETURN static void end_now(int code) {
+// The last message. Building it takes a little memory and the lock: when memory is gone for that too (then this function
+// comes here again) or another thread holds the lock, a plain line must do. _exit: no destructor of a program that is
+// known to be broken runs.
+NO_RETURN static void end_with(Err *e, const char *code, const char *todo, int exit_code) {
+    static int ending;
+    snprintf(e->code, sizeof e->code, "%s", code);
+    snprintf(e->todo, sizeof e->todo, "%s", todo);
+    if (!__atomic_exchange_n(&ending, 1, __ATOMIC_SEQ_CST) && !pthread_mutex_trylock(&log_lock))
+        print_message(e, "error");
+    else
+        fprintf(stderr, "surgr1: error %s: surgr1: expected %s; found %s; do: %s\n", code, e->expected, e->found, todo);
     fflush(stdout);
-    _exit(code);
+#ifdef SURGR1_DEBUG
+    if (exit_code == EXIT_BUG) abort();
+#endif
+    _exit(exit_code);
 }
 
 void bug(const char *file, int line, const char *fmt, ...) {
-    char text[600];
+    Err e = {.line = line, .expected = "the program to keep its own contracts"};
     va_list args;
     va_start(args, fmt);
-    vsnprintf(text, sizeof text, fmt, args);
+    vsnprintf(e.found, sizeof e.found, fmt, args);
     va_end(args);
-    for (char *p = text; *p; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = '?';
-    fprintf(stderr,
-            "surgr1: error E-BG-01: %s:%d: expected the program to keep its own contracts; found %s; do: report this "
-            "line and the command, it is a bug in surgr1\n",
-            file, line, text);
-#ifdef SURGR1_DEBUG
-    abort();
-#else
-    end_now(EXIT_BUG);
-#endif
+    snprintf(e.file, sizeof e.file, "%s", file);
+    end_with(&e, "E-BG-01", "report this line and the command, it is a bug in surgr1", EXIT_BUG);
 }
 
 NO_RETURN static void out_of_memory(size_t count, size_t size, const char *what) {
-    fprintf(stderr,
-            "surgr1: error E-ME-01: surgr1: expected memory for %s (%zu x %zu bytes); found no more; do: close other "
-            "programs, or use a machine with more memory\n",
-            what, count, size);
-    end_now(EXIT_MEMORY);
+    Err e = {.found = "no more"};
+    snprintf(e.expected, sizeof e.expected, "memory for %s (%zu x %zu bytes)", what, count, size);
+    end_with(&e, "E-ME-01", "close other programs, or use a machine with more memory", EXIT_MEMORY);
 }
 
 void *alloc_or_die(size_t count, size_t size, const char *what) {

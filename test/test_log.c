@@ -267,9 +267,10 @@ TEST(a_broken_contract_ends_the_program) {
     EXPECT(place && rest && strstr(child_said, "test_log.c:"));
     EXPECT(
         rest &&
-        !strcmp(rest,
-                ": expected the program to keep its own contracts; found matmul: y [2, 3]?; do: report this line and "
-                "the command, it is a bug in surgr1\n"));
+        !strcmp(
+            rest,
+            ": expected the program to keep its own contracts; found matmul: y [2, 3]\\x0A; do: report this line and "
+            "the command, it is a bug in surgr1\n"));
     EXPECT_INT(child_ends(wrong_format), BUG_ENDS);
     EXPECT_INT(child_ends(wrong_code), BUG_ENDS);
     EXPECT_INT(child_ends(no_error), BUG_ENDS);
