@@ -19,6 +19,14 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "elements are little e
 
 enum { PATH_BUFFER = 1100, NAME_BUFFER = 640, SHAPE_BUFFER = 160, SHARD_NAME_BYTES = 255 };
 
+// What a person can do next, for messages.
+#define AGAIN      "; do: download the file again"
+#define ALL_AGAIN  "; do: download the checkpoint again"
+#define LIBRARY    "; do: write the file with the safetensors library"
+#define NOT_ONE    "; do: this is not a safetensors file, or it is damaged"
+#define ITS_CONFIG "; do: use the adapter_config.json that came with the weights"
+#define COPY       "; do: copy the adapter again"
+
 typedef struct TensorShard {
     char *path;
     FileMap map; // all zero when the bytes belong to the caller (tensors_open_memory)
@@ -105,7 +113,8 @@ typedef struct Lanes { // the same in every lane of 8 bytes
     uint64_t exponent, lowest, sign;
 } Lanes;
 
-static inline uint64_t nonfinite_lanes(const uint8_t *p, size_t bytes, Lanes l) { // a sign bit for each that is not finite
+static inline uint64_t nonfinite_lanes(const uint8_t *p, size_t bytes,
+                                       Lanes l) { // a sign bit for each that is not finite
     uint64_t x = 0;
     memcpy(&x, p, bytes);
     return ((x & l.exponent) + l.lowest) & l.sign;
@@ -177,8 +186,7 @@ static const struct Impostor {
 // E-ST-01 to -03: how many bytes of header a file has.
 static bool header_span(const uint8_t *data, size_t size, const char *path, size_t *header, Err *e) {
     if (size < 8)
-        return err_set(e, "E-ST-01", AT(.file = path, BYTE(0)),
-                       "expected at least 8 bytes; found %zu; do: download the file again", size);
+        return err_set(e, "E-ST-01", AT(.file = path, BYTE(0)), "expected at least 8 bytes; found %zu" AGAIN, size);
     uint64_t n = 0, inside = size - 8;
     memcpy(&n, data, 8);
     if (n > (uint64_t)LIMIT_HEADER_BYTES) {
@@ -189,23 +197,17 @@ static bool header_span(const uint8_t *data, size_t size, const char *path, size
                                "expected safetensors data; found %s of %zu bytes; do: %s", impostors[i].name, size,
                                impostors[i].todo);
         }
-        return err_set(
-            e, "E-ST-03", AT(.file = path, BYTE(0)),
-            "expected a header length of at most %lld; found %llu; do: this is not a safetensors file, or it is "
-            "damaged",
-            (long long)LIMIT_HEADER_BYTES, (unsigned long long)n);
+        return err_set(e, "E-ST-03", AT(.file = path, BYTE(0)),
+                       "expected a header length of at most %lld; found %llu" NOT_ONE, (long long)LIMIT_HEADER_BYTES,
+                       (unsigned long long)n);
     }
     if (n < 2)
-        return err_set(
-            e, "E-ST-03", AT(.file = path, BYTE(0)),
-            "expected a header length of at least 2; found %llu; do: this is not a safetensors file, or it is "
-            "damaged",
-            (unsigned long long)n);
+        return err_set(e, "E-ST-03", AT(.file = path, BYTE(0)),
+                       "expected a header length of at least 2; found %llu" NOT_ONE, (unsigned long long)n);
     if (n > inside)
         return err_set(
             e, "E-ST-03", AT(.file = path, BYTE(0)),
-            "expected %llu bytes of header after byte 8; found %llu; do: the download stopped early; fetch it "
-            "again",
+            "expected %llu bytes of header after byte 8; found %llu; do: the download stopped early; fetch it again",
             (unsigned long long)n, (unsigned long long)inside);
     *header = (size_t)n;
     return true;
@@ -231,83 +233,83 @@ typedef struct Extent { // where a tensor says its bytes lie, counted from the s
     size_t byte;    // of its data_offsets in the header, for messages
 } Extent;
 
-// E-ST-05 to -08: one entry of the header, into *t (but for data) and *x.
-static bool entry_read(const Json *v, const char *name, const char *path, Tensor *t, Extent *x, Err *e) {
-    static const char *const fields[3] = {"dtype", "shape", "data_offsets"};
-    const Json *part[3] = {NULL, NULL, NULL};
-    if (v->type != JSON_OBJECT)
-        return err_set(e, "E-ST-05", entry_at(path, v, name),
-                       "expected an object with dtype, shape and data_offsets; found %s; do: download the file again",
-                       shown(v));
-    for (const Json *c = v->child; c; c = c->next) {
-        int k = 0;
-        while (k < 3 && !text_is(c->key, c->key_len, fields[k])) k++;
-        if (k == 3)
-            return err_set(e, "E-ST-05", entry_at(path, c, name),
-                           "expected dtype, shape and data_offsets only; found %s; do: write the file with the "
-                           "safetensors library",
-                           quoted(c->key, c->key_len));
-        part[k] = c;
-    }
-    for (int k = 0; k < 3; k++)
-        if (!part[k])
-            return err_set(
-                e, "E-ST-05", entry_at(path, v, name),
-                "expected the key \"%s\"; found an entry without it; do: write the file with the safetensors "
-                "library",
-                fields[k]);
-    const Json *dtype = part[0], *shape = part[1], *offsets = part[2];
-
-    int type = 0;
-    while (type < N_TYPES && !json_is(dtype, type_info[type].name)) type++;
-    if (type == N_TYPES)
-        return err_set(e, "E-ST-06", entry_at(path, dtype, name),
-                       "expected dtype F64, F32, F16, BF16, I64, I32, I16, I8, U8 or BOOL; found %s; do: convert the "
-                       "checkpoint to bfloat16",
-                       shown(dtype));
-    t->type = (FileType)type;
-
+// E-ST-07: shape, elements and bytes of *t, whose type is known.
+static bool shape_read(const Json *shape, const char *path, Tensor *t, Err *e) {
     if (shape->type != JSON_ARRAY || shape->count > LIMIT_TENSOR_DIMS) {
         char found[40];
-        snprintf(found, sizeof found, "%lld dimensions", (long long)shape->count);
-        return err_set(e, "E-ST-07", entry_at(path, shape, name),
-                       "expected a shape of at most %lld dimensions; found %s; do: download the file again",
-                       (long long)LIMIT_TENSOR_DIMS, shape->type == JSON_ARRAY ? found : shown(shape));
+        snprintf(found, sizeof found, "%u dimensions", shape->count);
+        return err_set(e, "E-ST-07", entry_at(path, shape, t->name),
+                       "expected a shape of at most %lld dimensions; found %s" AGAIN, (long long)LIMIT_TENSOR_DIMS,
+                       shape->type == JSON_ARRAY ? found : shown(shape));
     }
     t->elements = 1;
     int64_t bytes = 0;
     bool fits = true;
     for (const Json *d = shape->child; d; d = d->next) {
         if (!d->integer || d->i < 0 || d->i > LIMIT_TENSOR_DIM)
-            return err_set(e, "E-ST-07", entry_at(path, d, name),
-                           "expected a dimension 0..%lld; found %s; do: download the file again",
+            return err_set(e, "E-ST-07", entry_at(path, d, t->name), "expected a dimension 0..%lld; found %s" AGAIN,
                            (long long)LIMIT_TENSOR_DIM, shown(d));
         t->shape[t->dims++] = d->i;
         fits = fits && mul_ok(t->elements, d->i, &t->elements);
     }
-    char text[SHAPE_BUFFER];
-    shape_text(text, sizeof text, t);
-    if (!fits || !mul_ok(t->elements, (int64_t)file_type_size(t->type), &bytes))
-        return err_set(e, "E-ST-07", entry_at(path, shape, name),
-                       "expected a size in bytes below 2^63; found shape %s %s; do: download the file again", text,
-                       file_type_name(t->type));
+    if (!fits || !mul_ok(t->elements, (int64_t)file_type_size(t->type), &bytes)) {
+        char text[SHAPE_BUFFER];
+        shape_text(text, sizeof text, t);
+        return err_set(e, "E-ST-07", entry_at(path, shape, t->name),
+                       "expected a size in bytes below 2^63; found shape %s %s" AGAIN, text, file_type_name(t->type));
+    }
     t->bytes = (size_t)bytes;
+    return true;
+}
 
+// E-ST-08 but for the end of the data: where *t, whose shape is known, says that its bytes lie.
+static bool offsets_read(const Json *offsets, const char *path, const Tensor *t, Extent *x, Err *e) {
     const Json *begin = offsets->type == JSON_ARRAY && offsets->count == 2 ? offsets->child : NULL;
     const Json *end = begin ? begin->next : NULL;
     if (!begin || !begin->integer || !end->integer || begin->i < 0 || end->i < begin->i)
-        return err_set(e, "E-ST-08", entry_at(path, offsets, name),
-                       "expected data_offsets [begin, end] with integers 0 <= begin <= end; found %s%s%s%s%s; do: "
-                       "download the file again",
+        return err_set(e, "E-ST-08", entry_at(path, offsets, t->name),
+                       "expected data_offsets [begin, end] with integers 0 <= begin <= end; found %s%s%s%s%s" AGAIN,
                        begin ? "[" : shown(offsets), begin ? shown(begin) : "", begin ? ", " : "",
                        begin ? shown(end) : "", begin ? "]" : "");
-    if (end->i - begin->i != bytes)
-        return err_set(e, "E-ST-08", entry_at(path, offsets, name),
-                       "expected %lld bytes for shape %s %s; found %lld; do: download the file again and compare its "
-                       "sha256",
-                       (long long)bytes, text, file_type_name(t->type), (long long)(end->i - begin->i));
-    *x = (Extent){.begin = begin->i, .end = end->i, .name = name, .byte = offsets->byte};
+    if ((size_t)(end->i - begin->i) != t->bytes) {
+        char text[SHAPE_BUFFER];
+        shape_text(text, sizeof text, t);
+        return err_set(e, "E-ST-08", entry_at(path, offsets, t->name),
+                       "expected %zu bytes for shape %s %s; found %lld" AGAIN " and compare its sha256", t->bytes, text,
+                       file_type_name(t->type), (long long)(end->i - begin->i));
+    }
+    x->begin = begin->i, x->end = end->i, x->name = t->name, x->byte = offsets->byte;
     return true;
+}
+
+// E-ST-05 to -08: one entry of the header into *t, which has its name, but for its data; and into *x.
+static bool entry_read(const Json *v, const char *path, Tensor *t, Extent *x, Err *e) {
+    static const char *const fields[3] = {"dtype", "shape", "data_offsets"};
+    const Json *part[3] = {NULL, NULL, NULL};
+    if (v->type != JSON_OBJECT)
+        return err_set(e, "E-ST-05", entry_at(path, v, t->name),
+                       "expected an object with dtype, shape and data_offsets; found %s" AGAIN, shown(v));
+    for (const Json *c = v->child; c; c = c->next) {
+        int k = 0;
+        while (k < 3 && !text_is(c->key, c->key_len, fields[k])) k++;
+        if (k == 3)
+            return err_set(e, "E-ST-05", entry_at(path, c, t->name),
+                           "expected dtype, shape and data_offsets only; found %s" LIBRARY, quoted(c->key, c->key_len));
+        part[k] = c;
+    }
+    for (int k = 0; k < 3; k++)
+        if (!part[k])
+            return err_set(e, "E-ST-05", entry_at(path, v, t->name),
+                           "expected the key \"%s\"; found an entry without it" LIBRARY, fields[k]);
+    int type = 0;
+    while (type < N_TYPES && !json_is(part[0], type_info[type].name)) type++;
+    if (type == N_TYPES)
+        return err_set(e, "E-ST-06", entry_at(path, part[0], t->name),
+                       "expected dtype F64, F32, F16, BF16, I64, I32, I16, I8, U8 or BOOL; found %s; do: convert the "
+                       "checkpoint to bfloat16",
+                       shown(part[0]));
+    t->type = (FileType)type;
+    return shape_read(part[1], path, t, e) && offsets_read(part[2], path, t, x, e);
 }
 
 static int extent_order(const void *pa, const void *pb) {
@@ -335,15 +337,12 @@ static bool layout_check(Extent *x, int64_t n, int64_t start, int64_t size, cons
     }
     for (int64_t k = 0; k < n; k++)
         if (x[k].end > size)
-            return err_set(
-                e, "E-ST-08", AT(.file = path, BYTE(8 + x[k].byte), .tensor = x[k].name),
-                "expected data_offsets up to %lld, the size of the data; found [%lld, %lld]; do: download the "
-                "file again",
-                (long long)size, (long long)x[k].begin, (long long)x[k].end);
+            return err_set(e, "E-ST-08", AT(.file = path, BYTE(8 + x[k].byte), .tensor = x[k].name),
+                           "expected data_offsets up to %lld, the size of the data; found [%lld, %lld]" AGAIN,
+                           (long long)size, (long long)x[k].begin, (long long)x[k].end);
     return err_set(
         e, "E-ST-09", AT(.file = path, BYTE(start + x[i].begin), .tensor = x[i].name),
-        "expected data that begins at offset %lld, where the tensor before ends; found %lld (%s of %lld bytes); "
-        "do: download the file again",
+        "expected data that begins at offset %lld, where the tensor before ends; found %lld (%s of %lld bytes)" AGAIN,
         (long long)at, (long long)x[i].begin, x[i].begin > at ? "a hole" : "an overlap",
         (long long)(x[i].begin > at ? x[i].begin - at : at - x[i].begin));
 }
@@ -357,85 +356,76 @@ static bool metadata_read(const Json *v, const char *path, Text *out, Err *e) {
         }
     if (!strings)
         return err_set(e, "E-ST-05", AT(.file = path, BYTE(8 + v->byte), .field = metadata_key),
-                       "expected an object that maps strings to strings; found %s; do: write the file with the "
-                       "safetensors library",
-                       shown(v));
+                       "expected an object that maps strings to strings; found %s" LIBRARY, shown(v));
     if (out) print_value(out, v);
     return true;
+}
+
+// The tensors of a parsed header, appended to f->tensors; the data begins at data + start and has `size` bytes.
+static bool entries_read(TensorFile *f, const JsonDoc *doc, const uint8_t *data, int64_t start, int64_t size, Err *e) {
+    TensorShard *s = &f->shards[f->n_shards - 1];
+    size_t n = 0, in_names = 0;
+    for (const Json *v = doc->root->child; v; v = v->next)
+        if (!text_is(v->key, v->key_len, metadata_key)) n++, in_names += v->key_len + 1;
+    if (n > (size_t)LIMIT_TENSORS)
+        return err_set(e, "E-ST-05", AT(.file = s->path, BYTE(8)),
+                       "expected at most %lld tensors; found %zu; do: check that this is the right file",
+                       (long long)LIMIT_TENSORS, n);
+    s->names = alloc_or_die(in_names + 1, 1, "tensor names");
+    f->tensors = grow_or_die(f->tensors, (size_t)f->count + n + 1, sizeof *f->tensors, "list of tensors");
+    Extent *extents = alloc_or_die(n + 1, sizeof *extents, "list of tensor extents");
+    Tensor *tensors = f->tensors + f->count;
+    char *name = s->names;
+    int64_t count = 0;
+    bool ok = true;
+    for (const Json *v = doc->root->child; ok && v; v = v->next) {
+        if (text_is(v->key, v->key_len, metadata_key)) {
+            ok = metadata_read(v, s->path, f->n_shards == 1 ? &f->metadata : NULL, e);
+        } else if (v->key_len < 1 || v->key_len > (size_t)LIMIT_TENSOR_NAME_BYTES || memchr(v->key, 0, v->key_len)) {
+            ok = err_set(e, "E-ST-05", AT(.file = s->path, BYTE(8 + v->byte)),
+                         "expected a tensor name of 1 to %lld bytes without a zero byte; found %s of %zu bytes" AGAIN,
+                         (long long)LIMIT_TENSOR_NAME_BYTES, quoted(v->key, v->key_len), v->key_len);
+        } else {
+            memcpy(name, v->key, v->key_len); // the zero byte behind it is there
+            tensors[count] = (Tensor){.name = name, .shard = f->n_shards - 1};
+            extents[count].tensor = count;
+            ok = entry_read(v, s->path, &tensors[count], &extents[count], e);
+            name += v->key_len + 1, count++;
+        }
+    }
+    ok = ok && layout_check(extents, count, start, size, s->path, e);
+    for (int64_t i = 0; ok && i < count; i++) tensors[extents[i].tensor].data = data + start + extents[i].begin;
+    if (ok) f->count += count;
+    free(extents);
+    return ok;
 }
 
 // Checks one whole file that lies in memory and adds its tensors to f (not yet sorted by name), as its newest shard.
 static bool shard_read(TensorFile *f, const uint8_t *data, size_t size, const char *path, Err *e) {
     f->shards = grow_or_die(f->shards, (size_t)f->n_shards + 1, sizeof *f->shards, "list of shards");
     TensorShard *s = &f->shards[f->n_shards++];
-    memset(s, 0, sizeof *s);
-    s->path = alloc_or_die(strlen(path) + 1, 1, "path of a shard");
-    memcpy(s->path, path, strlen(path) + 1);
+    *s = (TensorShard){.path = alloc_or_die(strlen(path) + 1, 1, "path of a shard")};
+    memcpy(s->path, path, strlen(path));
 
     size_t header = 0;
     if (!header_span(data, size, path, &header, e)) return false;
     const char *text = (const char *)data + 8;
     if (text[0] != '{')
-        return err_set(
-            e, "E-ST-04", AT(.file = path, BYTE(8)),
-            "expected \"{\" at the start of the header; found %s; do: this is not a safetensors file, or it is "
-            "damaged",
-            quoted(text, 1));
+        return err_set(e, "E-ST-04", AT(.file = path, BYTE(8)),
+                       "expected \"{\" at the start of the header; found %s" NOT_ONE, quoted(text, 1));
     JsonDoc doc;
-    JsonOptions options = {.max_depth = (int)LIMIT_HEADER_DEPTH,
-                           .refuse_duplicates = true,
-                           .refuse_bom = true,
-                           .first_byte = 8,
-                           .by_byte = true};
+    JsonOptions options = {.max_depth = (int)LIMIT_HEADER_DEPTH, .first_byte = 8, .by_byte = true};
+    options.refuse_duplicates = options.refuse_bom = true;
     if (!json_parse(&doc, text, header, path, options, e)) return false;
-    size_t last = header;
-    while (text[last - 1] == ' ') last--;
-    bool ok =
-        text[last - 1] == '}' ||
-        err_set(e, "E-ST-04", AT(.file = path, BYTE(8 + last - 1)),
-                "expected nothing but spaces after the header's last \"}\"; found %s; do: write the file with the "
-                "safetensors library",
-                quoted(text + last - 1, 1));
-
-    int64_t n = 0, in_names = 0, start = 8 + (int64_t)header;
-    for (const Json *v = doc.root->child; v; v = v->next)
-        if (!text_is(v->key, v->key_len, metadata_key)) n++, in_names += (int64_t)v->key_len + 1;
-    if (ok && n > LIMIT_TENSORS)
-        ok = err_set(e, "E-ST-05", AT(.file = path, BYTE(8)),
-                     "expected at most %lld tensors; found %lld; do: check that this is the right file",
-                     (long long)LIMIT_TENSORS, (long long)n);
-    Extent *extents = NULL;
-    if (ok) {
-        s->names = alloc_or_die((size_t)in_names + 1, 1, "tensor names");
-        f->tensors = grow_or_die(f->tensors, (size_t)(f->count + n + 1), sizeof *f->tensors, "list of tensors");
-        extents = alloc_or_die((size_t)n + 1, sizeof *extents, "list of tensor extents");
-    }
-    Tensor *tensors = f->tensors + f->count;
-    char *name = s->names;
-    int64_t count = 0;
-    for (const Json *v = doc.root->child; ok && v; v = v->next) {
-        if (text_is(v->key, v->key_len, metadata_key)) {
-            ok = metadata_read(v, path, f->n_shards == 1 ? &f->metadata : NULL, e);
-            continue;
-        }
-        if (v->key_len < 1 || v->key_len > (size_t)LIMIT_TENSOR_NAME_BYTES || memchr(v->key, 0, v->key_len)) {
-            ok = err_set(e, "E-ST-05", AT(.file = path, BYTE(8 + v->byte)),
-                         "expected a tensor name of 1 to %lld bytes without a zero byte; found %s of %zu bytes; do: "
-                         "download the file again",
-                         (long long)LIMIT_TENSOR_NAME_BYTES, quoted(v->key, v->key_len), v->key_len);
-            break;
-        }
-        memcpy(name, v->key, v->key_len);
-        tensors[count] = (Tensor){.name = name, .shard = f->n_shards - 1};
-        ok = entry_read(v, name, path, &tensors[count], &extents[count], e);
-        extents[count].tensor = count;
-        name += v->key_len + 1, count++;
-    }
-    ok = ok && layout_check(extents, count, start, (int64_t)size - start, path, e);
-    for (int64_t i = 0; ok && i < count; i++) tensors[extents[i].tensor].data = data + start + extents[i].begin;
-    free(extents);
+    size_t last = header - 1;
+    while (text[last] == ' ') last--;
+    bool ok = text[last] == '}';
+    if (!ok)
+        err_set(e, "E-ST-04", AT(.file = path, BYTE(8 + last)),
+                "expected nothing but spaces after the header's last \"}\"; found %s" LIBRARY, quoted(text + last, 1));
+    int64_t start = 8 + (int64_t)header;
+    ok = ok && entries_read(f, &doc, data, start, (int64_t)size - start, e);
     json_free(&doc);
-    if (ok) f->count += count;
     return ok;
 }
 
@@ -449,8 +439,7 @@ static void sort_by_name(TensorFile *f) {
     if (f->count) qsort(f->tensors, (size_t)f->count, sizeof *f->tensors, name_order);
 }
 
-// Called first and last by all that open: an empty file with its path; then sorted by name and with metadata, or
-// closed.
+// Called first and last by all that open: an empty file with its path; then sorted by name, with metadata, or closed.
 static void open_begin(TensorFile *f, const char *path) {
     *f = (TensorFile){.path = alloc_or_die(strlen(path) + 1, 1, "path of a checkpoint")};
     memcpy(f->path, path, strlen(path));
@@ -521,11 +510,10 @@ static bool shard_open(TensorFile *f, const char *dir, const char *name, Where a
         link[len] = 0;
         name = hub_blob(link);
         if (!name)
-            return err_set(
-                e, "E-IX-01", AT(.file = path),
-                "expected a file, or a link to blobs/HASH of a Hugging Face cache; found a link to %s; do: put "
-                "the file itself there, or give the folder in which it lies",
-                quoted(link, (size_t)len));
+            return err_set(e, "E-IX-01", AT(.file = path),
+                           "expected a file, or a link to blobs/HASH of a Hugging Face cache; found a link to %s; do: "
+                           "put the file itself there, or give the folder in which it lies",
+                           quoted(link, (size_t)len));
         link[name - link - 1] = 0; // cuts it into folder and HASH
         dir = link;
         if (link[0] != '/') {
@@ -549,12 +537,14 @@ static int file_order(const void *pa, const void *pb) {
     return strcmp(a->str, b->str);
 }
 
+static bool inside_folder(const Json *v) { // not a string: nothing that points anywhere
+    return v->type != JSON_STRING || (!memchr(v->str, '/', v->len) && !memchr(v->str, '\\', v->len));
+}
 static bool plain_shard_name(const Json *v) {
     static const char suffix[] = ".safetensors";
     size_t n = sizeof suffix - 1;
     return v->type == JSON_STRING && v->len > n && v->len <= SHARD_NAME_BYTES && v->str[0] != '.' &&
-           !memchr(v->str, 0, v->len) && !memchr(v->str, '/', v->len) && !memchr(v->str, '\\', v->len) &&
-           !memcmp(v->str + v->len - n, suffix, n);
+           !memchr(v->str, 0, v->len) && inside_folder(v) && !memcmp(v->str + v->len - n, suffix, n);
 }
 
 // E-IX-01: every value of weight_map is a plain file name.
@@ -568,10 +558,11 @@ static bool index_names(const JsonDoc *doc, const Json *map, Err *e) {
         if (!plain_shard_name(v)) {
             char field[300];
             snprintf(field, sizeof field, "weight_map.%.*s", v->key_len < 280 ? (int)v->key_len : 280, v->key);
-            return err_set(e, "E-IX-01", json_at(doc, v, field),
-                           "expected the name of a .safetensors file in the same folder; found %s; do: do not use this "
-                           "checkpoint, it points outside its folder",
-                           shown(v));
+            return err_set(e, "E-IX-01", json_at(doc, v, field), "expected %s; found %s; do: %s",
+                           inside_folder(v) ? "a plain name of a .safetensors file" : "a file name in the same folder",
+                           shown(v),
+                           inside_folder(v) ? "use the index that came with the weights"
+                                            : "do not use this checkpoint, it points outside its folder");
         }
     return true;
 }
@@ -581,7 +572,7 @@ static bool index_agrees(TensorFile *f, const JsonDoc *doc, const Json *map, Err
     for (int64_t i = 1; i < f->count; i++)
         if (!strcmp(f->tensors[i - 1].name, f->tensors[i].name))
             return err_set(e, "E-IX-02", AT(.file = tensors_path(f, &f->tensors[i]), .tensor = f->tensors[i].name),
-                           "expected a tensor in one shard only; found it in %s too; do: download the checkpoint again",
+                           "expected a tensor in one shard only; found it in %s too" ALL_AGAIN,
                            quoted(tensors_path(f, &f->tensors[i - 1]), strlen(tensors_path(f, &f->tensors[i - 1]))));
     for (const Json *v = map->child; v; v = v->next) {
         Tensor *t = strlen(v->key) == v->key_len ? tensors_find(f, v->key) : NULL;
@@ -589,8 +580,7 @@ static bool index_agrees(TensorFile *f, const JsonDoc *doc, const Json *map, Err
         if (!t || strcmp(slash + 1, v->str)) {
             Where at = json_at(doc, v, NULL);
             at.tensor = v->key;
-            return err_set(e, "E-IX-02", at,
-                           "expected this tensor in %s; found it %s; do: download the checkpoint again",
+            return err_set(e, "E-IX-02", at, "expected this tensor in %s; found it %s" ALL_AGAIN,
                            quoted(v->str, v->len), t ? "in another shard" : "in no shard");
         }
         t->used = true;
@@ -599,8 +589,7 @@ static bool index_agrees(TensorFile *f, const JsonDoc *doc, const Json *map, Err
         Tensor *t = &f->tensors[i];
         if (!t->used)
             return err_set(e, "E-IX-02", AT(.file = tensors_path(f, t), .tensor = t->name),
-                           "expected only tensors that the index names; found one it does not name; do: download the "
-                           "checkpoint again");
+                           "expected only tensors that the index names; found one it does not name" ALL_AGAIN);
         t->used = false;
     }
     return true;
@@ -738,23 +727,18 @@ bool tensors_write(const char *path, const TensorOut *tensors, int64_t count, Er
 // ---------------------------------------------------------------------------------------------------------- adapters
 
 // What PEFT can do beyond a plain LoRA, by the name of the switch: each must be off (absent, null, false or empty).
-static const char *const adapter_off[] = {"use_dora",
-                                          "lora_bias",
-                                          "fan_in_fan_out",
-                                          "use_qalora",
-                                          "layer_replication",
-                                          "megatron_config",
-                                          "trainable_token_indices",
-                                          "target_parameters",
-                                          "arrow_config",
-                                          "alora_invocation_tokens"};
+// clang-format off
+static const char *const adapter_off[] = {
+    "use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "layer_replication", "megatron_config", "arrow_config",
+    "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
+};
+// clang-format on
 
 static bool adapter_refuse(const JsonDoc *doc, const Json *v, const char *field, const char *expected, Err *e) {
     return err_set(e, "E-AD-03", json_at(doc, v, field), "expected %s; found %s; do: %s", expected, shown(v),
                    "train or convert the adapter as a plain LoRA");
 }
 
-// A list of names, or a pattern; every name as a plain string.
 static bool names_ok(const Json *v) {
     for (const Json *c = v->type == JSON_ARRAY ? v->child : NULL; c; c = c->next)
         if (c->type != JSON_STRING || !c->len || memchr(c->str, 0, c->len)) return false;
@@ -807,8 +791,7 @@ static bool adapter_config(AdapterInfo *a, const JsonDoc *doc, Err *e) {
             if (p->type != JSON_NUMBER || p->number <= 0 || p->number > 65536 ||
                 (k == 0 && (!p->integer || p->i > LIMIT_LORA_RANK)))
                 return err_set(e, "E-AD-02", json_at(doc, p, patterns[k]),
-                               "expected a %s above 0 and at most %lld; found %s; "
-                               "do: use the adapter_config.json that came with the weights",
+                               "expected a %s above 0 and at most %lld; found %s" ITS_CONFIG,
                                k ? "number" : "whole number", k ? 65536LL : (long long)LIMIT_LORA_RANK, shown(p));
     }
     v = json_get(c, "base_model_name_or_path");
@@ -824,7 +807,7 @@ static bool module_named(const char *module, size_t len, const char *name, size_
            (len == name_len || module[len - name_len - 1] == '.');
 }
 
-// Whether a key of rank_pattern names the module. PEFT reads the key as a regular expression behind an optional "....";
+// Whether a key of rank_pattern names the module. PEFT reads the key as a regular expression behind an optional "...";
 // no expression from a file is run here, so a key is taken as a name (with "^" for the whole path and "\." for a dot),
 // and one that is more than a name stays undecided.
 enum Named { NAMED_NO, NAMED_YES, NAMED_UNDECIDED };
@@ -861,7 +844,29 @@ static bool inside_saved(const char *path, const Json *saved) {
     return false;
 }
 
-// E-AD-04: one tensor of the adapter, and its other half.
+// E-AD-04: the matrices of one module, `module` of `len` bytes, fit each other and the config.
+static bool pair_fits(const AdapterInfo *a, const Tensor *A, const Tensor *B, const char *module, size_t len,
+                      const Json *config, Err *e) {
+    Where at = AT(.file = tensors_path(&a->tensors, A), .tensor = A->name);
+    char shape_a[SHAPE_BUFFER], shape_b[SHAPE_BUFFER];
+    shape_text(shape_a, sizeof shape_a, A), shape_text(shape_b, sizeof shape_b, B);
+    if (A->dims != 2 || B->dims != 2 || A->shape[0] != B->shape[1] || !A->elements || !B->elements)
+        return err_set(e, "E-AD-04", at,
+                       "expected shapes [rank, in] and [out, rank] of lora_A and lora_B; found %s and %s" COPY, shape_a,
+                       shape_b);
+    if (!rank_fits(a, json_get(config, "rank_pattern"), module, len, A->shape[0]))
+        return err_set(e, "E-AD-04", at,
+                       "expected the rank of adapter_config.json (r is %lld); found shape %s" ITS_CONFIG,
+                       (long long)a->r, shape_a);
+    const Json *targets = json_get(config, "target_modules");
+    bool named = !targets || targets->type != JSON_ARRAY;
+    for (const Json *n = named ? NULL : targets->child; n && !named; n = n->next)
+        named = module_named(module, len, n->str, n->len);
+    return named || err_set(e, "E-AD-04", at, "expected a module that target_modules names; found %s" ITS_CONFIG,
+                            quoted(module, len));
+}
+
+// One tensor of the adapter: half of a pair (which is looked at from its A), or part of a module that is saved whole.
 static bool adapter_tensor(AdapterInfo *a, const Tensor *t, const Json *config, Err *e) {
     static const char prefix[] = "base_model.model.", suffix_a[] = ".lora_A.weight", suffix_b[] = ".lora_B.weight";
     Where at = AT(.file = tensors_path(&a->tensors, t), .tensor = t->name);
@@ -869,57 +874,29 @@ static bool adapter_tensor(AdapterInfo *a, const Tensor *t, const Json *config, 
     bool under = !strncmp(t->name, prefix, skip);
     bool is_a = under && len > skip + end && !strcmp(t->name + len - end, suffix_a);
     bool is_b = under && len > skip + end && !strcmp(t->name + len - end, suffix_b);
-    const char *module = t->name + skip;
-    if (!is_a && !is_b && !(under && inside_saved(module, json_get(config, "modules_to_save"))))
+    if (!is_a && !is_b && !(under && inside_saved(t->name + skip, json_get(config, "modules_to_save"))))
         return err_set(e, "E-AD-04", at,
-                       "expected lora_A.weight or lora_B.weight of a module under base_model.model, or a "
-                       "tensor of modules_to_save; found something else; do: use a plain LoRA adapter as "
-                       "PEFT saves it");
+                       "expected lora_A.weight or lora_B.weight of a module under base_model.model, or a tensor of "
+                       "modules_to_save; found something else; do: use a plain LoRA adapter as PEFT saves it");
     if (t->type != FT_F32 && t->type != FT_BF16 && t->type != FT_F16)
         return err_set(e, "E-AD-04", at, "expected dtype F32, BF16 or F16; found %s; do: save the adapter in float32",
                        file_type_name(t->type));
     int64_t bad = tensor_count_nonfinite(t);
     if (bad)
-        return err_set(e, "E-NU-01", at,
-                       "expected finite values; found %lld of %lld that are not; do: use an adapter from an "
-                       "earlier step of its training",
-                       (long long)bad, (long long)t->elements);
+        return err_set(e, "E-NU-01", at, "expected finite values; found %lld of %lld that are not; do: %s",
+                       (long long)bad, (long long)t->elements, "use an adapter from an earlier step of its training");
     a->parameters += t->elements;
-    if (!is_a && !is_b) {
-        a->modules_saved++;
-        return true;
-    }
-    char other_name[NAME_BUFFER], shape[SHAPE_BUFFER], other_shape[SHAPE_BUFFER];
+    a->modules_saved += !is_a && !is_b;
+    a->pairs += is_a;
+    if (!is_a && !is_b) return true;
+    char other_name[NAME_BUFFER];
     memcpy(other_name, t->name, len + 1);
     memcpy(other_name + len - end, is_a ? suffix_b : suffix_a, end);
     const Tensor *other = tensors_find(&a->tensors, other_name);
     if (!other)
-        return err_set(e, "E-AD-04", at, "expected its other half %s; found none; do: copy the adapter again",
+        return err_set(e, "E-AD-04", at, "expected its other half %s; found none" COPY,
                        is_a ? "lora_B.weight" : "lora_A.weight");
-    if (is_b) return true; // the pair is looked at from its A
-    shape_text(shape, sizeof shape, t), shape_text(other_shape, sizeof other_shape, other);
-    len -= skip + end;
-    if (t->dims != 2 || other->dims != 2 || t->shape[0] != other->shape[1] || !t->elements || !other->elements)
-        return err_set(e, "E-AD-04", at,
-                       "expected shapes [rank, in] and [out, rank] of lora_A and lora_B; found %s and %s; "
-                       "do: copy the adapter again",
-                       shape, other_shape);
-    if (!rank_fits(a, json_get(config, "rank_pattern"), module, len, t->shape[0]))
-        return err_set(e, "E-AD-04", at,
-                       "expected the rank of adapter_config.json (r is %lld); found shape %s; do: use the "
-                       "adapter_config.json that came with the weights",
-                       (long long)a->r, shape);
-    const Json *targets = json_get(config, "target_modules");
-    bool named = !targets || targets->type != JSON_ARRAY;
-    for (const Json *n = named ? NULL : targets->child; n && !named; n = n->next)
-        named = module_named(module, len, n->str, n->len);
-    if (!named)
-        return err_set(e, "E-AD-04", at,
-                       "expected a module that target_modules names; found %s; do: use the "
-                       "adapter_config.json that came with the weights",
-                       quoted(module, len));
-    a->pairs++;
-    return true;
+    return is_b || pair_fits(a, t, other, t->name + skip, len - skip - end, config, e);
 }
 
 bool adapter_open(AdapterInfo *a, const char *dir, Err *e) {
@@ -934,8 +911,7 @@ bool adapter_open(AdapterInfo *a, const char *dir, Err *e) {
     for (int64_t i = 0; ok && i < a->tensors.count; i++) ok = adapter_tensor(a, &a->tensors.tensors[i], doc.root, e);
     if (ok && !a->pairs)
         ok = err_set(e, "E-AD-04", AT(.file = weights),
-                     "expected at least one pair of lora_A and lora_B; found none; do: "
-                     "copy the adapter again");
+                     "expected at least one pair of lora_A and lora_B; found none" COPY);
     json_free(&doc);
     if (!ok) adapter_close(a);
     return ok;

@@ -170,7 +170,8 @@ TEST(nonfinite_elements_are_counted_exactly) {
         Tensor all = {.type = types[k], .elements = 2 * 65536 / size, .data = data + 1, .bytes = 2 * 65536};
         EXPECT_INT(tensor_count_nonfinite(&all), count_one_by_one(&all));
         EXPECT(tensor_count_nonfinite(&all) > 0);
-        Tensor clean = {.type = types[k], .elements = 8192 / size, .data = (const uint8_t *)calloc(1, 8192), .bytes = 8192};
+        Tensor clean = {
+            .type = types[k], .elements = 8192 / size, .data = (const uint8_t *)calloc(1, 8192), .bytes = 8192};
         EXPECT_INT(tensor_count_nonfinite(&clean), 0);
         memset((uint8_t *)(uintptr_t)clean.data + 8192 - size, 0xFF, (size_t)size); // one in the second of two blocks
         EXPECT_INT(tensor_count_nonfinite(&clean), 1);
@@ -213,18 +214,16 @@ enum { N_SAMPLES = sizeof samples / sizeof *samples };
 TEST(the_layout_of_a_written_file_is_the_reference_librarys) {
     static const char want[] =
         "{\"__metadata__\":{\"format\":\"pt\"},\"ids\":{\"dtype\":\"I64\",\"shape\":[3],\"data_offsets\":[0,24]},"
-        "\"double\":{\"dtype\":\"F64\",\"shape\":[1],\"data_offsets\":[24,32]},"
-        "\"alpha\":{\"dtype\":\"F32\",\"shape\":[3,1,2],\"data_offsets\":[32,56]},"
-        "\"one\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[56,60]},"
-        "\"zeta\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[60,84]},"
-        "\"int\":{\"dtype\":\"I32\",\"shape\":[1],\"data_offsets\":[84,88]},"
-        "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[6],\"data_offsets\":[88,100]},"
-        "\"\\\"quoted\\\" \\\\ \xC3\xA9\\u0001\":{\"dtype\":\"F16\",\"shape\":[6],\"data_offsets\":[100,112]},"
-        "\"nothing\":{\"dtype\":\"F16\",\"shape\":[0,4],\"data_offsets\":[112,112]},"
-        "\"short\":{\"dtype\":\"I16\",\"shape\":[2],\"data_offsets\":[112,116]},"
-        "\"signed\":{\"dtype\":\"I8\",\"shape\":[5],\"data_offsets\":[116,121]},"
-        "\"bytes\":{\"dtype\":\"U8\",\"shape\":[5],\"data_offsets\":[121,126]},"
-        "\"mask\":{\"dtype\":\"BOOL\",\"shape\":[5],\"data_offsets\":[126,131]}}";
+        "\"double\":{\"dtype\":\"F64\",\"shape\":[1],\"data_offsets\":[24,32]},\"alpha\":{\"dtype\":\"F32\",\"shape\":["
+        "3,1,2],\"data_offsets\":[32,56]},\"one\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[56,60]},\"zeta\":{"
+        "\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[60,84]},\"int\":{\"dtype\":\"I32\",\"shape\":[1],\"data_"
+        "offsets\":[84,88]},\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[6],\"data_offsets\":[88,100]},"
+        "\"\\\"quoted\\\" \\\\ "
+        "\xC3\xA9\\u0001\":{\"dtype\":\"F16\",\"shape\":[6],\"data_offsets\":[100,112]},\"nothing\":{\"dtype\":\"F16\","
+        "\"shape\":[0,4],\"data_offsets\":[112,112]},\"short\":{\"dtype\":\"I16\",\"shape\":[2],\"data_offsets\":[112,"
+        "116]},\"signed\":{\"dtype\":\"I8\",\"shape\":[5],\"data_offsets\":[116,121]},\"bytes\":{\"dtype\":\"U8\","
+        "\"shape\":[5],\"data_offsets\":[121,126]},\"mask\":{\"dtype\":\"BOOL\",\"shape\":[5],\"data_offsets\":[126,"
+        "131]}}";
     const char *path = tmp_path("layout.safetensors");
     Err e = {0};
     EXPECT(tensors_write(path, samples, N_SAMPLES, &e));
@@ -738,43 +737,34 @@ TEST(files_that_are_something_else_are_named) {
          "E-ST-01: m.safetensors: byte 0: expected at least 8 bytes; found 7; do: download the file again"},
         {H("version https://git-lfs.github.com/spec/v1\noid sha256:4665\nsize 135\n"),
          "E-ST-02: m.safetensors: byte 0: expected safetensors data; found a Git LFS pointer of 68 bytes; do: fetch "
-         "the real "
-         "file (git lfs pull)"},
+         "the real file (git lfs pull)"},
         {H("<!DOCTYPE html><html></html>"),
-         "E-ST-02: m.safetensors: byte 0: expected safetensors data; found an HTML page of 28 "
-         "bytes; do: download the file itself, not the page that shows it"},
-        {H("<html><body>"),
-         "E-ST-02: m.safetensors: byte 0: expected safetensors data; found an HTML page of 12 bytes; do: "
-         "download the file itself, not the page that shows it"},
-        {H("{\"metadata\": {}}"),
-         "E-ST-02: m.safetensors: byte 0: expected safetensors data; found JSON text of 16 bytes; do: "
-         "give the .safetensors file, not its index or configuration"},
-        {H("PK\3\4\0\0\10\10\0\0"),
-         "E-ST-02: m.safetensors: byte 0: expected safetensors data; found a zip archive (PyTorch's "
-         "own format) of 10 bytes; do: convert it to safetensors first"},
-        {H("GGUF\3\0\0\0\0"),
-         "E-ST-02: m.safetensors: byte 0: expected safetensors data; found a GGUF file of 9 bytes; do: use "
-         "the checkpoint in safetensors format"},
+         "E-ST-02: m.safetensors: byte 0: expected safetensors data; found an HTML page of 28 bytes; do: download the "
+         "file itself, not the page that shows it"},
+        {H("<html><body>"), "E-ST-02: m.safetensors: byte 0: expected safetensors data; found an HTML page of 12 "
+                            "bytes; do: download the file itself, not the page that shows it"},
+        {H("{\"metadata\": {}}"), "E-ST-02: m.safetensors: byte 0: expected safetensors data; found JSON text of 16 "
+                                  "bytes; do: give the .safetensors file, not its index or configuration"},
+        {H("PK\3\4\0\0\10\10\0\0"), "E-ST-02: m.safetensors: byte 0: expected safetensors data; found a zip archive "
+                                    "(PyTorch's own format) of 10 bytes; do: convert it to safetensors first"},
+        {H("GGUF\3\0\0\0\0"), "E-ST-02: m.safetensors: byte 0: expected safetensors data; found a GGUF file of 9 "
+                              "bytes; do: use the checkpoint in safetensors format"},
         {H("not weights"), "E-ST-03: m.safetensors: byte 0: expected a header length of at most 16777216; found "
                            "7451598620781211502; do: this is not a safetensors file, or it is damaged"},
-        {H("\0\0\0\0\0\0\0\0"),
-         "E-ST-03: m.safetensors: byte 0: expected a header length of at least 2; found 0; do: this is "
-         "not a safetensors file, or it is damaged"},
-        {H("\1\0\0\0\0\0\0\0{"),
-         "E-ST-03: m.safetensors: byte 0: expected a header length of at least 2; found 1; do: this is "
-         "not a safetensors file, or it is damaged"},
-        {H("\3\0\0\0\0\0\0\0{}"),
-         "E-ST-03: m.safetensors: byte 0: expected 3 bytes of header after byte 8; found 2; do: the "
-         "download stopped early; fetch it again"},
-        {H("\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF{}"), "E-ST-03: m.safetensors: byte 0: expected a header length of at most "
-                                                  "16777216; found 18446744073709551615; do: this "
-                                                  "is not a safetensors file, or it is damaged"},
-        {H("\xF8\xFF\xFF\xFF\xFF\xFF\xFF\xFF{}"), "E-ST-03: m.safetensors: byte 0: expected a header length of at most "
-                                                  "16777216; found 18446744073709551608; do: this "
-                                                  "is not a safetensors file, or it is damaged"},
-        {H("{\0\0\0\0\0\0\0{}"),
-         "E-ST-03: m.safetensors: byte 0: expected 123 bytes of header after byte 8; found 2; do: the "
-         "download stopped early; fetch it again"},
+        {H("\0\0\0\0\0\0\0\0"), "E-ST-03: m.safetensors: byte 0: expected a header length of at least 2; found 0; do: "
+                                "this is not a safetensors file, or it is damaged"},
+        {H("\1\0\0\0\0\0\0\0{"), "E-ST-03: m.safetensors: byte 0: expected a header length of at least 2; found 1; do: "
+                                 "this is not a safetensors file, or it is damaged"},
+        {H("\3\0\0\0\0\0\0\0{}"), "E-ST-03: m.safetensors: byte 0: expected 3 bytes of header after byte 8; found 2; "
+                                  "do: the download stopped early; fetch it again"},
+        {H("\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF{}"),
+         "E-ST-03: m.safetensors: byte 0: expected a header length of at most 16777216; found 18446744073709551615; "
+         "do: this is not a safetensors file, or it is damaged"},
+        {H("\xF8\xFF\xFF\xFF\xFF\xFF\xFF\xFF{}"),
+         "E-ST-03: m.safetensors: byte 0: expected a header length of at most 16777216; found 18446744073709551608; "
+         "do: this is not a safetensors file, or it is damaged"},
+        {H("{\0\0\0\0\0\0\0{}"), "E-ST-03: m.safetensors: byte 0: expected 123 bytes of header after byte 8; found 2; "
+                                 "do: the download stopped early; fetch it again"},
         {H("\2\0\0\0\0\0\0\0{}"), "accepted"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -801,9 +791,8 @@ TEST(legal_oddities_are_accepted) {
          7},
         {"{\"z\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}", 0}, // zero-size: alone,
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},"       // at the start,
-         "\"b\":{\"dtype\":\"F32\",\"shape\":[5,0],\"data_offsets\":[0,0]},"
-         "\"c\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[2,3]},"
-         "\"d\":{\"dtype\":\"F64\",\"shape\":[0,7],\"data_offsets\":[2,2]}," // between,
+         "\"b\":{\"dtype\":\"F32\",\"shape\":[5,0],\"data_offsets\":[0,0]},\"c\":{\"dtype\":\"U8\",\"shape\":[1],"
+         "\"data_offsets\":[2,3]},\"d\":{\"dtype\":\"F64\",\"shape\":[0,7],\"data_offsets\":[2,2]}," // between,
          "\"e\":{\"dtype\":\"F64\",\"shape\":[1099511627776,0],\"data_offsets\":[3,3]}}",
          3},                                                                                  // at the end
         {"{\"s\":{\"dtype\":\"F64\",\"shape\":[],\"data_offsets\":[0,8]}}", 8},               // a scalar
@@ -829,9 +818,9 @@ TEST(limits_hold_at_the_limit_and_not_one_beyond) {
         EXPECT_INT(strcmp(verdict(b.p, b.n), "accepted") != 0, over);
         if (over)
             EXPECT_STR(verdict(b.p, b.n),
-                       "E-ST-05: m.safetensors: byte 525: expected a tensor name of 1 to 512 bytes without a "
-                       "zero byte; found \"nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn"
-                       "\"... of 513 bytes; do: download the file again");
+                       "E-ST-05: m.safetensors: byte 525: expected a tensor name of 1 to 512 bytes without a zero "
+                       "byte; found \"nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn\"... of 513 "
+                       "bytes; do: download the file again");
         free(b.p);
 
         text_free(&t), t = (Text){0}; // header bytes
@@ -849,10 +838,9 @@ TEST(limits_hold_at_the_limit_and_not_one_beyond) {
                           i || metadata ? "," : "", (long long)i);
             text_addf(&t, "}");
             b = make_file(t.p, t.len, 0, NULL);
-            EXPECT_STR(verdict(b.p, b.n),
-                       over ? "E-ST-05: m.safetensors: byte 8: expected at most 65536 tensors; found 65537; "
-                              "do: check that this is the right file"
-                            : "accepted");
+            EXPECT_STR(verdict(b.p, b.n), over ? "E-ST-05: m.safetensors: byte 8: expected at most 65536 tensors; "
+                                                 "found 65537; do: check that this is the right file"
+                                               : "accepted");
             free(b.p);
         }
     }
@@ -880,10 +868,8 @@ static Bytes valid_file(int k) {
     static const char *const headers[] = {
         "{\"w\":{\"dtype\":\"BF16\",\"shape\":[4,8],\"data_offsets\":[0,64]}}",
         "{ \"b\" : {\"shape\":[ 1 ],\"dtype\":\"F32\",\"data_offsets\":[3,7]}, "
-        "\"zero\":{\"dtype\":\"F32\",\"shape\":[0,9],"
-        "\"data_offsets\":[3,3]},\n\"a\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]},\"__metadata__\":{"
-        "\"a\\nb\":"
-        "\"\\u00e9\",\"\":\"\"}}",
+        "\"zero\":{\"dtype\":\"F32\",\"shape\":[0,9],\"data_offsets\":[3,3]},\n\"a\":{\"dtype\":\"U8\",\"shape\":[3],"
+        "\"data_offsets\":[0,3]},\"__metadata__\":{\"a\\nb\":\"\\u00e9\",\"\":\"\"}}",
         "{\"__metadata__\":{\"format\":\"pt\",\"note\":\"no tensors\"}}    ",
     };
     static const size_t sizes[] = {64, 7, 0};
@@ -1025,8 +1011,8 @@ static const char *folder_verdict(const char *dir) {
 
 static const TensorOut first_shard[] = {{"a", FT_F32, 1, {3}, floats}, {"c", FT_F32, 1, {2}, floats}};
 static const TensorOut second_shard[] = {{"b", FT_BF16, 1, {6}, halves}};
-static const char good_index[] = "{\"metadata\":{\"total_size\":32},\"weight_map\":{\"a\":\"model-1.safetensors\",\n"
-                                 "\"b\":\"model-2.safetensors\",\"c\":\"model-1.safetensors\"}}";
+static const char good_index[] = "{\"metadata\":{\"total_size\":32},\"weight_map\":{\"a\":\"model-1.safetensors\","
+                                 "\n\"b\":\"model-2.safetensors\",\"c\":\"model-1.safetensors\"}}";
 static const char *sharded(void) {
     const char *dir = tmp_folder("sharded");
     put_tensors(dir, "model-1.safetensors", first_shard, 2);
@@ -1068,58 +1054,45 @@ TEST(an_index_and_its_shards_must_agree) {
         const char *index, *line;
     } cases[] = {
         {"{\"weight_map\":{\"a\":\"../../etc/passwd\"}}",
-         "E-IX-01: " WHERE
-         "1:20: field \"weight_map.a\": expected the name of a .safetensors file in the same folder; found "
-         "\"../../etc/passwd\"; do: do not use this checkpoint, it points outside its folder"},
+         "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a file name in the same folder; found "
+                           "\"../../etc/passwd\"; do: do not use this checkpoint, it points outside its folder"},
         {"{\"weight_map\":{\"a\":\"sub/x.safetensors\"}}",
-         "E-IX-01: " WHERE
-         "1:20: field \"weight_map.a\": expected the name of a .safetensors file in the same folder; found "
-         "\"sub/x.safetensors\"; do: do not use this checkpoint, it points outside its folder"},
+         "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a file name in the same folder; found "
+                           "\"sub/x.safetensors\"; do: do not use this checkpoint, it points outside its folder"},
         {"{\"weight_map\":{\"a\":\"..\\\\x.safetensors\"}}",
-         "E-IX-01: " WHERE
-         "1:20: field \"weight_map.a\": expected the name of a .safetensors file in the same folder; found "
-         "\"..\\x5Cx.safetensors\"; do: do not use this checkpoint, it points outside its folder"},
+         "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a file name in the same folder; found "
+                           "\"..\\x5Cx.safetensors\"; do: do not use this checkpoint, it points outside its folder"},
         {"{\"weight_map\":{\"a\":\".x.safetensors\"}}",
-         "E-IX-01: " WHERE
-         "1:20: field \"weight_map.a\": expected the name of a .safetensors file in the same folder; found "
-         "\".x.safetensors\"; do: do not use this checkpoint, it points outside its folder"},
+         "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a plain name of a .safetensors file; found "
+                           "\".x.safetensors\"; do: use the index that came with the weights"},
         {"{\"weight_map\":{\"a\":\"x\\u0000.safetensors\"}}",
-         "E-IX-01: " WHERE
-         "1:20: field \"weight_map.a\": expected the name of a .safetensors file in the same folder; found "
-         "\"x\\x00.safetensors\"; do: do not use this checkpoint, it points outside its folder"},
+         "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a plain name of a .safetensors file; found "
+                           "\"x\\x00.safetensors\"; do: use the index that came with the weights"},
         {"{\"weight_map\":{\"a\":\"model-1.bin\"}}",
-         "E-IX-01: " WHERE
-         "1:20: field \"weight_map.a\": expected the name of a .safetensors file in the same folder; found "
-         "\"model-1.bin\"; do: do not use this checkpoint, it points outside its folder"},
+         "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a plain name of a .safetensors file; found "
+                           "\"model-1.bin\"; do: use the index that came with the weights"},
         {"{\"weight_map\":{\"a\":1}}",
-         "E-IX-01: " WHERE
-         "1:20: field \"weight_map.a\": expected the name of a .safetensors file in the same folder; found 1; "
-         "do: do not use this checkpoint, it points outside its folder"},
-        {"{}",
-         "E-IX-01: " WHERE "1:1: field \"weight_map\": expected an object that maps tensor names to file names; found "
-         "none; do: use the index that came with the weights"},
-        {"[]",
-         "E-IX-01: " WHERE "1:1: field \"weight_map\": expected an object that maps tensor names to file names; found "
-         "none; do: use the index that came with the weights"},
+         "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a plain name of a .safetensors file; found 1; do: "
+                           "use the index that came with the weights"},
+        {"{}", "E-IX-01: " WHERE "1:1: field \"weight_map\": expected an object that maps tensor names to file names; "
+                                 "found none; do: use the index that came with the weights"},
+        {"[]", "E-IX-01: " WHERE "1:1: field \"weight_map\": expected an object that maps tensor names to file names; "
+                                 "found none; do: use the index that came with the weights"},
         {"{\"weight_map\":[]}",
-         "E-IX-01: " WHERE "1:15: field \"weight_map\": expected an object that maps tensor names to "
-         "file names; found an array; do: use the index that came with the weights"},
+         "E-IX-01: " WHERE "1:15: field \"weight_map\": expected an object that maps tensor names to file names; found "
+                           "an array; do: use the index that came with the weights"},
         {"{\"weight_map\":{\"a\":\"model-1.safetensors\",\"b\":\"model-2.safetensors\"}}",
          "E-IX-02: model-1.safetensors: tensor \"c\": expected only tensors that the index names; found one it does "
-         "not name; "
-         "do: download the checkpoint again"},
+         "not name; do: download the checkpoint again"},
         {"{\"weight_map\":{\"a\":\"model-1.safetensors\",\"c\":\"model-1.safetensors\",\"d\":\"model-1.safetensors\"}}",
-         "E-IX-02: " WHERE
-         "1:72: tensor \"d\": expected this tensor in \"model-1.safetensors\"; found it in no shard; do: "
-         "download the checkpoint again"},
+         "E-IX-02: " WHERE "1:72: tensor \"d\": expected this tensor in \"model-1.safetensors\"; found it in no shard; "
+                           "do: download the checkpoint again"},
         {"{\"weight_map\":{\"a\":\"model-1.safetensors\",\"b\":\"model-2.safetensors\",\"c\":\"model-2.safetensors\"}}",
-         "E-IX-02: " WHERE
-         "1:72: tensor \"c\": expected this tensor in \"model-2.safetensors\"; found it in another shard; do: "
-         "download the checkpoint again"},
+         "E-IX-02: " WHERE "1:72: tensor \"c\": expected this tensor in \"model-2.safetensors\"; found it in another "
+                           "shard; do: download the checkpoint again"},
         {"{\"weight_map\":{\"a\\u0000\":\"model-1.safetensors\",\"c\":\"model-1.safetensors\"}}",
-         "E-IX-02: " WHERE
-         "1:26: tensor \"a\": expected this tensor in \"model-1.safetensors\"; found it in no shard; do: "
-         "download the checkpoint again"},
+         "E-IX-02: " WHERE "1:26: tensor \"a\": expected this tensor in \"model-1.safetensors\"; found it in no shard; "
+                           "do: download the checkpoint again"},
         {"{\"weight_map\":{\"a\":\"model-1.safetensors\",\"b\":\"model-2.safetensors\",\"c\":\"model-1.safetensors\"}}",
          "accepted"},
         {"{\"weight_map\":{}}", "accepted"},
@@ -1152,8 +1125,7 @@ TEST(an_index_and_its_shards_must_agree) {
                     "E-IX-02: " WHERE "2:5: tensor \"b\": ", strlen("E-IX-02: " WHERE "2:5: tensor \"b\": ")));
     put_text(dir, "model-2.safetensors", "short"); // a damaged shard is named itself
     EXPECT_STR(folder_verdict(dir),
-               "E-ST-01: model-2.safetensors: byte 0: expected at least 8 bytes; found 5; do: download the "
-               "file again");
+               "E-ST-01: model-2.safetensors: byte 0: expected at least 8 bytes; found 5; do: download the file again");
 #undef WHERE
 }
 
@@ -1164,17 +1136,15 @@ TEST(a_wrong_total_size_is_a_warning) {
     EXPECT_INT(warn_count("E-IX-03"), before);
     put_text(dir, "model.safetensors.index.json",
              "{\"metadata\":{\"total_size\":33},\"weight_map\":{\"a\":\"model-1.safetensors\",\"b\":\"model-2."
-             "safetensors\",\"c\":"
-             "\"model-1.safetensors\"}}");
+             "safetensors\",\"c\":\"model-1.safetensors\"}}");
     EXPECT_STR(folder_verdict(dir), "accepted");
     EXPECT_INT(warn_count("E-IX-03"), before + 1);
 }
 
 TEST(an_empty_folder_is_refused_with_advice) {
-    EXPECT_STR(
-        folder_verdict(tmp_folder("empty")),
-        "E-IO-01: : expected model.safetensors or model.safetensors.index.json in this folder; found neither; do: give "
-        "the folder of a checkpoint in safetensors format");
+    EXPECT_STR(folder_verdict(tmp_folder("empty")),
+               "E-IO-01: : expected model.safetensors or model.safetensors.index.json in this folder; found neither; "
+               "do: give the folder of a checkpoint in safetensors format");
 }
 
 // The shape of the Hugging Face cache: snapshots/REVISION/FILE -> ../../blobs/HASH.
@@ -1204,10 +1174,10 @@ TEST(a_checkpoint_in_the_hugging_face_cache_opens_and_other_links_do_not) {
         remove(link);
     }
     EXPECT_INT(symlink("../../outside.safetensors", link), 0);
-    EXPECT_STR(folder_verdict(dir),
-               "E-IX-01: model-2.safetensors: expected a file, or a link to blobs/HASH of a Hugging Face cache; found "
-               "a link to "
-               "\"../../outside.safetensors\"; do: put the file itself there, or give the folder in which it lies");
+    EXPECT_STR(
+        folder_verdict(dir),
+        "E-IX-01: model-2.safetensors: expected a file, or a link to blobs/HASH of a Hugging Face cache; found a link "
+        "to \"../../outside.safetensors\"; do: put the file itself there, or give the folder in which it lies");
     remove(link);
     snprintf(absolute, sizeof absolute, "%s/blobs/%s", hub, hash2); // a blob that is itself a link
     remove(absolute);
@@ -1308,38 +1278,30 @@ TEST(adapter_configurations_beyond_plain_lora_are_refused_by_name) {
         EXTENSION("layer_replication", "[[0,1]]", "an array"),
         EXTENSION("target_parameters", "[\"x\"]", "an array"),
         EXTENSION("use_qalora", "1", "1"),
-        {CONFIG("\"bias\":\"all\""),
-         "E-AD-03: adapter_config.json:1:PLACE: field \"bias\": expected \"none\"; found \"all\"; do: "
-         "train or convert the adapter as a plain LoRA"},
+        {CONFIG("\"bias\":\"all\""), "E-AD-03: adapter_config.json:1:PLACE: field \"bias\": expected \"none\"; found "
+                                     "\"all\"; do: train or convert the adapter as a plain LoRA"},
         {CONFIG("\"init_lora_weights\":\"pissa_niter_4\""),
          "E-AD-03: adapter_config.json:1:PLACE: field \"init_lora_weights\": expected a start that leaves the base "
-         "weights alone; "
-         "found \"pissa_niter_4\"; do: train or convert the adapter as a plain LoRA"},
+         "weights alone; found \"pissa_niter_4\"; do: train or convert the adapter as a plain LoRA"},
         {CONFIG("\"target_modules\":[1]"),
-         "E-AD-03: adapter_config.json:1:PLACE: field \"target_modules\": expected a list of "
-         "module names or one pattern; found an array; do: train or convert the adapter as a "
-         "plain LoRA"},
+         "E-AD-03: adapter_config.json:1:PLACE: field \"target_modules\": expected a list of module names or one "
+         "pattern; found an array; do: train or convert the adapter as a plain LoRA"},
         {"{\"peft_type\":\"LORA\",\"modules_to_save\":\"merger\"}",
          "E-AD-03: adapter_config.json:1:PLACE: field \"modules_to_save\": expected a list of module names; found "
-         "\"merger\"; do: "
-         "train or convert the adapter as a plain LoRA"},
+         "\"merger\"; do: train or convert the adapter as a plain LoRA"},
         {CONFIG("\"alpha_pattern\":[2]"),
-         "E-AD-03: adapter_config.json:1:PLACE: field \"alpha_pattern\": expected an object that "
-         "maps modules to numbers; found an array; do: train or convert the adapter as a plain "
-         "LoRA"},
-        {CONFIG("\"alpha_pattern\":{\"q_proj\":0}"), "E-AD-02: adapter_config.json:1:PLACE: field \"alpha_pattern\": "
-                                                     "expected a number above 0 and at most 65536; found 0; do: "
-                                                     "use the adapter_config.json that came with the weights"},
+         "E-AD-03: adapter_config.json:1:PLACE: field \"alpha_pattern\": expected an object that maps modules to "
+         "numbers; found an array; do: train or convert the adapter as a plain LoRA"},
+        {CONFIG("\"alpha_pattern\":{\"q_proj\":0}"),
+         "E-AD-02: adapter_config.json:1:PLACE: field \"alpha_pattern\": expected a number above 0 and at most 65536; "
+         "found 0; do: use the adapter_config.json that came with the weights"},
         {"{\"peft_type\":\"LORA\",\"rank_pattern\":{\"q_proj\":1025}}",
          "E-AD-02: adapter_config.json:1:PLACE: field \"rank_pattern\": expected a whole number above 0 and at most "
-         "1024; found "
-         "1025; do: use the adapter_config.json that came with the weights"},
-        {"{\"peft_type\":\"LORA\",\"r\":0}",
-         "E-AD-02: adapter_config.json:1:PLACE: field \"r\": expected an integer 1..1024; found 0; "
-         "do: use a value in this range"},
-        {"{\"peft_type\":\"LORA\",\"r\":1025}",
-         "E-AD-02: adapter_config.json:1:PLACE: field \"r\": expected an integer 1..1024; "
-         "found 1025; do: use a value in this range"},
+         "1024; found 1025; do: use the adapter_config.json that came with the weights"},
+        {"{\"peft_type\":\"LORA\",\"r\":0}", "E-AD-02: adapter_config.json:1:PLACE: field \"r\": expected an integer "
+                                             "1..1024; found 0; do: use a value in this range"},
+        {"{\"peft_type\":\"LORA\",\"r\":1025}", "E-AD-02: adapter_config.json:1:PLACE: field \"r\": expected an "
+                                                "integer 1..1024; found 1025; do: use a value in this range"},
     };
 #undef EXTENSION
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -1388,15 +1350,13 @@ TEST(adapter_tensors_must_fit_each_other_and_the_config) {
 #define AT_A "adapter_model.safetensors: tensor \"" LAYER "self_attn.q_proj.lora_A.weight\": "
     TensorOut a = adapter_tensors[0], b = adapter_tensors[1];
     EXPECT_STR(with_tensor(1, (TensorOut){0}),
-               "E-AD-04: " AT_A "expected its other half lora_B.weight; found none; do: copy the "
-               "adapter again");
+               "E-AD-04: " AT_A "expected its other half lora_B.weight; found none; do: copy the adapter again");
     EXPECT_STR(with_tensor(0, (TensorOut){0}), "E-AD-04: adapter_model.safetensors: tensor \"" LAYER
                                                "self_attn.q_proj.lora_B.weight\": expected its other half "
                                                "lora_A.weight; found none; do: copy the adapter again");
     b.shape[1] = 1;
-    EXPECT_STR(with_tensor(1, b),
-               "E-AD-04: " AT_A "expected shapes [rank, in] and [out, rank] of lora_A and lora_B; found [2,3] "
-               "and [1,1]; do: copy the adapter again");
+    EXPECT_STR(with_tensor(1, b), "E-AD-04: " AT_A "expected shapes [rank, in] and [out, rank] of lora_A and lora_B; "
+                                                   "found [2,3] and [1,1]; do: copy the adapter again");
     b = adapter_tensors[1], b.dims = 3, b.shape[2] = 1;
     EXPECT(!strncmp(with_tensor(1, b), "E-AD-04: ", 9));
     b = adapter_tensors[1], b.shape[0] = 0;
@@ -1405,9 +1365,10 @@ TEST(adapter_tensors_must_fit_each_other_and_the_config) {
     EXPECT_STR(with_tensor(0, a),
                "E-AD-04: " AT_A "expected dtype F32, BF16 or F16; found I32; do: save the adapter in float32");
     a = adapter_tensors[0], a.data = poison;
-    EXPECT_STR(with_tensor(0, a),
-               "E-NU-01: " AT_A "expected finite values; found 2 of 6 that are not; do: use an adapter from an "
-               "earlier step of its training");
+    EXPECT_STR(
+        with_tensor(0, a),
+        "E-NU-01: " AT_A
+        "expected finite values; found 2 of 6 that are not; do: use an adapter from an earlier step of its training");
     const char *strange[] = {"base_model.model.lm_head.weight",
                              "model.layers.0.self_attn.q_proj.lora_A.weight",
                              "base_model.model.model.embed_tokens.lora_embedding_A",
@@ -1425,8 +1386,8 @@ TEST(adapter_tensors_must_fit_each_other_and_the_config) {
     EXPECT_STR(adapter_verdict(GOOD_START "\"target_modules\":[\"mlp.up_proj\",\"_proj\",\"attn.q_proj\"]," GOOD_END,
                                adapter_tensors, 5),
                "E-AD-04: " AT_A
-               "expected a module that target_modules names; found \"model.layers.0.self_attn.q_proj\"; do: use "
-               "the adapter_config.json that came with the weights");
+               "expected a module that target_modules names; found \"model.layers.0.self_attn.q_proj\"; do: use the "
+               "adapter_config.json that came with the weights");
 }
 
 TEST(the_rank_is_that_of_the_first_pattern_that_names_the_module) {
