@@ -4,23 +4,166 @@
 #   make test         every test; SAN=1 under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make help         all targets
 #
-# Flags that teach: -ffp-contract=off, so that a*b+c means what it says and no two compilers differ (FMA is written as
-# such where it is wanted); never -ffast-math: it would delete the NaN checks.
+# Flags that teach:
+#   -ffp-contract=off     a*b+c means what it says, so no two compilers differ; FMA is written as such where it is wanted
+#   never -ffast-math     it would delete the NaN checks (a test of the shipped program looks for that)
+#   -fno-strict-aliasing  bytes of files are looked at as numbers
+#   -Werror               a warning is a question that someone has to answer
+#   -Wconversion          only in files that read what strangers wrote: there a silent narrowing is a way in
 
 CC      ?= gcc
 CXX     ?= g++
+NVCC    ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 SAN     ?=
-BUILD   := $(if $(SAN),build-san,build)
-OPT     := $(if $(SAN),-O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DSURGR1_DEBUG,-O2)
-WARN    := -Wall -Wextra -Wshadow -Wvla -Wformat=2 -Werror
-HARD    := -fstack-protector-strong -fPIE $(if $(SAN),,-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
-CFLAGS  := -std=gnu11 -g $(OPT) $(WARN) $(HARD) -ffp-contract=off -fno-strict-aliasing -MMD -MP -pthread
-LDFLAGS := -pie -pthread $(if $(SAN),-fsanitize=address,undefined,-Wl,-z,relro,-z,now)
-LDLIBS  := -lm
+EMU     ?=
+CUDA    ?=
+ROOT    ?= ../shared
+DEVICE  ?= cpu
+THREADS ?= 0
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := all
 
-SRC := ops.c cpu.c tokenizer.c block.c vision.c model.c generate.c \
-       io/files.c io/json.c io/safetensors.c io/image.c io/log.c data/records.c surgery/answer.c
-OBJ := $(SRC:%.c=$(BUILD)/%.o)
-# files that read what strangers wrote: narrowing conversions are errors there
-STRICT := io/files io/json io/safetensors io/image io/log tokenizer data/records surgery/answer
-$(STRICT:%=$(BUILD)/%.o): CFLAGS += -Wconversion -Wno-sign-conversion
+# One folder of objects per kind of build, so that switching between them rebuilds nothing.
+BUILD   := build$(if $(SAN),-san)$(if $(EMU),-emu)$(if $(CUDA),-cuda)
+PROGRAM := $(if $(SAN)$(EMU),$(BUILD)/surgr1,surgr1)
+STB     ?= $(firstword $(wildcard /usr/include/stb/stb_image.h /usr/local/include/stb/stb_image.h))
+
+SANITIZE := $(if $(SAN),-fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DSURGR1_DEBUG)
+SHARED   := -g $(if $(SAN),-O1 $(SANITIZE),-O2 -D_FORTIFY_SOURCE=2) -fstack-protector-strong -fPIE \
+            -ffp-contract=off -fno-strict-aliasing -pthread -MMD -MP $(if $(EMU)$(CUDA),-DSURGR1_CUDA)
+CFLAGS   := -std=gnu11 $(SHARED) -Wall -Wextra -Wshadow -Wvla -Wformat=2 -Werror
+CXXFLAGS := -std=c++17 $(SHARED) -Wall -Wextra -Werror
+LDFLAGS  := -pie -pthread -Wl,-z,relro,-z,now $(SANITIZE)
+LDLIBS   := -lm
+
+# The library is everything but the program itself; the archive lets each test take only what it needs.
+LIB_SRC := $(filter-out surgr1.c,$(wildcard *.c io/*.c data/*.c surgery/*.c))
+LIB     := $(BUILD)/libsurgr1.a
+LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
+PROGRAM_OBJ := $(patsubst %.c,$(BUILD)/%.o,surgr1.c $(wildcard commands/*.c))
+EMULATED := $(BUILD)/kernels_emulated.o
+STRICT  := $(patsubst %.c,$(BUILD)/%.o,tokenizer.c $(wildcard io/*.c data/*.c surgery/*.c))
+
+TESTS   := $(patsubst %.c,$(BUILD)/%,$(filter-out test/test_oracle.c,$(wildcard test/test_*.c))) \
+           $(patsubst %.cpp,$(BUILD)/%,$(wildcard test/test_*.cpp))
+BENCHES := $(patsubst %.c,$(BUILD)/%,$(wildcard bench/*.c))
+FUZZERS := $(patsubst %.c,$(BUILD)/%,$(wildcard test/fuzz_*.c))
+ORACLE  := $(BUILD)/test/test_oracle
+
+# ----------------------------------------------------------------------------------------------------------- program
+.PHONY: all
+all: found $(PROGRAM)
+
+.PHONY: found
+found:
+	@echo "compiler: $$($(CC) --version | head -n 1)"
+	@echo "stb_image: $(if $(STB),$(STB),not found, needed: run make deps)"
+	@echo "nvcc: $(if $(NVCC),$(NVCC) (make cuda builds with it),not found: no CUDA here; make EMU=1 runs the kernels on the host)"
+	@echo "clang: $$(command -v clang || echo 'not found: no fuzzing here')"
+
+$(PROGRAM): $(PROGRAM_OBJ) $(if $(EMU),$(EMULATED)) $(if $(CUDA),$(BUILD)/kernels.o) $(LIB)
+	$(if $(EMU)$(CUDA),$(CXX),$(CC)) $(LDFLAGS) $^ $(if $(CUDA),-L$(dir $(NVCC))../lib64 -lcudart_static -ldl -lrt) $(LDLIBS) -o $@
+
+$(LIB): $(LIB_OBJ)
+	@rm -f $@
+	ar rcs $@ $^
+
+$(BUILD)/%.o: %.c | stb
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(CPPFLAGS) -c $< -o $@
+$(STRICT): CFLAGS += -Wconversion -Wno-sign-conversion
+$(BUILD)/cpu.o: CFLAGS += -Wno-psabi # vectors never cross a call that is not inlined
+
+# The same kernels, three ways: as C++ against test/cuda_emu.h (every test run), and by nvcc (make cuda).
+$(EMULATED): kernels.cu
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) $(CPPFLAGS) -x c++ -c $< -o $@
+NVCCFLAGS := -std=c++17 -O3 -lineinfo -I. -Xcompiler -fPIE,-Wall,-Wextra
+$(BUILD)/kernels.o: kernels.cu ops.h base.h
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90] -c $< -o $@
+
+.PHONY: stb
+stb:
+	@test -n "$(STB)" || { echo "stb_image.h is not there. Run: make deps   (or make STB=path/to/stb/stb_image.h)"; exit 1; }
+CPPFLAGS += $(if $(STB),$(if $(filter /usr/%,$(STB)),,-I$(dir $(STB))..))
+
+.PHONY: cuda
+cuda:
+	@test -n "$(NVCC)" || { echo "nvcc is not there. Install the CUDA toolkit, or use make EMU=1"; exit 1; }
+	$(MAKE) CUDA=1
+
+# What apt must install. sudo only where it is needed.
+.PHONY: deps
+deps:
+	@sudo=; test "$$(id -u)" = 0 || sudo=sudo; \
+	$$sudo apt-get update -q && $$sudo apt-get install -q -y --no-install-recommends gcc g++ libc6-dev make libstb-dev
+
+# ------------------------------------------------------------------------------------------------------------- tests
+# Every test links the library and the emulated kernels, and takes from them what it names.
+$(BUILD)/test/% $(BUILD)/bench/%: $(BUILD)/test/%.o
+$(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(EMULATED) $(LIB)
+	$(CXX) $(LDFLAGS) $< $(if $(filter %cuda_emu,$@),,$(EMULATED)) $(LIB) $(LDLIBS) -o $@
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(EMULATED) $(LIB)
+	$(CXX) $(LDFLAGS) $< $(EMULATED) $(LIB) $(LDLIBS) -o $@
+$(BUILD)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) $(CPPFLAGS) -c $< -o $@
+
+# Whatever other people's numbers there are: the committed ones, and a folder beside the repository if there is one.
+FIXTURES := $(if $(wildcard test/fixtures/oracle),test/fixtures)
+ORACLES  := $(foreach root,$(FIXTURES) $(wildcard ../shared/oracle/..),$(foreach d,ref cpu,"$(ORACLE) --root $(root) --device $(d)")) \
+            $(foreach root,$(FIXTURES),"$(ORACLE) --root $(root) --device cuda --only models")
+COMPILED := $(if $(NVCC),"$(NVCC) $(NVCCFLAGS) -arch=sm_80 -c kernels.cu -o $(BUILD)/kernels_nvcc.o","echo no nvcc here; exit 77")
+
+.PHONY: test
+test:
+	@test -n "$(STB)" || $(MAKE) deps
+	@$(MAKE) test-now
+.PHONY: test-now
+test-now: $(PROGRAM) $(TESTS) $(ORACLE)
+	@SURGR1=$(abspath $(PROGRAM)) sh test/run.sh $(BUILD) $(TESTS:%="%") $(ORACLES) "sh test/test_cli.sh" \
+	    "sh test/deps_check.sh $(BUILD)" $(COMPILED)
+
+.PHONY: test-oracle test-long test-weights deps-check bench fuzz
+test-oracle: $(ORACLE)
+	$(ORACLE) --root $(ROOT) --device $(DEVICE) --threads $(THREADS)
+test-long: $(ORACLE) $(TESTS)
+	@sh test/run.sh $(BUILD) $(foreach root,$(FIXTURES) $(wildcard $(ROOT)),$(foreach d,ref cpu cuda,$(foreach n,1 2 7,"$(ORACLE) --root $(root) --device $(d) --threads $(n)")))
+test-weights: $(PROGRAM)
+	@test -n "$(MODEL)" || { echo "say where the weights are: make test-weights MODEL=dir"; exit 2; }
+	SURGR1=$(abspath $(PROGRAM)) sh test/test_weights.sh $(MODEL)
+deps-check: $(LIB) $(PROGRAM_OBJ)
+	sh test/deps_check.sh $(BUILD)
+bench: $(BENCHES)
+	@for b in $(BENCHES); do echo "== $$b"; $$b || exit 1; done
+
+# Fuzzing: clang's libFuzzer over the same readers. SECONDS is per harness.
+SECONDS ?= 60
+$(BUILD)/test/fuzz_%: test/fuzz_%.c $(LIB_SRC) | stb
+	@mkdir -p $(@D)
+	clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -ffp-contract=off -pthread $< $(LIB_SRC) -lm -o $@
+fuzz: $(FUZZERS)
+	@for f in $(FUZZERS); do mkdir -p $(BUILD)/corpus/$$(basename $$f); $$f -max_total_time=$(SECONDS) $(BUILD)/corpus/$$(basename $$f) || exit 1; done
+
+# -------------------------------------------------------------------------------------------------------------- care
+.PHONY: format format-check clean help
+FORMATTED := $(filter-out test/cuda_emu.h,$(wildcard *.[ch] io/*.[ch] data/*.[ch] surgery/*.[ch] commands/*.[ch] test/*.[ch] bench/*.[ch]))
+format:
+	clang-format -i $(FORMATTED)
+format-check:
+	clang-format --dry-run --Werror $(FORMATTED)
+clean:
+	rm -rf build build-* surgr1
+help:
+	@echo "make                  the program ./surgr1         make SAN=1 | EMU=1   with sanitizers | with emulated CUDA"
+	@echo "make deps             what apt must install        make cuda            with CUDA, needs nvcc"
+	@echo "make test             every test                   make test SAN=1      under sanitizers"
+	@echo "make test-oracle      ROOT=dir DEVICE=ref|cpu|cuda THREADS=n: other people's numbers in dir"
+	@echo "make test-long        those on every device and several thread counts"
+	@echo "make test-weights     MODEL=dir: a real checkpoint"
+	@echo "make bench            speed                        make fuzz SECONDS=n  fuzz the readers, needs clang"
+	@echo "make deps-check       arrows between floors        make format-check    make clean"
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+.SECONDARY:

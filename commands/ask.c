@@ -15,7 +15,7 @@ enum { DTYPE_AUTO, DTYPE_F32, DTYPE_BF16 };
 static struct {
     const char *model, *messages, *system, *draw, *trace;
     Many images;
-    int64_t max_new_tokens, top_k, seed, min_pixels, max_pixels, threads, batch, draw_image;
+    int64_t max_new_tokens, top_k, seed, min_pixels, max_pixels, threads, batch, draw_image, max_memory;
     double temperature, top_p, min_p, repetition_penalty;
     int device, dtype, alpha, exif;
     bool greedy, json, trust_text, show_special, allow_nonfinite;
@@ -48,6 +48,7 @@ static Option ask_options[] = {
     CHOICE("alpha", &ask.alpha, "drop|white", "transparent pictures: drop alpha, or lay over white"),
     CHOICE("exif", &ask.exif, "ignore|apply", "turn pictures by their EXIF orientation"),
     CHOICE("device", &ask.device, "ref|cpu|cuda", "who computes; ref is slow and defines the answer"),
+    INT("max-memory", &ask.max_memory, "N", "bytes of host memory to use at most; 0 = 80 % of what is there", 0, 1e15),
     INT("threads", &ask.threads, "N", "threads; 0 = one per processor; never changes a result", 0, 256),
     CHOICE("dtype", &ask.dtype, "auto|f32|bf16", "type of matrices; auto keeps the checkpoint's"),
     TEXT("draw", &ask.draw, "OUT.png", "draw the boxes of the answer into a copy of the picture"),
@@ -496,6 +497,7 @@ static int run_ask(char **args, int n) {
     if (ok && !rc) {
         signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
         pool_start((int)ask.threads);
+        if (ask.max_memory) memory_limit_set(ask.max_memory);
         d = device_open(&e);
         ok = d != NULL;
     }

@@ -192,7 +192,8 @@ static void help_options(const Option *o) {
         snprintf(left, sizeof left, "--%s%s%s", o->name, flag ? "" : " ", flag ? "" : o->arg);
         value_text(o, value, sizeof value);
         printf("  %-26s %s", left, o->help);
-        if (o->kind == OPT_INT || o->kind == OPT_REAL) printf(" (%g to %g; default %s)", o->min, o->max, value);
+        if (o->kind == OPT_INT) printf(" (%.0f to %.0f; default %s)", o->min, o->max, value);
+        else if (o->kind == OPT_REAL) printf(" (%g to %g; default %s)", o->min, o->max, value);
         else if (o->kind == OPT_CHOICE) printf(" (default %s)", value);
         printf("\n");
     }

@@ -292,6 +292,11 @@ static bool read_messages(Reader *d, const Json *messages, Err *e) {
         if (!user && r->n_images > pictures)
             return refuse(r, m, "E-DS-02", field, e, "pictures in user turns only", "one in another turn",
                           "move it to the question");
+        size_t bytes = 0;
+        for (int k = 0; k < out->n_parts; k++) bytes += out->parts[k].image < 0 ? out->parts[k].len : 1;
+        if (!bytes && !system)
+            return refuse(r, m, "E-DS-05", field, e, "a turn that says something", "an empty one",
+                          "fill it or drop it");
         r->n++;
     }
     if (before && strcmp(before, "system")) return true;
