@@ -128,7 +128,7 @@ void text_addf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
 void text_free(Text *t);
 // A JSON string with quotes and escapes; bytes that are not UTF-8 become U+FFFD.
 void text_add_json_string(Text *t, const char *bytes, size_t len);
-// Shortest decimal that reads back as the same double (never NaN or infinity: those are a bug).
+// Shortest decimal that reads back as the same double (a few powers of two get one digit more). NaN, infinity: a bug.
 void text_add_json_number(Text *t, double v);
 // Canonical JSON of a tree: no spaces, members in file order, shortest numbers, integers kept as written.
 void json_print(Text *t, const Json *v);
