@@ -21,14 +21,14 @@
 #include <cuda_runtime.h>
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                         \
     kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
-#define UNROLL _Pragma("unroll")
+#define UNROLL               _Pragma("unroll")
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
 // PTX behind functions; each has a twin in cuda_emu.h. Fragment layouts: PTX ISA 8, mma.m16n8k16 with .bf16.
 // 16 bytes to shared memory, of which the first `bytes` (0 to 16) come from `from` and the rest are zero.
 __device__ static inline void cp_async16(void *to, const void *from, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from),
-                 "r"(bytes)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(bytes)
                  : "memory");
 }
 __device__ static inline void cp_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -45,9 +45,10 @@ __device__ static inline void ldmatrix_x4(uint32_t r[4], const void *row) {
 }
 // c[16,8] += a[16,16] * b[16,8]
 __device__ static inline void mma_m16n8k16_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #else
 #include "test/cuda_emu.h"
@@ -62,7 +63,9 @@ static void device_check(cudaError_t error, const char *what) {
     if (error == cudaSuccess) return;
     Err e = {};
     Where nowhere = {};
-    err_set(&e, "E-DV-02", nowhere, "expected %s to succeed on the device; found %s; do: check the device with nvidia-smi, or run with --device cpu",
+    err_set(&e, "E-DV-02", nowhere,
+            "expected %s to succeed on the device; found %s; do: check the device with nvidia-smi, or run with "
+            "--device cpu",
             what, cudaGetErrorString(error));
     exit(err_report(&e));
 }
@@ -120,7 +123,7 @@ enum { SCRATCH_BYTES = 32 * 8 }; // for block_reduce of any type
 
 static void *cuda_alloc(size_t bytes) {
     void *p = NULL;
-    cudaError_t error = cudaMalloc(&p, bytes ? bytes : 64); // 256-byte aligned
+    cudaError_t error = cudaMalloc(&p, bytes ? bytes : 64);                                // 256-byte aligned
     if (error == cudaErrorMemoryAllocation) return (void)cudaGetLastError(), (void *)NULL; // the caller's business
     device_check(error, "cudaMalloc");
     return p;
@@ -133,7 +136,9 @@ static void copy_rows(Mat y, Mat x, cudaMemcpyKind kind, const char *what) {
     if (rows == 1 || (y.stride == y.cols && x.stride == x.cols))
         device_check(cudaMemcpyAsync(y.p, x.p, rows * width, kind, stream), what);
     else
-        device_check(cudaMemcpy2DAsync(y.p, (size_t)y.stride * size, x.p, (size_t)x.stride * size, width, rows, kind, stream), what);
+        device_check(
+            cudaMemcpy2DAsync(y.p, (size_t)y.stride * size, x.p, (size_t)x.stride * size, width, rows, kind, stream),
+            what);
 }
 static void cuda_sync(void) { device_check(cudaStreamSynchronize(stream), "the work in the stream"); }
 static void cuda_upload(Mat dst, Mat host) {
@@ -178,12 +183,13 @@ __global__ void __launch_bounds__(256)
             inside = j0 + i < y.cols && c0 + c < inner;
             ws[c * TILE_PITCH + i] = !inside ? 0 : layout == NT ? get(w, j0 + i, c0 + c) : get(w, c0 + c, j0 + i);
         }
-        __syncthreads(); // tiles written above | read below
+        __syncthreads();        // tiles written above | read below
         if (i0 + ty < y.rows) { // a tile of few rows keeps only the threads that have one
             float part[4][4] = {};
             for (int c = 0; c < TILE_K; c++) {
                 float xv[4], wv[4];
-                for (int a = 0; a < 4; a++) xv[a] = xs[c * TILE_PITCH + ty + 16 * a], wv[a] = ws[c * TILE_PITCH + tx + 16 * a];
+                for (int a = 0; a < 4; a++)
+                    xv[a] = xs[c * TILE_PITCH + ty + 16 * a], wv[a] = ws[c * TILE_PITCH + tx + 16 * a];
                 for (int a = 0; a < 4; a++)
                     for (int b = 0; b < 4; b++) part[a][b] += xv[a] * wv[b];
             }
@@ -203,7 +209,13 @@ __global__ void __launch_bounds__(256)
 // grid (row tiles, column tiles), 128 threads: 2 x 2 warps, each 32 x 32 of a 64 x 64 tile of y by mma.m16n8k16. Tiles of
 // 32 inner elements come by cp.async into two stages: one is computed with while the other fills. Rows lie 80 bytes
 // apart, so the eight 16-byte rows of one ldmatrix fall into different banks.
-enum { MMA_TILE = 64, MMA_K = 32, MMA_PITCH = MMA_K + 8, MMA_STAGE = MMA_TILE * MMA_PITCH, MMA_SHARED = 4 * MMA_STAGE * 2 };
+enum {
+    MMA_TILE = 64,
+    MMA_K = 32,
+    MMA_PITCH = MMA_K + 8,
+    MMA_STAGE = MMA_TILE * MMA_PITCH,
+    MMA_SHARED = 4 * MMA_STAGE * 2
+};
 
 __global__ void __launch_bounds__(128) matmul_mma_kernel(Mat y, Mat x, Mat w, float alpha, float beta) {
     DYNAMIC_SHARED(shared);
@@ -232,30 +244,30 @@ __global__ void __launch_bounds__(128) matmul_mma_kernel(Mat y, Mat x, Mat w, fl
         for (int c = 0; c < MMA_K; c += 16) {
             uint32_t a[2][4], b[2][4]; // b[j] holds two 16 x 8 fragments
             UNROLL
-            for (int i = 0; i < 2; i++) ldmatrix_x4(a[i], xt + (wi + 16 * i + lane % 16) * MMA_PITCH + c + lane / 16 * 8);
+            for (int i = 0; i < 2; i++)
+                ldmatrix_x4(a[i], xt + (wi + 16 * i + lane % 16) * MMA_PITCH + c + lane / 16 * 8);
             UNROLL
             for (int j = 0; j < 2; j++)
                 ldmatrix_x4(b[j], wt + (wj + 16 * j + lane % 8 + lane / 16 * 8) * MMA_PITCH + c + lane / 8 % 2 * 8);
             UNROLL
-            for (int i = 0; i < 2; i++)
-                UNROLL
-                for (int j = 0; j < 4; j++) mma_m16n8k16_bf16(acc[i][j], a[i], &b[j / 2][j % 2 * 2]);
+            for (int i = 0; i < 2; i++) UNROLL
+            for (int j = 0; j < 4; j++) mma_m16n8k16_bf16(acc[i][j], a[i], &b[j / 2][j % 2 * 2]);
         }
         __syncthreads(); // stage s read above | refilled by the next round's load
     }
     UNROLL
-    for (int i = 0; i < 2; i++)
-        UNROLL
-        for (int j = 0; j < 4; j++)
-            UNROLL
-            for (int e = 0; e < 4; e++) {
-                int64_t row = i0 + wi + 16 * i + lane / 4 + e / 2 * 8, col = j0 + wj + 8 * j + lane % 4 * 2 + e % 2;
-                if (row < y.rows && col < y.cols)
-                    put(y, row, col, alpha * acc[i][j][e] + (beta == 0 ? 0 : beta * get(y, row, col)));
-            }
+    for (int i = 0; i < 2; i++) UNROLL
+    for (int j = 0; j < 4; j++) UNROLL
+    for (int e = 0; e < 4; e++) {
+        int64_t row = i0 + wi + 16 * i + lane / 4 + e / 2 * 8, col = j0 + wj + 8 * j + lane % 4 * 2 + e % 2;
+        if (row < y.rows && col < y.cols)
+            put(y, row, col, alpha * acc[i][j][e] + (beta == 0 ? 0 : beta * get(y, row, col)));
+    }
 }
 
-static bool mma_rows(Mat m) { return m.type == BF16 && m.cols % 8 == 0 && m.stride % 8 == 0 && (uintptr_t)m.p % 16 == 0; }
+static bool mma_rows(Mat m) {
+    return m.type == BF16 && m.cols % 8 == 0 && m.stride % 8 == 0 && (uintptr_t)m.p % 16 == 0;
+}
 static void cuda_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float beta) {
     int64_t inner = layout == TN ? x.rows : x.cols;
     dim3 grid(blocks(y.rows, TILE), blocks(y.cols, TILE));
@@ -335,8 +347,9 @@ enum { MAX_DIM = 512, QUERIES = 8, KEYS = 32, DECODE_HEADS = 8, DECODE_KEYS = 25
 static size_t attention_shared(int64_t dim) { // queries, a tile of keys or values, weights
     return (size_t)(QUERIES * dim + KEYS * (dim + 1) + QUERIES * KEYS) * sizeof(float);
 }
-__global__ void __launch_bounds__(QUERIES * 32, 2) attention_forward_kernel(Mat o, Mat lse, Mat q, Mat k, Mat v, Mat spans, int tiles,
-                                                                         int group, int dim, float scale) {
+__global__ void __launch_bounds__(QUERIES * 32, 2)
+    attention_forward_kernel(Mat o, Mat lse, Mat q, Mat k, Mat v, Mat spans, int tiles, int group, int dim,
+                             float scale) {
     DYNAMIC_SHARED(shared);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pitch = dim + 1; // odd for even dim: no bank conflicts
     float *query = (float *)shared + warp * dim, *tile = (float *)shared + QUERIES * dim;
@@ -347,12 +360,14 @@ __global__ void __launch_bounds__(QUERIES * 32, 2) attention_forward_kernel(Mat 
     int64_t first = s.first + (int)blockIdx.x % tiles * QUERIES, row = first + warp;
     int64_t last = first + QUERIES < s.last ? first + QUERIES : s.last; // of this block's queries
     int64_t keys = first >= s.last ? 0 : prefix + (s.causal ? last : s.last) - s.first;
-    int64_t visible = row >= s.last ? 0 : prefix + (s.causal ? row + 1 : s.last) - s.first; // to this query; itself at least
+    int64_t visible =
+        row >= s.last ? 0 : prefix + (s.causal ? row + 1 : s.last) - s.first; // to this query; itself at least
     if (row < s.last)
         for (int c = lane; c < dim; c += 32) query[c] = get(q, row, at + c);
     auto load = [&](const Mat &m, int64_t t0) {
         for (int t = warp; t < KEYS; t += QUERIES)
-            for (int c = lane; c < dim; c += 32) tile[t * pitch + c] = t0 + t < keys ? get(m, key_row(s, t0 + t), kv + c) : 0;
+            for (int c = lane; c < dim; c += 32)
+                tile[t * pitch + c] = t0 + t < keys ? get(m, key_row(s, t0 + t), kv + c) : 0;
     };
     float largest = -INFINITY, sum = 0, acc[MAX_DIM / 32] = {};
     for (int64_t t0 = 0; t0 < keys; t0 += KEYS) {
@@ -365,15 +380,18 @@ __global__ void __launch_bounds__(QUERIES * 32, 2) attention_forward_kernel(Mat 
             score *= scale;
         }
         float larger = fmaxf(largest, warp_reduce(score, Max()));
-        float p = t0 + lane < visible ? expf(score - larger) : 0, fade = larger == -INFINITY ? 1 : expf(largest - larger);
+        float p = t0 + lane < visible ? expf(score - larger) : 0,
+              fade = larger == -INFINITY ? 1 : expf(largest - larger);
         sum = sum * fade + warp_reduce(p, Sum()), largest = larger;
         weight[lane] = p;
         __syncthreads(); // keys read above | overwritten by the values; weights written above | read below
         load(v, t0);
         __syncthreads(); // values written above | read below
-UNROLL
+        UNROLL
         for (int n = 0; n < MAX_DIM / 32; n++) acc[n] *= fade;
-        for (int t = 0; t < KEYS; t++) {
+        int here = visible - t0 < KEYS ? (int)(visible - t0)
+                                       : KEYS; // a hidden value is not even multiplied by 0: it may be NaN
+        for (int t = 0; t < here; t++) {
             float p_t = weight[t];
             UNROLL
             for (int n = 0; n < MAX_DIM / 32; n++)
@@ -382,18 +400,18 @@ UNROLL
         __syncthreads(); // values and weights read above | overwritten in the next round
     }
     if (row < s.last) {
-UNROLL
+        UNROLL
         for (int n = 0; n < MAX_DIM / 32; n++)
             if (lane + 32 * n < dim) put(o, row, at + lane + 32 * n, acc[n] / sum);
         if (lse.p && lane == 0) put(lse, row, head, largest + logf(sum));
     }
 }
-static void cuda_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim,
-                                   float scale) {
+static void cuda_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
+                                   int64_t dim, float scale) {
     if (spans.longest == 0) return; // only empty spans
     int tiles = (int)blocks(spans.longest, QUERIES);
-    RUN(attention_forward_kernel, dim3(blocks(spans.n * tiles, 1), (unsigned)heads), QUERIES * 32, attention_shared(dim), o, lse, q, k,
-        v, spans.rows, tiles, (int)(heads / kv_heads), (int)dim, scale);
+    RUN(attention_forward_kernel, dim3(blocks(spans.n * tiles, 1), (unsigned)heads), QUERIES * 32,
+        attention_shared(dim), o, lse, q, k, v, spans.rows, tiles, (int)(heads / kv_heads), (int)dim, scale);
 }
 
 // attention_decode: one query row per span, many keys. grid (rows, key heads, eights of the query heads that share a key
@@ -405,7 +423,8 @@ static size_t decode_shared(int64_t dim) { // queries and sums, weights, and per
 __global__ void __launch_bounds__(DECODE_KEYS)
     attention_decode_kernel(Mat o, Mat q, Mat k, Mat v, Mat spans, int group, int dim, float scale) {
     DYNAMIC_SHARED(shared);
-    float *query = (float *)shared, *acc = query + DECODE_HEADS * dim, *weight = acc + DECODE_HEADS * dim; // weight [8][256]
+    float *query = (float *)shared, *acc = query + DECODE_HEADS * dim,
+          *weight = acc + DECODE_HEADS * dim; // weight [8][256]
     float *fade = weight + DECODE_HEADS * DECODE_KEYS, *largest = fade + DECODE_HEADS, *sum = largest + DECODE_HEADS;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t row = blockIdx.x;
@@ -422,14 +441,14 @@ __global__ void __launch_bounds__(DECODE_KEYS)
         if (t < keys)
             for (int c = 0; c < dim; c++) {
                 float kc = get(k, key, kv + c);
-UNROLL
+                UNROLL
                 for (int h = 0; h < DECODE_HEADS; h++)
                     if (h < heads) score[h] += query[h * dim + c] * kc;
             }
-UNROLL
+        UNROLL
         for (int h = 0; h < DECODE_HEADS; h++)
             if (h < heads) weight[h * DECODE_KEYS + threadIdx.x] = t < keys ? scale * score[h] : -INFINITY;
-        __syncthreads(); // scores written above | read below by the head's warp
+        __syncthreads();    // scores written above | read below by the head's warp
         if (warp < heads) { // 8 warps, up to 8 heads
             float *mine = weight + warp * DECODE_KEYS, larger = largest[warp], total = 0;
             for (int i = lane; i < DECODE_KEYS; i += 32) larger = fmaxf(larger, mine[i]);
@@ -456,10 +475,12 @@ UNROLL
     }
     for (int e = threadIdx.x; e < width; e += DECODE_KEYS) put(o, row, at + e, keys ? acc[e] / sum[e / dim] : 0);
 }
-static void cuda_attention_decode(Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim, float scale) {
+static void cuda_attention_decode(Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim,
+                                  float scale) {
     int64_t group = heads / kv_heads;
     dim3 grid(blocks(q.rows, 1), (unsigned)kv_heads, blocks(group, DECODE_HEADS));
-    RUN(attention_decode_kernel, grid, DECODE_KEYS, decode_shared(dim), o, q, k, v, spans.rows, (int)group, (int)dim, scale);
+    RUN(attention_decode_kernel, grid, DECODE_KEYS, decode_shared(dim), o, q, k, v, spans.rows, (int)group, (int)dim,
+        scale);
 }
 
 // --------------------------------------------------------------------------------------------------------------- mlp
@@ -472,7 +493,9 @@ __global__ void swiglu_kernel(Mat y, Mat gate, Mat up) {
         put(y, i, j, z / (1 + expf(-z)) * get(up, i, j));
     }
 }
-static void cuda_swiglu_forward(Mat y, Mat gate, Mat up) { RUN(swiglu_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, gate, up); }
+static void cuda_swiglu_forward(Mat y, Mat gate, Mat up) {
+    RUN(swiglu_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, gate, up);
+}
 
 // gelu: y = x/2 (1 + erf(x / sqrt 2)), here as x/2 erfc(-x / sqrt 2): for x << 0 the sum would cancel. Row kernel.
 __global__ void gelu_kernel(Mat y, Mat x) {
@@ -504,7 +527,7 @@ __global__ void scatter_add_rows_kernel(Mat y, Mat x, Mat index) {
     int32_t r = get_index(index, i);
     int earlier = 0, later = 0;
     for (int64_t n = threadIdx.x; n < x.rows; n += blockDim.x)
-        if (get_index(index, n) == r) earlier += n < i, later += n > i;
+        if (get_index(index, n) == r) earlier += n<i, later += n> i;
     earlier = block_reduce(earlier, (int *)shared, Sum());
     later = block_reduce(later, (int *)shared, Sum());
     int64_t end = r < 0 || earlier ? i : later ? x.rows : i + 1;
@@ -525,7 +548,8 @@ __global__ void __launch_bounds__(512)
     DYNAMIC_SHARED(shared);
     float *scratch = (float *)shared, largest = -INFINITY, sum = 0, weighted = 0;
     int64_t i = blockIdx.x;
-    for (int64_t v = threadIdx.x; v < logits.cols; v += blockDim.x) largest = fmaxf(largest, get(logits, i, v) * inv_temperature);
+    for (int64_t v = threadIdx.x; v < logits.cols; v += blockDim.x)
+        largest = fmaxf(largest, get(logits, i, v) * inv_temperature);
     largest = block_reduce(largest, scratch, Max());
     for (int64_t v = threadIdx.x; v < logits.cols; v += blockDim.x) {
         float z = get(logits, i, v) * inv_temperature - largest, p = expf(z);
@@ -559,8 +583,8 @@ struct Row { // what a score depends on
     const uint32_t *seen; // NULL without penalty
     SampleParams p;
     int64_t V;
-    double best;  // the largest score
-    Key last_k;   // the score key of the top_k-th place
+    double best; // the largest score
+    Key last_k;  // the score key of the top_k-th place
 };
 __device__ static inline double row_score(const Row &r, int64_t v) {
     double z = r.logits[v];
@@ -602,7 +626,8 @@ __device__ static Place find_place(const Row &r, bool by_mass, Key limit, int di
     return at;
 }
 
-__global__ void __launch_bounds__(512) sample_kernel(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams p) {
+__global__ void __launch_bounds__(512)
+    sample_kernel(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams p) {
     DYNAMIC_SHARED(shared);
     Key *histogram = (Key *)(shared + SCRATCH_BYTES);
     int64_t i = blockIdx.x;
@@ -612,7 +637,8 @@ __global__ void __launch_bounds__(512) sample_kernel(Mat tokens, Mat logits, Mat
     for (int64_t v = threadIdx.x; v < r.V; v += blockDim.x) best = fmax(best, row_score(r, v));
     r.best = block_reduce(best, (double *)shared, Max());
     Place last = {~(Key)0, ~0u};
-    if (p.do_sample && p.top_k > 0 && p.top_k < r.V) last.score = r.last_k = find_place(r, false, (Key)p.top_k, 8, histogram).score;
+    if (p.do_sample && p.top_k > 0 && p.top_k < r.V)
+        last.score = r.last_k = find_place(r, false, (Key)p.top_k, 8, histogram).score;
     if (p.do_sample && p.top_p < 1) {
         Key total = 0;
         for (int64_t v = threadIdx.x; v < r.V; v += blockDim.x) {
@@ -630,7 +656,9 @@ __global__ void __launch_bounds__(512) sample_kernel(Mat tokens, Mat logits, Mat
         double z = row_score(r, v);
         if (p.do_sample) {
             Key key = score_key(z);
-            if (key > last.score || (key == last.score && (uint32_t)v > last.id) || (p.min_p > 0 && exp(z - r.best) < p.min_p)) continue;
+            if (key > last.score || (key == last.score && (uint32_t)v > last.id) ||
+                (p.min_p > 0 && exp(z - r.best) < p.min_p))
+                continue;
             z -= log(-log(random_uniform(p.seed, RANDOM_SAMPLE, stream_id, (uint32_t)v)));
         }
         if (z > best || (z == best && id == INT32_MAX)) best = z, id = (int)v;
@@ -644,7 +672,8 @@ __global__ void __launch_bounds__(512) sample_kernel(Mat tokens, Mat logits, Mat
     }
 }
 static void cuda_sample(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams params) {
-    RUN(sample_kernel, blocks(logits.rows, 1), 512, SCRATCH_BYTES + 256 * sizeof(Key), tokens, logits, seen, streams, steps, params);
+    RUN(sample_kernel, blocks(logits.rows, 1), 512, SCRATCH_BYTES + 256 * sizeof(Key), tokens, logits, seen, streams,
+        steps, params);
 }
 
 // ------------------------------------------------------------------------------------------------------------- types
@@ -660,7 +689,8 @@ static void cuda_cast(Mat y, Mat x) { RUN(cast_kernel, blocks(y.rows, 1), row_th
 
 static const Ops *no_device(Err *e, const char *found) {
     Where nowhere = {};
-    err_set(e, "E-DV-01", nowhere, "expected a CUDA device of compute capability 8.0 or newer; found %s; do: use --device cpu", found);
+    err_set(e, "E-DV-01", nowhere,
+            "expected a CUDA device of compute capability 8.0 or newer; found %s; do: use --device cpu", found);
     return NULL;
 }
 const Ops *ops_cuda(Type act_type, Err *e) {
@@ -670,7 +700,8 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     if (o->name) return o;
     int n = 0;
     cudaError_t error = cudaGetDeviceCount(&n);
-    if (error != cudaSuccess || !n) return (void)cudaGetLastError(), no_device(e, error != cudaSuccess ? cudaGetErrorString(error) : "none");
+    if (error != cudaSuccess || !n)
+        return (void)cudaGetLastError(), no_device(e, error != cudaSuccess ? cudaGetErrorString(error) : "none");
     cudaDeviceProp device;
     device_check(cudaGetDeviceProperties(&device, 0), "reading the device's properties");
     char found[400];
@@ -678,7 +709,8 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     if (device.major < 8) return no_device(e, found);
     if (!stream) device_check(cudaStreamCreate(&stream), "creating a stream");
     device_check(cudaFuncSetAttribute(attention_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)attention_shared(MAX_DIM)), "asking for shared memory");
+                                      (int)attention_shared(MAX_DIM)),
+                 "asking for shared memory");
     o->act_type = act_type, o->weight_grad_type = F32;
     o->alloc = cuda_alloc, o->release = cuda_release, o->upload = cuda_upload, o->download = cuda_download;
     o->zero = cuda_zero, o->copy = cuda_copy, o->sync = cuda_sync;

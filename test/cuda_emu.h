@@ -63,10 +63,10 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-#define __shared__ static
+#define __shared__   static
 #define UNROLL
 #define DYNAMIC_SHARED(name) unsigned char *name = emu.shared
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                           \
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                         \
     emu_launch(#kernel, kernel, dim3(grid), dim3(block), (size_t)(shared_bytes), stream, __VA_ARGS__)
 
 struct uint3 {
@@ -83,8 +83,8 @@ struct dim3 {
     struct alignas(4 * sizeof(scalar)) name##4 {                                                                       \
         scalar x, y, z, w;                                                                                             \
     };                                                                                                                 \
-    static inline name##2 make_##name##2(scalar x, scalar y) { return name##2{x, y}; }                                 \
-    static inline name##4 make_##name##4(scalar x, scalar y, scalar z, scalar w) { return name##4{x, y, z, w}; }
+    static inline name##2 make_##name##2(scalar x, scalar y) { return name##2 {x, y}; }                                \
+    static inline name##4 make_##name##4(scalar x, scalar y, scalar z, scalar w) { return name##4 {x, y, z, w}; }
 EMU_VECTORS(float, float)
 EMU_VECTORS(int, int)
 EMU_VECTORS(unsigned, uint)
@@ -150,12 +150,12 @@ static struct Emu {
     size_t used;
     EmuTask *first_task, *last_task;
     int error, running; // running: 1 while a task runs
-} emu = {EMU_FORWARD, 1, 1, "", {0, 0, 0}, {}, {}, NULL, 0, NULL, NULL, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, NULL,
-         0, 0, 0, NULL, NULL, 0, 0};
+} emu = {EMU_FORWARD, 1,    1,    "",   {0, 0, 0}, {},   {}, NULL, 0, NULL, NULL, 0, 0, NULL,
+         NULL,        NULL, NULL, NULL, 0,         NULL, 0,  0,    0, NULL, NULL, 0, 0};
 #define threadIdx (emu.now->index)
-#define blockIdx (emu.block_index)
-#define blockDim (emu.block_dim)
-#define gridDim (emu.grid_dim)
+#define blockIdx  (emu.block_index)
+#define blockDim  (emu.block_dim)
+#define gridDim   (emu.grid_dim)
 enum { warpSize = EMU_WARP };
 
 // Chooses how blocks, warps and lanes are ordered (EmuOrder) and whether asynchronous work happens early or late.
@@ -353,15 +353,18 @@ template <typename T> static T emu_shfl(unsigned mask, T value, int from, const 
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "CUDA shuffles 4 or 8 bytes");
     EmuThread *t = emu.now;
     memcpy(t->in, &from, 4), memset(t->in + 8, 0, 8), memcpy(t->in + 8, &value, sizeof value);
-    emu_meet(emu_shfl_op, mask, [](EmuThread *warp, unsigned lanes) {
-        for (int i = 0; i < EMU_WARP; i++) {
-            if (!(lanes >> i & 1)) continue;
-            int source;
-            memcpy(&source, warp[i].in, 4);
-            if (!(lanes >> source & 1)) emu_die("a shuffle reads a lane outside the mask");
-            memcpy(warp[i].out, warp[source].in + 8, 8);
-        }
-    }, file, line);
+    emu_meet(
+        emu_shfl_op, mask,
+        [](EmuThread *warp, unsigned lanes) {
+            for (int i = 0; i < EMU_WARP; i++) {
+                if (!(lanes >> i & 1)) continue;
+                int source;
+                memcpy(&source, warp[i].in, 4);
+                if (!(lanes >> source & 1)) emu_die("a shuffle reads a lane outside the mask");
+                memcpy(warp[i].out, warp[source].in + 8, 8);
+            }
+        },
+        file, line);
     memcpy(&value, t->out, sizeof value);
     return value;
 }
@@ -385,13 +388,16 @@ template <typename T> static inline T __shfl_up_sync(unsigned mask, T v, int lan
 static inline unsigned __ballot_sync(unsigned mask, int predicate, EMU_HERE) {
     EmuThread *t = emu.now;
     t->in[0] = predicate != 0;
-    emu_meet(emu_vote_op, mask, [](EmuThread *warp, unsigned lanes) {
-        unsigned votes = 0;
-        for (int i = 0; i < EMU_WARP; i++)
-            if (lanes >> i & 1) votes |= (unsigned)warp[i].in[0] << i;
-        for (int i = 0; i < EMU_WARP; i++)
-            if (lanes >> i & 1) memcpy(warp[i].out, &votes, 4);
-    }, file, line);
+    emu_meet(
+        emu_vote_op, mask,
+        [](EmuThread *warp, unsigned lanes) {
+            unsigned votes = 0;
+            for (int i = 0; i < EMU_WARP; i++)
+                if (lanes >> i & 1) votes |= (unsigned)warp[i].in[0] << i;
+            for (int i = 0; i < EMU_WARP; i++)
+                if (lanes >> i & 1) memcpy(warp[i].out, &votes, 4);
+        },
+        file, line);
     unsigned votes;
     memcpy(&votes, t->out, 4);
     return votes;
@@ -457,8 +463,7 @@ static inline uint16_t bf16_bits_rn(float f) {
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 static inline bool emu_in_shared(const void *p, size_t bytes) {
-    return (const unsigned char *)p >= emu.shared &&
-           (const unsigned char *)p + bytes <= emu.shared + emu.shared_bytes;
+    return (const unsigned char *)p >= emu.shared && (const unsigned char *)p + bytes <= emu.shared + emu.shared_bytes;
 }
 // 16 bytes to shared memory, of which the first `bytes` (0 to 16) come from `from` and the rest are zero.
 static inline void cp_async16(void *to, const void *from, int bytes, EMU_HERE) {
@@ -493,16 +498,19 @@ template <bool Trans> static inline void emu_ldmatrix(uint32_t r[4], const void 
     if ((uintptr_t)row & 15) emu_die("ldmatrix needs row addresses that are multiples of 16");
     if (!emu_in_shared(row, 16)) emu_die("ldmatrix reads outside the block's shared memory");
     memcpy(t->in, &row, sizeof row);
-    emu_meet(emu_ldmatrix_op, 0xffffffffu, [](EmuThread *warp, unsigned) {
-        for (int m = 0; m < 4; m++)
-            for (int lane = 0; lane < EMU_WARP; lane++)
-                for (int e = 0; e < 2; e++) {
-                    int i = lane / 4, j = 2 * (lane % 4) + e;
-                    const char *from;
-                    memcpy(&from, warp[8 * m + (Trans ? j : i)].in, sizeof from);
-                    memcpy(warp[lane].out + 4 * m + 2 * e, from + 2 * (Trans ? i : j), 2);
-                }
-    }, file, line);
+    emu_meet(
+        emu_ldmatrix_op, 0xffffffffu,
+        [](EmuThread *warp, unsigned) {
+            for (int m = 0; m < 4; m++)
+                for (int lane = 0; lane < EMU_WARP; lane++)
+                    for (int e = 0; e < 2; e++) {
+                        int i = lane / 4, j = 2 * (lane % 4) + e;
+                        const char *from;
+                        memcpy(&from, warp[8 * m + (Trans ? j : i)].in, sizeof from);
+                        memcpy(warp[lane].out + 4 * m + 2 * e, from + 2 * (Trans ? i : j), 2);
+                    }
+        },
+        file, line);
     memcpy(r, t->out, 16);
 }
 static inline void ldmatrix_x4(uint32_t r[4], const void *row, EMU_HERE) { emu_ldmatrix<false>(r, row, file, line); }
@@ -514,24 +522,28 @@ static inline void ldmatrix_x4_trans(uint32_t r[4], const void *row, EMU_HERE) {
 static inline void mma_m16n8k16_bf16(float c[4], const uint32_t a[4], const uint32_t b[2], EMU_HERE) {
     EmuThread *t = emu.now;
     memcpy(t->in, a, 16), memcpy(t->in + 16, b, 8), memcpy(t->in + 32, c, 16);
-    emu_meet(emu_mma_op, 0xffffffffu, [](EmuThread *warp, unsigned) {
-        float am[16][16], bm[16][8], cm[16][8];
-        for (int lane = 0; lane < EMU_WARP; lane++) {
-            const unsigned char *in = warp[lane].in;
-            int g = lane / 4, q = lane % 4;
-            for (int e = 0; e < 2; e++) {
-                for (int i = 0; i < 4; i++) am[g + 8 * (i & 1)][2 * q + 8 * (i >> 1) + e] = emu_bf16(in + 4 * i + 2 * e);
-                for (int i = 0; i < 2; i++) bm[2 * q + 8 * i + e][g] = emu_bf16(in + 16 + 4 * i + 2 * e);
+    emu_meet(
+        emu_mma_op, 0xffffffffu,
+        [](EmuThread *warp, unsigned) {
+            float am[16][16], bm[16][8], cm[16][8];
+            for (int lane = 0; lane < EMU_WARP; lane++) {
+                const unsigned char *in = warp[lane].in;
+                int g = lane / 4, q = lane % 4;
+                for (int e = 0; e < 2; e++) {
+                    for (int i = 0; i < 4; i++)
+                        am[g + 8 * (i & 1)][2 * q + 8 * (i >> 1) + e] = emu_bf16(in + 4 * i + 2 * e);
+                    for (int i = 0; i < 2; i++) bm[2 * q + 8 * i + e][g] = emu_bf16(in + 16 + 4 * i + 2 * e);
+                }
+                for (int i = 0; i < 4; i++) memcpy(&cm[g + 8 * (i >> 1)][2 * q + (i & 1)], in + 32 + 4 * i, 4);
             }
-            for (int i = 0; i < 4; i++) memcpy(&cm[g + 8 * (i >> 1)][2 * q + (i & 1)], in + 32 + 4 * i, 4);
-        }
-        for (int i = 0; i < 16; i++)
-            for (int k = 0; k < 16; k++)
-                for (int j = 0; j < 8; j++) cm[i][j] += am[i][k] * bm[k][j];
-        for (int lane = 0; lane < EMU_WARP; lane++)
-            for (int i = 0; i < 4; i++)
-                memcpy(warp[lane].out + 4 * i, &cm[lane / 4 + 8 * (i >> 1)][2 * (lane % 4) + (i & 1)], 4);
-    }, file, line);
+            for (int i = 0; i < 16; i++)
+                for (int k = 0; k < 16; k++)
+                    for (int j = 0; j < 8; j++) cm[i][j] += am[i][k] * bm[k][j];
+            for (int lane = 0; lane < EMU_WARP; lane++)
+                for (int i = 0; i < 4; i++)
+                    memcpy(warp[lane].out + 4 * i, &cm[lane / 4 + 8 * (i >> 1)][2 * (lane % 4) + (i & 1)], 4);
+        },
+        file, line);
     memcpy(c, t->out, 16);
 }
 
@@ -580,7 +592,8 @@ static void emu_check_guards(const char *who) {
         EMU_ASAN(__asan_unpoison_memory_region(a->p - EMU_GUARD, EMU_GUARD);)
         EMU_ASAN(__asan_unpoison_memory_region(a->p + a->bytes, EMU_GUARD);)
         for (size_t k = 0; k < EMU_GUARD; k++)
-            if ((unsigned char)a->p[k - EMU_GUARD] != EMU_GUARD_BYTE || (unsigned char)a->p[a->bytes + k] != EMU_GUARD_BYTE) {
+            if ((unsigned char)a->p[k - EMU_GUARD] != EMU_GUARD_BYTE ||
+                (unsigned char)a->p[a->bytes + k] != EMU_GUARD_BYTE) {
                 fprintf(stderr, "cuda_emu: %s wrote outside an allocation of %zu bytes\n", who, a->bytes);
                 abort();
             }
@@ -641,8 +654,15 @@ struct cudaDeviceProp {
 };
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int i) {
     if (i) return emu_error(cudaErrorInvalidValue);
-    *p = cudaDeviceProp{"CUDA emulated on the host", EMU_MEMORY, EMU_SHARED_DEFAULT, EMU_SHARED_MAX, 8, 0, 2,
-                        EMU_MAX_THREADS, EMU_WARP};
+    *p = cudaDeviceProp{"CUDA emulated on the host",
+                        EMU_MEMORY,
+                        EMU_SHARED_DEFAULT,
+                        EMU_SHARED_MAX,
+                        8,
+                        0,
+                        2,
+                        EMU_MAX_THREADS,
+                        EMU_WARP};
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
@@ -683,14 +703,16 @@ static inline cudaError_t cudaFree(void *p) {
     }
     return p ? emu_error(cudaErrorInvalidValue) : cudaSuccess;
 }
-static inline cudaError_t cudaMallocHost(void **p, size_t bytes) { return (*p = malloc(bytes)) ? cudaSuccess : cudaErrorMemoryAllocation; }
+static inline cudaError_t cudaMallocHost(void **p, size_t bytes) {
+    return (*p = malloc(bytes)) ? cudaSuccess : cudaErrorMemoryAllocation;
+}
 static inline cudaError_t cudaFreeHost(void *p) { return free(p), cudaSuccess; }
 
 // -------------------------------------------------------------------------------------------- streams, events, copies
 typedef struct EmuStream *cudaStream_t; // all streams are one queue
 typedef struct EmuEvent {
     double seconds;
-} *cudaEvent_t;
+} * cudaEvent_t;
 static inline cudaError_t cudaStreamCreate(cudaStream_t *s) { return *s = NULL, cudaSuccess; }
 static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return emu_drain(), cudaSuccess; }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return emu_drain(), cudaSuccess; }
@@ -714,12 +736,13 @@ static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cuda
 
 static size_t emu_extent(size_t pitch, size_t width, size_t rows) { return rows ? (rows - 1) * pitch + width : 0; }
 // All copies: `rows` runs of `width` bytes. Device ends must lie in an allocation and host ends outside of all.
-static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
-                                            size_t rows, cudaMemcpyKind kind, cudaStream_t = NULL) {
+static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                                            size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t = NULL) {
     bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     if (!width || !rows) return cudaSuccess;
-    if (width > to_pitch || width > from_pitch || to_device != (emu_find(to, emu_extent(to_pitch, width, rows)) != NULL) ||
+    if (width > to_pitch || width > from_pitch ||
+        to_device != (emu_find(to, emu_extent(to_pitch, width, rows)) != NULL) ||
         from_device != (emu_find(from, emu_extent(from_pitch, width, rows)) != NULL))
         return emu_error(cudaErrorInvalidValue);
     emu_enqueue([=] {
@@ -732,13 +755,15 @@ static inline cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *fr
     cudaError_t e = cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, rows, kind);
     return emu_drain(), e;
 }
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t = NULL) {
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
+                                          cudaStream_t = NULL) {
     return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind);
 }
 static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
     return cudaMemcpy2D(to, bytes, from, bytes, bytes, 1, kind);
 }
-static inline cudaError_t cudaMemset2DAsync(void *to, size_t pitch, int value, size_t width, size_t rows, cudaStream_t = NULL) {
+static inline cudaError_t cudaMemset2DAsync(void *to, size_t pitch, int value, size_t width, size_t rows,
+                                            cudaStream_t = NULL) {
     if (!width || !rows) return cudaSuccess;
     if (width > pitch || !emu_find(to, emu_extent(pitch, width, rows))) return emu_error(cudaErrorInvalidValue);
     emu_enqueue([=] {
@@ -782,16 +807,18 @@ static void emu_run_grid(const char *name, dim3 grid, dim3 block, size_t shared,
     unsigned turn = emu_turn();
     for (int64_t k = 0; k < n; k++) {
         int64_t i = emu.order == EMU_REVERSE || (turn & 1) ? n - 1 - k : k;
-        emu.block_index = uint3{(unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y), (unsigned)(i / ((int64_t)grid.x * grid.y))};
+        emu.block_index =
+            uint3{(unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y), (unsigned)(i / ((int64_t)grid.x * grid.y))};
         emu_run_block();
     }
     emu_check_guards(name);
 }
 template <typename... P, typename... A>
-static void emu_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t, A... args) {
+static void emu_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t,
+                       A... args) {
     size_t threads = (size_t)block.x * block.y * block.z;
-    if (!threads || threads > EMU_MAX_THREADS || block.z > 64 || !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu ||
-        grid.y > 65535 || grid.z > 65535)
+    if (!threads || threads > EMU_MAX_THREADS || block.z > 64 || !grid.x || !grid.y || !grid.z ||
+        grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
         return (void)emu_error(cudaErrorInvalidConfiguration);
     if (shared > *emu_shared_limit((void *)kernel)) return (void)emu_error(cudaErrorInvalidValue);
     struct Call { // arguments are converted once, at launch
@@ -800,7 +827,8 @@ static void emu_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 b
     };
     Call *call = new (malloc(sizeof(Call))) Call{kernel, std::tuple<std::decay_t<P>...>((P)args...)};
     emu_enqueue([=] {
-        emu_run_grid(name, grid, block, shared, [](void *c) { std::apply(((Call *)c)->kernel, ((Call *)c)->args); }, call);
+        emu_run_grid(
+            name, grid, block, shared, [](void *c) { std::apply(((Call *)c)->kernel, ((Call *)c)->args); }, call);
         free(call);
     });
 }
