@@ -1055,44 +1055,44 @@ TEST(an_index_and_its_shards_must_agree) {
     } cases[] = {
         {"{\"weight_map\":{\"a\":\"../../etc/passwd\"}}",
          "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a file name in the same folder; found "
-                           "\"../../etc/passwd\"; do: do not use this checkpoint, it points outside its folder"},
+         "\"../../etc/passwd\"; do: do not use this checkpoint, it points outside its folder"},
         {"{\"weight_map\":{\"a\":\"sub/x.safetensors\"}}",
          "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a file name in the same folder; found "
-                           "\"sub/x.safetensors\"; do: do not use this checkpoint, it points outside its folder"},
+         "\"sub/x.safetensors\"; do: do not use this checkpoint, it points outside its folder"},
         {"{\"weight_map\":{\"a\":\"..\\\\x.safetensors\"}}",
          "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a file name in the same folder; found "
-                           "\"..\\x5Cx.safetensors\"; do: do not use this checkpoint, it points outside its folder"},
+         "\"..\\x5Cx.safetensors\"; do: do not use this checkpoint, it points outside its folder"},
         {"{\"weight_map\":{\"a\":\".x.safetensors\"}}",
          "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a plain name of a .safetensors file; found "
-                           "\".x.safetensors\"; do: use the index that came with the weights"},
+         "\".x.safetensors\"; do: use the index that came with the weights"},
         {"{\"weight_map\":{\"a\":\"x\\u0000.safetensors\"}}",
          "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a plain name of a .safetensors file; found "
-                           "\"x\\x00.safetensors\"; do: use the index that came with the weights"},
+         "\"x\\x00.safetensors\"; do: use the index that came with the weights"},
         {"{\"weight_map\":{\"a\":\"model-1.bin\"}}",
          "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a plain name of a .safetensors file; found "
-                           "\"model-1.bin\"; do: use the index that came with the weights"},
+         "\"model-1.bin\"; do: use the index that came with the weights"},
         {"{\"weight_map\":{\"a\":1}}",
          "E-IX-01: " WHERE "1:20: field \"weight_map.a\": expected a plain name of a .safetensors file; found 1; do: "
-                           "use the index that came with the weights"},
+         "use the index that came with the weights"},
         {"{}", "E-IX-01: " WHERE "1:1: field \"weight_map\": expected an object that maps tensor names to file names; "
-                                 "found none; do: use the index that came with the weights"},
+               "found none; do: use the index that came with the weights"},
         {"[]", "E-IX-01: " WHERE "1:1: field \"weight_map\": expected an object that maps tensor names to file names; "
-                                 "found none; do: use the index that came with the weights"},
+               "found none; do: use the index that came with the weights"},
         {"{\"weight_map\":[]}",
          "E-IX-01: " WHERE "1:15: field \"weight_map\": expected an object that maps tensor names to file names; found "
-                           "an array; do: use the index that came with the weights"},
+         "an array; do: use the index that came with the weights"},
         {"{\"weight_map\":{\"a\":\"model-1.safetensors\",\"b\":\"model-2.safetensors\"}}",
          "E-IX-02: model-1.safetensors: tensor \"c\": expected only tensors that the index names; found one it does "
          "not name; do: download the checkpoint again"},
         {"{\"weight_map\":{\"a\":\"model-1.safetensors\",\"c\":\"model-1.safetensors\",\"d\":\"model-1.safetensors\"}}",
          "E-IX-02: " WHERE "1:72: tensor \"d\": expected this tensor in \"model-1.safetensors\"; found it in no shard; "
-                           "do: download the checkpoint again"},
+         "do: download the checkpoint again"},
         {"{\"weight_map\":{\"a\":\"model-1.safetensors\",\"b\":\"model-2.safetensors\",\"c\":\"model-2.safetensors\"}}",
          "E-IX-02: " WHERE "1:72: tensor \"c\": expected this tensor in \"model-2.safetensors\"; found it in another "
-                           "shard; do: download the checkpoint again"},
+         "shard; do: download the checkpoint again"},
         {"{\"weight_map\":{\"a\\u0000\":\"model-1.safetensors\",\"c\":\"model-1.safetensors\"}}",
          "E-IX-02: " WHERE "1:26: tensor \"a\": expected this tensor in \"model-1.safetensors\"; found it in no shard; "
-                           "do: download the checkpoint again"},
+         "do: download the checkpoint again"},
         {"{\"weight_map\":{\"a\":\"model-1.safetensors\",\"b\":\"model-2.safetensors\",\"c\":\"model-1.safetensors\"}}",
          "accepted"},
         {"{\"weight_map\":{}}", "accepted"},
@@ -1173,6 +1173,22 @@ TEST(a_checkpoint_in_the_hugging_face_cache_opens_and_other_links_do_not) {
         EXPECT_STR(folder_verdict(dir), "accepted");
         remove(link);
     }
+    put_tensors(dir, hash2, second_shard, 1);
+    static const char *const bad[] = {"../../blobs/abcdef",
+                                      "../../outside.safetensors",
+                                      "../../BLOBS/x",
+                                      "/etc/passwd",
+                                      "0123456789abcdef0123456789abcdef01234567",
+                                      "../../blobs/",
+                                      "model-1.safetensors",
+                                      "../../blobs/0123456789abcdef0123456789abcdef0123456g"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        EXPECT_INT(symlink(bad[i], link), 0);
+        const char *line = folder_verdict(dir);
+        if (strncmp(line, "E-IX-01: model-2.safetensors: expected a file, or a link to blobs/HASH", 70))
+            FAIL("%s: %s", bad[i], line);
+        remove(link);
+    }
     EXPECT_INT(symlink("../../outside.safetensors", link), 0);
     EXPECT_STR(
         folder_verdict(dir),
@@ -1186,6 +1202,57 @@ TEST(a_checkpoint_in_the_hugging_face_cache_opens_and_other_links_do_not) {
     EXPECT(!strncmp(folder_verdict(dir), "E-IX-01: ", 9));
     remove(absolute);
     EXPECT(!strncmp(folder_verdict(dir), "E-IO-01: ", 9)); // and one that is not there
+}
+
+TEST(a_link_to_a_single_file_is_followed) { // the program names the file here, not an index
+    const char *dir = tmp_folder("linked");
+    put_tensors(folder, "target.safetensors", first_shard, 2);
+    char link[700];
+    snprintf(link, sizeof link, "%s/model.safetensors", dir);
+    EXPECT_INT(symlink("../target.safetensors", link), 0);
+    EXPECT_STR(folder_verdict(dir), "accepted");
+}
+
+TEST(a_checkpoint_has_at_most_1024_shards_and_65536_tensors) {
+    const char *dir = tmp_folder("many");
+    char name[40];
+    for (int over = 0; over < 2; over++) {
+        Text index = {0};
+        for (int64_t i = 0; i < LIMIT_SHARDS + over; i++) {
+            char header[100], path[700];
+            snprintf(header, sizeof header, "{\"t%lld\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}",
+                     (long long)i);
+            snprintf(path, sizeof path, "%s/%lld.safetensors", dir, (long long)i);
+            Bytes b = make_file(header, strlen(header), 0, NULL);
+            put_file(path, b.p, b.n);
+            free(b.p);
+            text_addf(&index, "%s\"t%lld\":\"%lld.safetensors\"", i ? "," : "{\"weight_map\":{", (long long)i,
+                      (long long)i);
+        }
+        text_addf(&index, "}}");
+        put_text(dir, "model.safetensors.index.json", index.p);
+        EXPECT_STR(folder_verdict(dir),
+                   over ? "E-IX-02: model.safetensors.index.json:1:15: field \"weight_map\": expected at most "
+                          "1024 shards; found more; do: check that this is the right file"
+                        : "accepted");
+        text_free(&index);
+    }
+    for (int shard = 0; shard < 2; shard++) { // each shard within the limit, both together not
+        Text t = {0};
+        for (int64_t i = 0; i < LIMIT_TENSORS / 2 + 1; i++)
+            text_addf(&t, "%s\"%d.%lld\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}", i ? "," : "{", shard,
+                      (long long)i);
+        text_addf(&t, "}");
+        Bytes b = make_file(t.p, t.len, 0, NULL);
+        char path[700];
+        snprintf(name, sizeof name, "%d.safetensors", shard), snprintf(path, sizeof path, "%s/%s", dir, name);
+        put_file(path, b.p, b.n);
+        free(b.p), text_free(&t);
+    }
+    put_text(dir, "model.safetensors.index.json", "{\"weight_map\":{\"a\":\"0.safetensors\",\"b\":\"1.safetensors\"}}");
+    EXPECT_STR(folder_verdict(dir),
+               "E-IX-02: model.safetensors.index.json: expected at most 65536 tensors in all shards; found "
+               "more; do: check that this is the right folder");
 }
 
 TEST(no_mutant_of_an_index_gets_through) {
@@ -1356,7 +1423,7 @@ TEST(adapter_tensors_must_fit_each_other_and_the_config) {
                                                "lora_A.weight; found none; do: copy the adapter again");
     b.shape[1] = 1;
     EXPECT_STR(with_tensor(1, b), "E-AD-04: " AT_A "expected shapes [rank, in] and [out, rank] of lora_A and lora_B; "
-                                                   "found [2,3] and [1,1]; do: copy the adapter again");
+                                  "found [2,3] and [1,1]; do: copy the adapter again");
     b = adapter_tensors[1], b.dims = 3, b.shape[2] = 1;
     EXPECT(!strncmp(with_tensor(1, b), "E-AD-04: ", 9));
     b = adapter_tensors[1], b.shape[0] = 0;
