@@ -278,17 +278,23 @@ static bool true_of(const Json *object, const char *key) {
     const Json *v = json_get(object, key);
     return v && v->type == JSON_TRUE;
 }
-static void ids_of(const Json *list, Ids *out) { // flattens lists of lists
+// Numbers of a list, or of a list of lists. An id that is no id of int32 becomes -1, which equals nothing computed.
+static void ids_of(const Json *list, Ids *out) {
     for (const Json *v = list ? list->child : NULL; v; v = v->next) {
         if (v->type == JSON_ARRAY) ids_of(v, out);
-        else ids_add(out, (int32_t)v->i);
+        else ids_add(out, v->type == JSON_NUMBER && v->integer && v->i >= 0 && v->i <= INT32_MAX ? (int32_t)v->i : -1);
     }
 }
-static void floats_of(const Json *list, float *out, int64_t *n) { // the same for numbers
+static void floats_of(const Json *list, float *out, int64_t room, int64_t *n) { // at most `room`; *n counts all
     for (const Json *v = list ? list->child : NULL; v; v = v->next) {
-        if (v->type == JSON_ARRAY) floats_of(v, out, n);
-        else out[(*n)++] = (float)v->number;
+        if (v->type == JSON_ARRAY) floats_of(v, out, room, n);
+        else if ((*n)++ < room) out[*n - 1] = v->type == JSON_NUMBER ? (float)v->number : NAN;
     }
+}
+static bool ids_below(const Ids *ids, int64_t end) { // all of them in [0, end)
+    for (int64_t i = 0; i < ids->n; i++)
+        if (ids->p[i] < 0 || ids->p[i] >= end) return false;
+    return true;
 }
 
 // Calls each(ctx, row, line number) for every line of a JSON lines file.
@@ -445,6 +451,7 @@ static float *needed_floats(ModelCase *mc, const char *name, int64_t elements) {
 static bool needed_ints(ModelCase *mc, const char *name, Ids *out) {
     Tensor *t = needed(mc, name);
     if (!t) return false;
+    if (t->type != FT_I32 && t->type != FT_I64) return case_broken(mc->c, "%s holds no integers", name), false;
     for (int64_t i = 0, v; i < t->elements; i++) tensor_to_i64(t, i, 1, &v), ids_add(out, (int32_t)v);
     return true;
 }
@@ -475,9 +482,13 @@ static void compare_state(void *ctx, const char *name, const Ops *d, Mat value) 
 static bool case_inputs(ModelCase *mc, const char *dir, const Json *entry) {
     const VisionConfig *v = &mc->m->c.vision;
     if (!needed_ints(mc, "input_ids", &mc->ids)) return false;
-    for (const Json *file = json_get(entry, "images") ? json_get(entry, "images")->child : NULL; file;
-         file = file->next)
+    if (!mc->ids.n || !ids_below(&mc->ids, mc->m->c.V))
+        return case_broken(mc->c, "input_ids hold no token, or no id of this vocabulary"), false;
+    const Json *images = json_get(entry, "images");
+    for (const Json *file = images ? images->child : NULL; file; file = file->next) {
+        if (file->type != JSON_STRING) return case_broken(mc->c, "images: names of files wanted"), false;
         if (!pictures_add(mc->c, &mc->pictures, v, path_of(dir, file->str).p)) return false;
+    }
     if (!mc->pictures.n) return true;
     if (!needed_ints(mc, "image_grid_thw", &mc->grid)) return false;
     compare_grids(mc->c, &mc->pictures, mc->grid.p, mc->grid.n);
@@ -727,6 +738,10 @@ typedef struct TokenRows {
 } TokenRows;
 static void compare_decoded(Case *c, const char *what, const Tokenizer *t, const Ids *ids, bool skip_special,
                             const Json *want) {
+    if (!want || want->type != JSON_STRING) {
+        case_broken(c, "%s: no text to compare with", what);
+        return;
+    }
     Text got = {0}, streamed = {0};
     DecodeStream s = {.t = t, .skip_special = skip_special};
     tokenizer_decode(t, ids->p, ids->n, skip_special, &got);
@@ -750,9 +765,9 @@ static void token_row(void *ctx, const Json *row, int64_t line) {
         compare_ints(&r->c, what, got.p, got.n, want.p, want.n);
     }
     snprintf(what, sizeof what, "line %lld decoded", (long long)line);
-    if (decoded && decoded->type == JSON_STRING) compare_decoded(&r->c, what, r->t, &want, false, decoded);
+    if (decoded) compare_decoded(&r->c, what, r->t, &want, false, decoded);
     snprintf(what, sizeof what, "line %lld without special tokens", (long long)line);
-    if (plain && plain->type == JSON_STRING) compare_decoded(&r->c, what, r->t, &want, true, plain);
+    if (plain) compare_decoded(&r->c, what, r->t, &want, true, plain);
     ids_free(&want), ids_free(&got);
 }
 static void run_tokenizer(const char *dir) {
@@ -854,27 +869,33 @@ static bool ask_load(Ask *a, Case *c) {
     return a->loaded || case_refused(c, &a->refused);
 }
 
+// The five best logits of every step, as a pass over the whole answer gives them.
+static void compare_scores(Case *c, Ask *a, Prompt p, const Ids *answer, const Ids *best, const Json *scores) {
+    int64_t n = 0, each = best->n / answer->n;
+    float *got = alloc_or_die((size_t)best->n * 2, sizeof *got, "logits"), *want = got + best->n;
+    floats_of(scores, want, best->n, &n);
+    if (n != best->n || best->n % answer->n || !ids_below(best, a->m.c.V) || !ids_below(answer, a->m.c.V)) {
+        case_broken(c, "top5_ids, top5_logits and greedy_ids do not fit each other");
+        free(got);
+        return;
+    }
+    Ids all = continued(p, answer->p, answer->n);
+    p.ids = all.p, p.n = all.n;
+    float *logits = logits_of(c, &a->m, p, all.n - answer->n, answer->n, NULL, NULL);
+    for (int64_t i = 0; logits && i < n; i++) got[i] = logits[i / each * a->m.c.V + best->p[i]];
+    if (logits) compare_floats(c, STATE, "top5_logits", got, want, n);
+    free(got), free(logits), ids_free(&all);
+}
+
 static void compare_answer(Case *c, Ask *a, Prompt p, const Json *row) {
     Ids want = {0}, got = {0}, best = {0};
     ids_of(json_get(row, "greedy_ids"), &want), ids_of(json_get(row, "top5_ids"), &best);
-    const Json *text = json_get(row, "greedy_text"), *plain = json_get(row, "greedy_text_skip_special"),
-               *scores = json_get(row, "top5_logits");
-    if (want.n && scores && best.n == 5 * want.n) {
-        Ids all = continued(p, want.p, want.n);
-        Prompt whole = p;
-        whole.ids = all.p, whole.n = all.n;
-        float *logits = logits_of(c, &a->m, whole, all.n - want.n, want.n, NULL, NULL);
-        float *few = alloc_or_die((size_t)best.n * 2, sizeof *few, "logits");
-        int64_t n = 0;
-        floats_of(scores, few + best.n, &n);
-        for (int64_t i = 0; logits && i < best.n; i++) few[i] = logits[i / 5 * a->m.c.V + best.p[i]];
-        if (logits) compare_floats(c, STATE, "top5_logits", few, few + best.n, n);
-        free(few), free(logits), ids_free(&all);
-    }
-    if (greedy_of(c, &a->m, p, want.n, &got)) {
+    if (!want.n) case_broken(c, "no greedy_ids");
+    if (want.n && best.n) compare_scores(c, a, p, &want, &best, json_get(row, "top5_logits"));
+    if (want.n && greedy_of(c, &a->m, p, want.n, &got)) {
         compare_ints(c, "greedy_ids", got.p, got.n, want.p, want.n);
-        if (text) compare_decoded(c, "greedy_text", a->t, &got, false, text);
-        if (plain) compare_decoded(c, "greedy_text_skip_special", a->t, &got, true, plain);
+        compare_decoded(c, "greedy_text", a->t, &got, false, json_get(row, "greedy_text"));
+        compare_decoded(c, "greedy_text_skip_special", a->t, &got, true, json_get(row, "greedy_text_skip_special"));
     }
     ids_free(&want), ids_free(&got), ids_free(&best);
 }
@@ -917,59 +938,81 @@ static void run_ask(const char *dir) {
 }
 
 // --------------------------------------------------------------------------------------------------- oracle/sampling
+typedef struct SamplingCase {
+    SampleParams p;
+    int64_t V, min_keep;
+    float *logits;
+    double *probs, *want; // [V] each
+    uint8_t *kept;        // [V]
+    Ids seen, want_kept, best;
+} SamplingCase;
+static bool sampling_read(SamplingCase *s, const Json *row) {
+    const Json *logits = json_get(row, "logits"), *probs = json_get(row, "probs");
+    int64_t n = 0, kept = 0;
+    *s = (SamplingCase){.p = {.do_sample = true_of(row, "do_sample"),
+                              .repetition_penalty = number_of(row, "repetition_penalty", 1),
+                              .temperature = number_of(row, "temperature", 1),
+                              .top_k = (int32_t)int_of(row, "top_k"),
+                              .top_p = number_of(row, "top_p", 1),
+                              .min_p = number_of(row, "min_p", 0)},
+                        .V = logits ? logits->count : 0,
+                        .min_keep = int_of(row, "min_tokens_to_keep")};
+    size_t room = (size_t)s->V + 1;
+    s->logits = alloc_or_die(room, sizeof *s->logits, "logits");
+    s->probs = alloc_or_die(room, sizeof *s->probs, "probabilities");
+    s->want = alloc_or_die(room, sizeof *s->want, "probabilities");
+    s->kept = alloc_or_die(room, 1, "kept");
+    floats_of(logits, s->logits, s->V, &n);
+    ids_of(json_get(row, "prev_ids"), &s->seen);
+    ids_of(json_get(row, "kept"), &s->want_kept), ids_of(json_get(row, "argmax"), &s->best);
+    if (!n || n != s->V || n != int_of(row, "V") || !ids_below(&s->seen, n) || !ids_below(&s->want_kept, n))
+        return false;
+    for (const Json *v = probs ? probs->child : NULL; v; v = v->next, kept++)
+        if (kept < s->want_kept.n) s->want[s->want_kept.p[kept]] = v->number;
+    return kept == s->want_kept.n;
+}
+
 static int downwards(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x < y) - (x > y);
 }
-static void sampling_row(void *ctx, const Json *row, int64_t line) {
-    Case c;
-    (void)ctx, (void)line;
-    if (!case_begin(&c, "sampling/%s", text_of(row, "id"))) return;
-    SampleParams p = {.do_sample = true_of(row, "do_sample"),
-                      .repetition_penalty = number_of(row, "repetition_penalty", 1),
-                      .temperature = number_of(row, "temperature", 1),
-                      .top_k = (int32_t)int_of(row, "top_k"),
-                      .top_p = number_of(row, "top_p", 1),
-                      .min_p = number_of(row, "min_p", 0)};
-    const Json *list = json_get(row, "logits"), *stored = json_get(row, "probs");
-    int64_t V = list ? list->count : 0, n = 0, kept_n = 0;
-    if (!V || V != int_of(row, "V") || !stored) {
-        case_broken(&c, "no logits, or not V of them, or no probabilities");
-        case_end(&c);
-        return;
-    }
-    float *logits = alloc_or_die((size_t)V, sizeof *logits, "logits");
-    double *probs = alloc_or_die((size_t)V * 2, sizeof *probs, "probabilities"), *want = probs + V;
-    uint8_t *kept = alloc_or_die((size_t)V, 1, "kept");
-    Ids seen = {0}, got_kept = {0}, want_kept = {0}, best = {0};
-    floats_of(list, logits, &n);
-    ids_of(json_get(row, "prev_ids"), &seen), ids_of(json_get(row, "kept"), &want_kept),
-        ids_of(json_get(row, "argmax"), &best);
-    int32_t n_kept = (int32_t)sample_distribution(logits, V, seen.p, seen.n, p, int_of(row, "min_tokens_to_keep"),
-                                                  probs, kept),
-            n_want = (int32_t)want_kept.n;
-    compare_ints(&c, "n_kept", &n_kept, 1, &n_want, 1);
-    for (const Json *v = stored->child; v && kept_n < want_kept.n; v = v->next) want[want_kept.p[kept_n++]] = v->number;
-    if (json_is(json_get(row, "check"), "exact")) {
+static void compare_sampling(Case *c, SamplingCase *s, bool exact) {
+    int32_t want = (int32_t)s->want_kept.n;
+    int32_t n =
+        (int32_t)sample_distribution(s->logits, s->V, s->seen.p, s->seen.n, s->p, s->min_keep, s->probs, s->kept);
+    compare_ints(c, "n_kept", &n, 1, &want, 1);
+    if (exact) {
+        Ids kept = {0};
         int64_t top = 0;
         bool among = false;
-        for (int64_t i = 0; i < V; i++) {
-            if (kept[i]) ids_add(&got_kept, (int32_t)i);
-            if (probs[i] > probs[top]) top = i;
+        for (int64_t i = 0; i < s->V; i++) {
+            if (s->kept[i]) ids_add(&kept, (int32_t)i);
+            if (s->probs[i] > s->probs[top]) top = i;
         }
-        compare_ints(&c, "kept", got_kept.p, got_kept.n, want_kept.p, want_kept.n);
-        for (int64_t i = 0; i < best.n; i++) among |= best.p[i] == top;
-        compare_flag(&c, "argmax", among, true);
+        for (int64_t i = 0; i < s->best.n; i++) among |= s->best.p[i] == top;
+        compare_ints(c, "kept", kept.p, kept.n, s->want_kept.p, want);
+        compare_flag(c, "argmax", among, true);
+        ids_free(&kept);
     } else { // a step cut through equal values: which of them stay is up to the sort
-        qsort(probs, (size_t)V, sizeof *probs, downwards);
-        qsort(want, (size_t)V, sizeof *want, downwards);
+        qsort(s->probs, (size_t)s->V, sizeof *s->probs, downwards);
+        qsort(s->want, (size_t)s->V, sizeof *s->want, downwards);
     }
     double largest = 0;
-    if (planted("probs")) probs[V / 2] += 1e-3;
-    for (int64_t i = 0; i < V; i++)
-        largest = !(fabs(probs[i] - want[i]) <= largest) ? fabs(probs[i] - want[i]) : largest;
-    measure(&c, PROBABILITY, "probs", largest);
-    free(logits), free(probs), free(kept), ids_free(&seen), ids_free(&got_kept), ids_free(&want_kept), ids_free(&best);
+    if (planted("probs")) s->probs[s->V / 2] += 1e-3;
+    for (int64_t i = 0; i < s->V; i++)
+        if (!(fabs(s->probs[i] - s->want[i]) <= largest)) largest = fabs(s->probs[i] - s->want[i]);
+    measure(c, PROBABILITY, "probs", largest);
+}
+
+static void sampling_row(void *ctx, const Json *row, int64_t line) {
+    Case c;
+    SamplingCase s;
+    (void)ctx;
+    if (!case_begin(&c, "sampling/%s", text_of(row, "id"))) return;
+    if (sampling_read(&s, row)) compare_sampling(&c, &s, json_is(json_get(row, "check"), "exact"));
+    else case_broken(&c, "line %lld: logits, ids and probabilities do not fit each other", (long long)line);
+    free(s.logits), free(s.probs), free(s.want), free(s.kept);
+    ids_free(&s.seen), ids_free(&s.want_kept), ids_free(&s.best);
     case_end(&c);
 }
 static void run_sampling(const char *dir) { rows_read(path_of(dir, "sampling_cases.jsonl").p, sampling_row, NULL); }
