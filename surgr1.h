@@ -278,7 +278,9 @@ void progress(const char *what, int64_t done, int64_t total, double started_seco
 
 typedef struct Tokenizer Tokenizer;
 // Reads dir/tokenizer.json, or dir/vocab.json + dir/merges.txt (added tokens then from tokenizer_config.json's
-// added_tokens_decoder, or the 22 of Qwen2.5 when the vocabulary has its 151,643 entries). E-TK-01 to -04, E-JS-*.
+// added_tokens_decoder, else added_tokens.json, else the 22 of Qwen2.5 when the vocabulary has its 151,643 entries).
+// E-TK-01 to -04, E-JS-*, E-IO-*; E-TK-07 when a tokenizer.json asks for what is not implemented (another pattern, ...).
+// A Tokenizer is const once loaded: any number of threads may use one.
 bool tokenizer_load(Tokenizer **out, const char *dir, Err *e);
 bool tokenizer_load_files(Tokenizer **out, const char *vocab_json, const char *merges_txt, Err *e); // no added tokens
 bool tokenizer_load_json(Tokenizer **out, const char *tokenizer_json, Err *e);
@@ -326,7 +328,8 @@ typedef struct Message {
 // <|vision_start|><|image_pad|><|vision_end|>. add_generation_prompt appends the assistant's opening.
 void chat_render(const Message *messages, int n, bool add_generation_prompt, Text *out);
 // The same as ids, with each picture's <|image_pad|> repeated image_tokens[k] times. User text goes in with added tokens
-// off unless `trust_text` (as HF does). E-TK-06 when the tokenizer lacks a token the template needs.
+// off unless `trust_text` (as HF does), with warning E-TK-05 where one stands in it. E-TK-06 when the tokenizer lacks a
+// token the template needs; E-DS-10 for more places of pictures than pictures. *out is as before when it fails.
 // With `trust_text` a typed <|image_pad|> stands for the next picture, as in HF.
 bool chat_encode(const Tokenizer *t, const Message *messages, int n, bool add_generation_prompt,
                  const int64_t *image_tokens, int n_images, bool trust_text, Ids *out, Err *e);

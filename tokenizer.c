@@ -20,15 +20,9 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 enum { CODE_POINTS = 0x110000, NO_RANK = -1 };
 enum { TOKEN_BYTES = 4096, LINE_BYTES = 8192 }; // LIMIT_TOKEN_BYTES and LIMIT_MERGE_LINE_BYTES, as sizes of arrays
 
-// What the split pattern and NFC ask of a character; ill-formed UTF-8 is OTHER.
-enum Kind {
-    OTHER,
-    LETTER,
-    NUMBER,
-    SPACE,
-    KIND = 3,
-    UNSETTLED = 4
-}; // UNSETTLED: NFC may change it or what is before it
+// What the split pattern and NFC ask of a character. Ill-formed UTF-8 is OTHER. UNSETTLED: NFC may change the character,
+// or it may compose with what is before it.
+enum { OTHER, LETTER, NUMBER, SPACE, KIND = 3, UNSETTLED = 4 };
 
 enum { HAS_TOKEN = 1, ADDED = 2, SPECIAL = 4, NORMALIZED = 8 };
 typedef struct Token {
@@ -106,16 +100,8 @@ static const uint32_t *row_at(const uint32_t *rows, size_t values, size_t column
 #define ROW(table, columns, cp) row_at(table, COUNT(table), columns, cp)
 
 // Hangul syllables are L V or L V T by arithmetic (Unicode 3.12).
-enum {
-    HANGUL = 0xAC00,
-    HANGUL_N = 11172,
-    JAMO_L = 0x1100,
-    JAMO_V = 0x1161,
-    JAMO_T = 0x11A7,
-    L_N = 19,
-    V_N = 21,
-    T_N = 28
-};
+enum { HANGUL = 0xAC00, JAMO_L = 0x1100, JAMO_V = 0x1161, JAMO_T = 0x11A7 };
+enum { L_N = 19, V_N = 21, T_N = 28, HANGUL_N = L_N * V_N * T_N };
 
 static uint8_t *kinds_make(void) {
     uint8_t *kinds = alloc_or_die(CODE_POINTS, 1, "character classes");
@@ -928,18 +914,19 @@ static bool merges_read_text(Tokenizer *t, const char *path, Err *e) {
     merges_reserve(t, expected ? 0 : lines);
     int64_t number = 0;
     int32_t rank = 0;
-    const char *line = text;
+    const char *line = text, *next = text, *end = text + size;
     size_t len = 0;
-    for (size_t at = 0; at < size && !expected; at += len + 1) {
-        line = text + at, number++;
-        const char *end = memchr(line, '\n', size - at);
-        size_t kept = len = end ? (size_t)(end - line) : size - at;
-        if (kept && line[kept - 1] == '\r') kept--;
-        if (!kept || (number == 1 && kept >= 8 && !memcmp(line, "#version", 8))) continue;
-        if ((int64_t)kept > LIMIT_MERGE_LINE_BYTES) expected = "a line of at most 8192 bytes";
-        else if (!utf8_valid(line, kept, NULL)) expected = "UTF-8 text";
+    while (next < end && !expected) {
+        line = next, number++;
+        const char *newline = memchr(line, '\n', (size_t)(end - line));
+        next = newline ? newline + 1 : end;
+        len = (size_t)((newline ? newline : end) - line);
+        if (len && line[len - 1] == '\r') len--;
+        if (!len || (number == 1 && len >= 8 && !memcmp(line, "#version", 8))) continue;
+        if ((int64_t)len > LIMIT_MERGE_LINE_BYTES) expected = "a line of at most 8192 bytes";
+        else if (!utf8_valid(line, len, NULL)) expected = "UTF-8 text";
         else if (rank == LIMIT_VOCAB) expected = "at most 1048576 merges";
-        else expected = merge_add(t, line, kept, rank++);
+        else expected = merge_add(t, line, len, rank++);
     }
     if (expected) merges_refuse(AT(.file = path, .line = number), expected, line, len, e);
     free(text);
@@ -978,27 +965,27 @@ static bool merges_read_json(Tokenizer *t, const JsonDoc *d, const Json *merges,
 
 // ---- tokenizer.json: what must stand in it for this file to tokenise as it says
 static const struct {
-    const char *path, *want; // want: a text; "false"; "" = an empty text or nothing; NULL = nothing
-    bool may_lack;
+    const char *path, *want;                 // want: a text; "false"; "" = an empty text or nothing; NULL = nothing
+    enum { NEVER, ITSELF, PARENT } may_lack; // what of it may be absent or null
 } form[] = {
-    {"normalizer.type", "NFC", true},
-    {"pre_tokenizer.type", "Sequence", false},
-    {"pre_tokenizer.pretokenizers.0.type", "Split", false},
-    {"pre_tokenizer.pretokenizers.0.pattern.Regex", SPLIT_PATTERN, false},
-    {"pre_tokenizer.pretokenizers.0.behavior", "Isolated", false},
-    {"pre_tokenizer.pretokenizers.0.invert", "false", true},
-    {"pre_tokenizer.pretokenizers.1.type", "ByteLevel", false},
-    {"pre_tokenizer.pretokenizers.1.add_prefix_space", "false", false},
-    {"pre_tokenizer.pretokenizers.1.use_regex", "false", false},
-    {"pre_tokenizer.pretokenizers.2", NULL, true},
-    {"post_processor.type", "ByteLevel", true}, // moves offsets only
-    {"decoder.type", "ByteLevel", false},
-    {"model.type", "BPE", false},
-    {"model.dropout", NULL, true},
-    {"model.continuing_subword_prefix", "", true},
-    {"model.end_of_word_suffix", "", true},
-    {"model.byte_fallback", "false", true},
-    {"model.ignore_merges", "false", true},
+    {"normalizer.type", "NFC", PARENT},
+    {"pre_tokenizer.type", "Sequence", NEVER},
+    {"pre_tokenizer.pretokenizers.0.type", "Split", NEVER},
+    {"pre_tokenizer.pretokenizers.0.pattern.Regex", SPLIT_PATTERN, NEVER},
+    {"pre_tokenizer.pretokenizers.0.behavior", "Isolated", NEVER},
+    {"pre_tokenizer.pretokenizers.0.invert", "false", ITSELF},
+    {"pre_tokenizer.pretokenizers.1.type", "ByteLevel", NEVER},
+    {"pre_tokenizer.pretokenizers.1.add_prefix_space", "false", NEVER},
+    {"pre_tokenizer.pretokenizers.1.use_regex", "false", NEVER},
+    {"pre_tokenizer.pretokenizers.2", NULL, ITSELF},
+    {"post_processor.type", "ByteLevel", PARENT}, // moves offsets only
+    {"decoder.type", "ByteLevel", NEVER},
+    {"model.type", "BPE", NEVER},
+    {"model.dropout", NULL, ITSELF},
+    {"model.continuing_subword_prefix", "", ITSELF},
+    {"model.end_of_word_suffix", "", ITSELF},
+    {"model.byte_fallback", "false", ITSELF},
+    {"model.ignore_merges", "false", ITSELF},
 };
 
 // The value at a path of member names and list positions; NULL when it is absent or null. *deepest: how far it goes.
@@ -1023,20 +1010,20 @@ static bool form_check(const JsonDoc *d, Err *e) {
     for (size_t k = 0; k < COUNT(form); k++) {
         const Json *deepest = d->root, *v = json_walk(d->root, form[k].path, &deepest);
         const char *want = form[k].want;
-        if (!v && form[k].may_lack) continue;
+        if (!v && form[k].may_lack == ITSELF) continue;
+        if (!v && form[k].may_lack == PARENT && (deepest == d->root || deepest->type == JSON_NULL)) continue;
         if (v && want && (json_is(v, want) || (v->type == JSON_FALSE && !strcmp(want, "false")))) continue;
+        const char *expected = !want ? "nothing" : !*want ? "an empty text" : want;
+        if (expected == want && strcmp(want, "false")) expected = quoted(want, strlen(want));
         return err_set(e, "E-TK-07", json_at(d, v ? v : deepest, form[k].path), "expected %s; found %s; do: %s",
-                       !want                   ? "nothing"
-                       : !*want                ? "an empty text"
-                       : strcmp(want, "false") ? quoted(want, strlen(want))
-                                               : want,
-                       found_text(v),
+                       expected, found_text(v),
                        "use the tokenizer files of a Qwen2 model (other tokenizers are not implemented)");
     }
     return true;
 }
 
 static Tokenizer *tokenizer_new(const char *path) {
+    CHECK(TOKEN_BYTES == LIMIT_TOKEN_BYTES && LINE_BYTES == LIMIT_MERGE_LINE_BYTES, "a limit and its arrays differ");
     Tokenizer *t = alloc_or_die(1, sizeof *t, "tokenizer");
     t->path = alloc_or_die(strlen(path) + 1, 1, "path");
     memcpy(t->path, path, strlen(path));

@@ -13,12 +13,10 @@ static char folder[64];
 static Tokenizer *fixed; // 256 bytes, a few merges, two added tokens
 
 static void put(const char *name, const char *text, size_t len) {
-    Err e = {0};
     char path[128];
     snprintf(path, sizeof path, "%s/%s", folder, name);
     FILE *f = fopen(path, "wb");
     CHECK(f && fwrite(text, 1, len, f) == len && !fclose(f), "cannot write %s", path);
-    (void)e;
 }
 
 // The 256 bytes as JSON members, ids 0 to 255.
@@ -138,8 +136,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 #ifdef FUZZ_MAIN
 int main(int argc, char **argv) {
     int64_t rounds = argc > 1 ? strtoll(argv[1], NULL, 10) : 2000;
-    static const char words[] =
-        "a\xCC\x81\xCC\xA3 ab'll <a><b>\r\n\xED\x95\x98\xE1\x86\xAB\xF0\x9F\x99\x82\xE0\x80\xFF12  \t\n aaaaaaa";
+    static const char words[] = "a\xCC\x81\xCC\xA3 ab'll <a><b>\r\n\xED\x95\x98\xE1\x86\xAB\xF0\x9F\x99\x82\xE0\x80\xFF"
+                                "12  \t\n aaaaaaa";
     Text v = vocabulary(), json = {0};
     text_addf(&json, "%s%s}}", json_form, v.p);
     const Text seeds[4] = {

@@ -885,6 +885,8 @@ TEST(another_kind_of_tokenizer_is_refused_and_named) {
         const char *from, *to, *code, *where;
     } edits[] = {
         {"\"NFC\"", "\"NFKC\"", "E-TK-07", "normalizer.type"},
+        {"\"type\":\"NFC\"", "\"kind\":\"NFC\"", "E-TK-07", "normalizer.type"},
+        {"{\"type\":\"NFC\"}", "\"NFC\"", "E-TK-07", "normalizer.type"},
         {"Sequence", "Whitespace", "E-TK-07", "pre_tokenizer.type"},
         {"\"Split\"", "\"Digits\"", "E-TK-07", "pretokenizers.0.type"},
         {"\\\\p{N}|", "\\\\p{N}{1,3}|", "E-TK-07", "pattern.Regex"},
