@@ -299,23 +299,30 @@ static const char *token_at(const Parser *p, size_t pos) {
     return quoted(p->text + pos, n ? n : 1);
 }
 
-// A grammar error: `expected` after `after` ("" for none), and advice that fits what stands there.
+// A grammar error at pos; the advice gives way to a better one for the usual mistakes.
 static bool bad_grammar(Parser *p, const char *expected, const char *advice) {
-    char c = p->pos < p->len ? p->text[p->pos] : 0;
-    const char *word = p->text + p->pos;
-    size_t rest = p->len - p->pos;
-    size_t before = p->pos; // where the last thing that is no space ended
+    static const struct {
+        const char *start, *advice;
+    } usual[] = {{"/", "remove the comment, JSON has none"},
+                 {"#", "remove the comment, JSON has none"},
+                 {"'", "use double quotes"},
+                 {";", "use a comma"},
+                 {"NaN", "write a finite number or null"},
+                 {"nan", "write a finite number or null"},
+                 {"Inf", "write a finite number or null"},
+                 {"inf", "write a finite number or null"},
+                 {"True", "write true, false or null in small letters"},
+                 {"False", "write true, false or null in small letters"},
+                 {"None", "write true, false or null in small letters"}};
+    const char *here = p->text + p->pos;
+    size_t rest = p->len - p->pos, before = p->pos; // before: where the last thing that is no space ended
+    for (size_t i = 0; i < sizeof usual / sizeof *usual; i++)
+        if (rest >= strlen(usual[i].start) && !memcmp(here, usual[i].start, strlen(usual[i].start)))
+            advice = usual[i].advice;
     while (before && memchr(" \t\r\n", p->text[before - 1], 4)) before--;
-    if (p->pos >= p->len) advice = "complete the text, it stops too early";
-    else if ((c == ']' || c == '}') && before && p->text[before - 1] == ',') advice = "remove the comma before it";
-    else if (c == '/' || c == '#') advice = "remove the comment, JSON has none";
-    else if (c == '\'') advice = "use double quotes";
-    else if (c == ';') advice = "use a comma";
-    else if ((rest >= 3 && (!memcmp(word, "NaN", 3) || !memcmp(word, "nan", 3))) ||
-             (rest >= 3 && (!memcmp(word, "Inf", 3) || !memcmp(word, "inf", 3))))
-        advice = "write a finite number or null";
-    else if (rest >= 4 && (!memcmp(word, "True", 4) || !memcmp(word, "None", 4) || !memcmp(word, "Fals", 4)))
-        advice = "write true, false or null in small letters";
+    if (!rest) advice = "complete the text, it stops too early";
+    else if ((*here == ']' || *here == '}') && before && p->text[before - 1] == ',')
+        advice = "remove the comma before it";
     return err_set(p->e, "E-JS-04", place(p, p->pos, NULL), "expected %s; found %s; do: %s", expected,
                    token_at(p, p->pos), advice);
 }
