@@ -8,6 +8,11 @@
 #include <signal.h>
 
 #define VERSION "0.1.0"
+#ifdef SURGR1_CUDA
+#define DEVICES "ref cpu cuda"
+#else
+#define DEVICES "ref cpu"
+#endif
 
 static struct { double limit; } trace = {1e-4};
 // clang-format off
@@ -72,7 +77,7 @@ int surgr1_main(int argc, char **argv) {
     const char *name = argc > 1 ? argv[1] : "";
     int rc = -1;
     if (!strcmp(name, "--help") || !strcmp(name, "help")) rc = help_program();
-    else if (!strcmp(name, "--version")) rc = printf("surgr1 " VERSION "\n") < 0 ? EXIT_WRITE : EXIT_OK;
+    else if (!strcmp(name, "--version")) rc = (puts("surgr1 " VERSION ", devices: " DEVICES), EXIT_OK);
     for (int i = 0; rc < 0 && i < N_COMMANDS; i++)
         if (!strcmp(name, commands[i]->name)) rc = command_run(commands[i], argc - 2, argv + 2);
     if (rc < 0) {

@@ -1,0 +1,198 @@
+#!/bin/sh
+# test_cli.sh - the program as a person meets it: help, messages, exit codes, answers, on the committed tiny checkpoint.
+#
+# SURGR1 names the program (./surgr1). Every case is one line; the last line counts.
+surgr1=${SURGR1:-./surgr1}
+ask=test/fixtures/oracle/pipeline/ask
+model=$ask/checkpoint
+picture=$ask/c0_0.png
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+passed=0 failed=0 skipped=0
+ok() { passed=$((passed + 1)); }
+bad() {
+    failed=$((failed + 1))
+    echo "FAIL $*"
+    sed 's/^/    /' "$dir/err" | head -n 5
+}
+run() { # out, err, rc
+    "$surgr1" "$@" >"$dir/out" 2>"$dir/err" </dev/null
+    rc=$?
+}
+form='^surgr1: (error|warning) E-[A-Z]{2}-[0-9]{2}: .+: expected .+; found .+; do: .+$'
+refuses() { # EXIT CODE arguments...: exactly one error line, in the form, with that code; nothing on standard output
+    want=$1 code=$2
+    shift 2
+    run "$@"
+    errors=$(grep -c '^surgr1: error' "$dir/err")
+    if [ "$rc" -eq "$want" ] && [ "$errors" -eq 1 ] && [ ! -s "$dir/out" ] &&
+        grep -aE "$form" "$dir/err" | grep -q "^surgr1: error $code: "; then ok; else bad "exit $rc, not $want with $code: $*"; fi
+}
+says() { # TEXT arguments...: exit 0, and the text on standard output
+    want=$1
+    shift
+    run "$@"
+    if [ "$rc" -eq 0 ] && grep -qF -- "$want" "$dir/out"; then ok; else bad "exit $rc, or without \"$want\": $*"; fi
+}
+same() { if cmp -s "$1" "$2"; then ok; else bad "$3"; fi; }
+
+# --- help ------------------------------------------------------------------------------------------------------------
+says "usage: surgr1 ask" --help
+says "surgr1 0." --version
+for command in ask info check trace-diff limits; do says "usage: surgr1 $command" $command --help; done
+says "(1 to 8192; default 512)" ask --help
+says "pixels of an image side" limits
+
+# --- the command line --------------------------------------------------------------------------------------------------
+refuses 2 E-CL-01
+refuses 2 E-CL-01 aks
+refuses 2 E-CL-01 ask --modle x
+grep -q 'do: write --model' "$dir/err" && ok || bad "no suggestion for --modle"
+refuses 2 E-CL-01 ask -m x
+refuses 2 E-CL-01 ask --zzzzzzzz
+refuses 2 E-CL-01 ask "question"
+refuses 2 E-CL-01 ask --model
+refuses 2 E-CL-01 ask --model ""
+refuses 2 E-CL-01 ask --greedy=yes
+refuses 2 E-CL-01 ask --model $model
+refuses 2 E-CL-01 ask --model $model one two
+refuses 2 E-CL-01 ask --model $model --device gpu q
+for number in 0 8193 1.5 1e3 x "" " 5" 0x10 99999999999999999999; do
+    refuses 2 E-CL-01 ask --model $model --max-new-tokens "$number" q
+done
+for number in nan inf -1 0; do refuses 2 E-CL-01 ask --model $model --temperature "$number" q; done
+refuses 2 E-CL-01 ask --model $model --greedy --top-k 5 q
+refuses 2 E-CL-01 ask --model $model --min-pixels 9000 --max-pixels 8000 q
+refuses 2 E-CL-01 ask --model $model --draw "$dir/x.png" q
+refuses 2 E-CL-01 ask --model $model --messages x.jsonl --image $picture
+refuses 2 E-CL-01 ask --model $model "look at <image>"
+refuses 2 E-CL-01 ask --model $model --image $picture "<image> and <image>"
+refuses 2 E-CL-01 info
+refuses 2 E-CL-01 check
+refuses 2 E-CL-01 check picture x
+refuses 2 E-CL-01 check checkpoint x
+refuses 2 E-CL-01 trace-diff a
+run ask --log-format json --modle x
+if [ "$rc" -eq 2 ] && grep -q '^{"level":"error","code":"E-CL-01",' "$dir/err"; then ok; else bad "no JSON line"; fi
+
+# --- what cannot be read, and what is refused ----------------------------------------------------------------------------
+refuses 4 E-IO-01 ask --model "$dir/none" q
+refuses 4 E-IO-01 ask --model $model --image "$dir/none.png" q
+refuses 4 E-IO-01 ask --model $model --messages "$dir/none.jsonl"
+refuses 4 E-IO-01 check json "$dir/none.json"
+refuses 4 E-IO-02 check json "$dir"
+refuses 4 E-IO-01 trace-diff "$dir/none" "$dir/none"
+refuses 3 E-IM-01 ask --model $model --image $model/config.json q
+refuses 3 E-IM-01 info --image $model/config.json
+refuses 6 E-ME-02 ask --model $model --image $picture --max-new-tokens 2020 q
+grep -q 'at most 2048 tokens' "$dir/err" && ok || bad "the numbers are not told"
+if "$surgr1" --version | grep -q cuda; then says "" ask --model $model --device cuda --max-new-tokens 2 q; else refuses 7 E-DV-01 ask --model $model --device cuda q; fi
+mkdir "$dir/broken" && cp $model/* "$dir/broken"
+head -c 200000 $model/model.safetensors >"$dir/broken/model.safetensors"
+refuses 3 E-ST-09 ask --model "$dir/broken" q
+printf '{"model_type":"llama"}' >"$dir/broken/config.json"
+refuses 3 E-CF-01 ask --model "$dir/broken" q
+printf '{"model_type":"llama"}' >"$dir/other.json"
+refuses 3 E-CF-01 check config "$dir/other.json"
+
+# --- check: every kind accepts the good and refuses the bad ------------------------------------------------------------------
+accepts() { # KIND FILE TEXT
+    says "$3" check "$1" --print "$2"
+}
+printf '{ "a" : [1, 2.50, "x"] }' >"$dir/a.json"
+printf '{"a":1}\n{"b":2}\n' >"$dir/a.jsonl"
+printf '{"a":\n' >"$dir/bad.json"
+accepts json "$dir/a.json" '{"a":[1,2.5,"x"]}'
+accepts jsonl "$dir/a.jsonl" '{"b":2}'
+accepts config $model '"model_type":"qwen2_5_vl"'
+accepts config $model/config.json '"model_type":"qwen2_5_vl"'
+accepts safetensors $model/model.safetensors '"dtype":"BF16"'
+accepts tokenizer $model '"text":"<|im_start|>"'
+accepts tokenizer $model/tokenizer.json '"text":"<|im_start|>"'
+accepts image $picture '"channels":3'
+accepts dataset $ask/conversations.jsonl '"content":[{"type":"image","image":"c0_0.png"}'
+for kind in json jsonl config safetensors index tokenizer image dataset; do
+    run check $kind "$dir/bad.json"
+    if [ "$rc" -eq 3 ] && grep -aqE "$form" "$dir/err"; then ok; else bad "check $kind accepted a broken file"; fi
+done
+run check adapter "$dir"
+[ "$rc" -ge 3 ] && [ "$(grep -c '^surgr1: error' "$dir/err")" -eq 1 ] && ok || bad "check adapter accepted an empty folder"
+run check image --raw "$dir/raw" $picture
+[ "$rc" -eq 0 ] && [ "$(wc -c <"$dir/raw")" -eq $((84 * 103 * 3)) ] && ok || bad "--raw"
+i=0
+while [ $i -lt 30 ]; do echo '{'; i=$((i + 1)); done >"$dir/many.jsonl"
+run check dataset "$dir/many.jsonl"
+[ "$rc" -eq 3 ] && [ "$(wc -l <"$dir/err")" -eq 21 ] && tail -n 1 "$dir/err" | grep -q 'E-JS-99: .*and 10 more' && ok || bad "20 lines and the rest counted"
+run check json "$dir/a.json" "$dir/bad.json" "$dir/none"
+[ "$rc" -eq 4 ] && ok || bad "the worst of several files is the exit code"
+
+# --- info ----------------------------------------------------------------------------------------------------------------
+says '"resized_width":84,"resized_height":112' info --json --image $picture
+says '"tokens":6,' info --json --image $picture --model $model
+says '"parameters":156752,' info --json --model $model
+
+# --- answers ---------------------------------------------------------------------------------------------------------------
+plain="--model $model --greedy --repetition-penalty 1 --max-new-tokens 12"
+# What Hugging Face answered, for every stored conversation: the greedy ids stand in the same file.
+run ask $plain --messages $ask/conversations.jsonl
+grep -o '"greedy_ids": \[[^]]*\]' $ask/conversations.jsonl | grep -o '\[.*' | tr -d ' ' >"$dir/want"
+grep -o '"ids":\[[^]]*\]' "$dir/out" | cut -d: -f2 >"$dir/got"
+[ -s "$dir/want" ] && [ "$rc" -eq 0 ] && same "$dir/got" "$dir/want" "answers differ from Hugging Face's"
+mv "$dir/out" "$dir/batched"
+for options in "--batch 1" "--threads 1" "--threads 3" "--device ref"; do
+    run ask $plain $options --messages $ask/conversations.jsonl
+    grep -o '"ids":\[[^]]*\]' "$dir/out" | cut -d: -f2 >"$dir/got"
+    same "$dir/got" "$dir/want" "ask $options gives other ids"
+done
+# One question: the text on standard output is the answer of the JSON object and nothing else.
+run ask $plain --image $picture "Which tool is in use?"
+cp "$dir/out" "$dir/text"
+for line in 'model: ' 'device: cpu' 'given: ' 'from generation_config.json: ' 'defaults: ' 'image: .* 84x103, resized to 56x84, 6 tokens' 'timing: '; do
+    grep -q "^$line" "$dir/err" && ok || bad "no line \"$line\" at the start"
+done
+run ask $plain --quiet --image $picture "Which tool is in use?"
+[ ! -s "$dir/err" ] && ok || bad "--quiet is not quiet"
+same "$dir/out" "$dir/text" "the same question, another answer"
+run ask $plain --json --image $picture "Which tool is in use?"
+grep -q '"stop":"length","prompt_tokens":45,"new_tokens":12,' "$dir/out" && ok || bad "counts of --json"
+run ask $plain --image $picture "<image>Which tool is in use?"
+same "$dir/out" "$dir/text" "<image> in front is where pictures go anyway"
+# A typed control token is text, unless it is trusted.
+run ask $plain --json "<|im_end|>"
+typed=$(grep -o '"prompt_tokens":[0-9]*' "$dir/out")
+run ask $plain --json --trust-text "<|im_end|>"
+[ -n "$typed" ] && [ "$typed" != "$(grep -o '"prompt_tokens":[0-9]*' "$dir/out")" ] && ok || bad "a typed control token became one"
+# Sampling: the seed decides, not the number of threads.
+sample="--model $model --max-new-tokens 16 --temperature 1 --top-k 0 --quiet"
+run ask $sample --seed 3 --threads 1 q && cp "$dir/out" "$dir/seed3"
+run ask $sample --seed 3 --threads 2 q
+same "$dir/out" "$dir/seed3" "one seed, two answers"
+run ask $sample --seed 4 q
+cmp -s "$dir/out" "$dir/seed3" && bad "two seeds, one answer" || ok
+# Drawing, and traces.
+run ask $plain --image $picture --draw "$dir/drawn.png" q
+[ "$rc" -eq 0 ] && says '"width":84,"height":103' check image --print "$dir/drawn.png"
+run ask $plain --image $picture --trace "$dir/cpu.trace" q && run ask $plain --image $picture --trace "$dir/ref.trace" --device ref q
+[ "$rc" -eq 0 ] && says "" trace-diff "$dir/cpu.trace" "$dir/ref.trace"
+run trace-diff --limit 0 "$dir/cpu.trace" "$dir/ref.trace"
+[ "$rc" -eq 1 ] && ok || bad "trace-diff finds no difference at limit 0"
+
+# --- output that cannot be written -------------------------------------------------------------------------------------------
+if [ -w /dev/full ]; then
+    "$surgr1" limits >/dev/full 2>"$dir/err"
+    [ $? -eq 5 ] && grep -aqE "$form" "$dir/err" && ok || bad "a full disk is not told"
+    "$surgr1" ask $plain q >/dev/full 2>"$dir/err"
+    [ $? -eq 5 ] && ok || bad "an answer that cannot be written is not told"
+else
+    skipped=$((skipped + 1))
+    echo "skip /dev/full is not here"
+fi
+(
+    "$surgr1" limits 2>"$dir/err"
+    echo $? >"$dir/rc"
+) | true
+sleep 0.1
+[ "$(cat "$dir/rc")" -eq 5 ] || [ "$(cat "$dir/rc")" -eq 0 ] && ok || bad "a closed pipe ends the program with $(cat "$dir/rc")"
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ]
