@@ -385,20 +385,21 @@ const Ops *ops_ref(void) {
 
 static int64_t host_bytes, host_limit; // of all arenas in host memory; 0 = not known yet
 
-// The first number in a file of the kernel, or `missing` when there is none ("max").
-static int64_t number_in(const char *path, const char *fmt, int64_t missing) {
-    long long value;
+// The number that follows `key` on the first line of a kernel's file, or `missing` when there is none ("max").
+static int64_t number_in(const char *path, const char *key, int64_t missing) {
+    char line[200], *end = line;
     FILE *f = fopen(path, "r");
-    bool found = f && fscanf(f, fmt, &value) == 1;
+    bool read = f && fgets(line, sizeof line, f) && !strncmp(line, key, strlen(key));
+    long long value = read ? strtoll(line + strlen(key), &end, 10) : 0;
     if (f) fclose(f);
-    return found ? (int64_t)value : missing;
+    return read && end > line + strlen(key) ? (int64_t)value : missing;
 }
 
 void memory_limit_set(int64_t bytes) { host_limit = bytes; }
 int64_t memory_limit(void) {
     if (!host_limit) {
-        int64_t machine = number_in("/proc/meminfo", "MemTotal: %lld kB", INT64_MAX / 1024) * 1024;
-        int64_t group = number_in("/sys/fs/cgroup/memory.max", "%lld", INT64_MAX);
+        int64_t machine = number_in("/proc/meminfo", "MemTotal:", INT64_MAX / 1024) * 1024;
+        int64_t group = number_in("/sys/fs/cgroup/memory.max", "", INT64_MAX);
         host_limit = (machine < group ? machine : group) / 5 * 4;
     }
     return host_limit;
