@@ -108,10 +108,6 @@ Where json_at(const JsonDoc *doc, const Json *v, const char *field); // place of
 // Typed fields. `object` may be NULL (then the field is absent). null counts as absent unless `required`.
 // An absent field leaves *out alone and returns true unless `required` (E-CF-02); a wrong type or range is
 // E-CF-02 (E-JS-07 for a number that is no integer) naming the field, its line and the range.
-typedef struct JsonField {
-    const char *name;
-    bool required;
-} JsonField;
 bool json_int(const JsonDoc *d, const Json *object, const char *name, bool required, int64_t min, int64_t max,
               int64_t *out, Err *e);
 bool json_double(const JsonDoc *d, const Json *object, const char *name, bool required, double min, double max,
