@@ -102,6 +102,9 @@ uint32_t png_adler(uint32_t adler, const uint8_t *p, size_t n) {
     return b << 16 | a;
 }
 
+// Where the decompressor is: bytes that were read ahead are not used yet.
+static const uint8_t *png_at(const PngWalk *w) { return w->ended ? w->in : w->in - w->n_bits / 8; }
+
 // Columns and rows of one pass of Adam7 (pass 0 to 6), or of the whole picture (not interlaced: pass 0 only).
 static void png_pass(const PngWalk *w, int pass, uint32_t *columns, uint32_t *rows) {
     static const uint8_t x0[7] = {0, 4, 0, 2, 0, 1, 0}, y0[7] = {0, 0, 4, 0, 2, 0, 1};
@@ -147,7 +150,7 @@ static bool png_indexes(PngWalk *w) {
         if (index >= w->palette) {
             char found[64];
             snprintf(found, sizeof found, "index %d in row %u", index, w->row);
-            return png_fail(w, w->in, "palette indexes below the number of PLTE entries", found);
+            return png_fail(w, png_at(w), "palette indexes below the number of PLTE entries", found);
         }
     }
     memcpy(above, line, w->row_bytes);
@@ -161,7 +164,7 @@ static bool png_take(PngWalk *w, const uint8_t *p, size_t n) {
     while (n) {
         if (w->row_left == 0) {
             w->filter = *p++, n--;
-            if (w->filter > 4) return png_fail(w, w->in, "a row filter of 0 to 4", "another one");
+            if (w->filter > 4) return png_fail(w, png_at(w), "a row filter of 0 to 4", "another one");
             w->row_left = (uint32_t)w->row_bytes;
         }
         size_t run = n < w->row_left ? n : w->row_left;
@@ -283,7 +286,7 @@ static bool png_stream(PngWalk *w) {
     uint32_t head = inflate_bits(w, 8) << 8;
     head |= inflate_bits(w, 8);
     if ((head >> 8 & 15) != 8 || head >> 12 > 7 || head % 31 || head & 0x20)
-        return png_fail(w, w->in, stream, "another header");
+        return png_fail(w, png_at(w), stream, "another header");
     uint8_t *window = malloc(WINDOW + WINDOW_ROOM);
     Inflate *tables = malloc(2 * sizeof *tables), *literals = tables, *distances = tables + 1;
     bool ok = false, last = false;
@@ -348,13 +351,13 @@ static bool png_stream(PngWalk *w) {
             for (; length; length--, have++) window[have] = window[have - distance];
         }
         if (type == 3) {
-            png_fail(w, w->in, stream, "damaged data");
+            png_fail(w, png_at(w), stream, "damaged data");
             goto done;
         }
         if ((int64_t)(have - taken) > w->total - w->done) {
             char expected[80];
             snprintf(expected, sizeof expected, "%lld decompressed bytes", (long long)w->total);
-            png_fail(w, w->in, expected, "more");
+            png_fail(w, png_at(w), expected, "more");
             goto done;
         }
         if (w->ended) break;
@@ -365,7 +368,7 @@ static bool png_stream(PngWalk *w) {
         snprintf(expected, sizeof expected, "%lld decompressed bytes", (long long)w->total);
         snprintf(found, sizeof found, "%lld (the picture stops at row %u of %u%s)", (long long)w->done, w->row, w->rows,
                  w->interlace ? " of a pass" : "");
-        png_fail(w, w->in, expected, found);
+        png_fail(w, png_at(w), expected, found);
         goto done;
     }
     int rest = w->n_bits & 7;
@@ -373,7 +376,8 @@ static bool png_stream(PngWalk *w) {
     uint32_t adler = 0;
     for (int i = 0; i < 4; i++) adler = adler << 8 | inflate_bits(w, 8);
     if (w->ended || adler != w->adler)
-        png_fail(w, w->in, "the right Adler-32 at the end of the zlib stream", w->ended ? "its end" : "another one");
+        png_fail(w, png_at(w), "the right Adler-32 at the end of the zlib stream",
+                 w->ended ? "its end" : "another one");
     else ok = true;
 done:
     free(window), free(tables);
