@@ -21,7 +21,6 @@
 #include <cuda_runtime.h>
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                         \
     kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
-#define UNROLL               _Pragma("unroll")
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
 // PTX behind functions; each has a twin in cuda_emu.h. Fragment layouts: PTX ISA 8, mma.m16n8k16 with .bf16.
@@ -243,22 +242,22 @@ __global__ void __launch_bounds__(128) matmul_mma_kernel(Mat y, Mat x, Mat w, fl
         const uint16_t *xt = xs + s % 2 * MMA_STAGE, *wt = ws + s % 2 * MMA_STAGE;
         for (int c = 0; c < MMA_K; c += 16) {
             uint32_t a[2][4], b[2][4]; // b[j] holds two 16 x 8 fragments
-            UNROLL
+#pragma unroll
             for (int i = 0; i < 2; i++)
                 ldmatrix_x4(a[i], xt + (wi + 16 * i + lane % 16) * MMA_PITCH + c + lane / 16 * 8);
-            UNROLL
+#pragma unroll
             for (int j = 0; j < 2; j++)
                 ldmatrix_x4(b[j], wt + (wj + 16 * j + lane % 8 + lane / 16 * 8) * MMA_PITCH + c + lane / 8 % 2 * 8);
-            UNROLL
-            for (int i = 0; i < 2; i++) UNROLL
-            for (int j = 0; j < 4; j++) mma_m16n8k16_bf16(acc[i][j], a[i], &b[j / 2][j % 2 * 2]);
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) mma_m16n8k16_bf16(acc[i][j], a[i], &b[j / 2][j % 2 * 2]);
         }
         __syncthreads(); // stage s read above | refilled by the next round's load
     }
-    UNROLL
-    for (int i = 0; i < 2; i++) UNROLL
-    for (int j = 0; j < 4; j++) UNROLL
-    for (int e = 0; e < 4; e++) {
+#pragma unroll
+    for (int f = 0; f < 32; f++) { // element e of fragment (i, j)
+        int i = f / 16, j = f / 4 % 4, e = f % 4;
         int64_t row = i0 + wi + 16 * i + lane / 4 + e / 2 * 8, col = j0 + wj + 8 * j + lane % 4 * 2 + e % 2;
         if (row < y.rows && col < y.cols)
             put(y, row, col, alpha * acc[i][j][e] + (beta == 0 ? 0 : beta * get(y, row, col)));
@@ -343,7 +342,7 @@ enum { MAX_DIM = 512, QUERIES = 8, KEYS = 32, DECODE_HEADS = 8, DECODE_KEYS = 25
 // attention_forward: o = sum_t exp(s_t - lse) v_t with s_t = scale q.k_t, in one pass over the keys (online softmax: Milakov
 // and Gimelshein 2018; Rabe and Staats 2021). grid (spans * tiles of queries, heads), one warp per query, all warps
 // share tiles of 32 keys, then of their 32 values. In the scores a lane is a key, in the sums it is every 32nd column.
-// Tiles start at key 0 whatever the query's place in its span, and a hidden key adds exactly 0.
+// Tiles start at key 0 whatever the query's place in its span, and hidden keys add nothing.
 static size_t attention_shared(int64_t dim) { // queries, a tile of keys or values, weights
     return (size_t)(QUERIES * dim + KEYS * (dim + 1) + QUERIES * KEYS) * sizeof(float);
 }
@@ -360,8 +359,7 @@ __global__ void __launch_bounds__(QUERIES * 32, 2)
     int64_t first = s.first + (int)blockIdx.x % tiles * QUERIES, row = first + warp;
     int64_t last = first + QUERIES < s.last ? first + QUERIES : s.last; // of this block's queries
     int64_t keys = first >= s.last ? 0 : prefix + (s.causal ? last : s.last) - s.first;
-    int64_t visible =
-        row >= s.last ? 0 : prefix + (s.causal ? row + 1 : s.last) - s.first; // to this query; itself at least
+    int64_t visible = row >= s.last ? 0 : prefix + (s.causal ? row + 1 : s.last) - s.first; // itself at least
     if (row < s.last)
         for (int c = lane; c < dim; c += 32) query[c] = get(q, row, at + c);
     auto load = [&](const Mat &m, int64_t t0) {
@@ -380,27 +378,27 @@ __global__ void __launch_bounds__(QUERIES * 32, 2)
             score *= scale;
         }
         float larger = fmaxf(largest, warp_reduce(score, Max()));
-        float p = t0 + lane < visible ? expf(score - larger) : 0,
-              fade = larger == -INFINITY ? 1 : expf(largest - larger);
+        float p = t0 + lane < visible ? expf(score - larger) : 0;
+        float fade = larger == -INFINITY ? 1 : expf(largest - larger);
         sum = sum * fade + warp_reduce(p, Sum()), largest = larger;
         weight[lane] = p;
         __syncthreads(); // keys read above | overwritten by the values; weights written above | read below
         load(v, t0);
         __syncthreads(); // values written above | read below
-        UNROLL
+#pragma unroll
         for (int n = 0; n < MAX_DIM / 32; n++) acc[n] *= fade;
-        int here = visible - t0 < KEYS ? (int)(visible - t0)
-                                       : KEYS; // a hidden value is not even multiplied by 0: it may be NaN
+        // A hidden value is not even multiplied by 0: it may be NaN.
+        int here = visible - t0 < KEYS ? (int)(visible - t0) : KEYS;
         for (int t = 0; t < here; t++) {
             float p_t = weight[t];
-            UNROLL
+#pragma unroll
             for (int n = 0; n < MAX_DIM / 32; n++)
                 if (lane + 32 * n < dim) acc[n] += p_t * tile[t * pitch + lane + 32 * n];
         }
         __syncthreads(); // values and weights read above | overwritten in the next round
     }
     if (row < s.last) {
-        UNROLL
+#pragma unroll
         for (int n = 0; n < MAX_DIM / 32; n++)
             if (lane + 32 * n < dim) put(o, row, at + lane + 32 * n, acc[n] / sum);
         if (lse.p && lane == 0) put(lse, row, head, largest + logf(sum));
@@ -423,8 +421,8 @@ static size_t decode_shared(int64_t dim) { // queries and sums, weights, and per
 __global__ void __launch_bounds__(DECODE_KEYS)
     attention_decode_kernel(Mat o, Mat q, Mat k, Mat v, Mat spans, int group, int dim, float scale) {
     DYNAMIC_SHARED(shared);
-    float *query = (float *)shared, *acc = query + DECODE_HEADS * dim,
-          *weight = acc + DECODE_HEADS * dim; // weight [8][256]
+    float *query = (float *)shared, *acc = query + DECODE_HEADS * dim; // [8][dim] each
+    float *weight = acc + DECODE_HEADS * dim;                          // [8][256]
     float *fade = weight + DECODE_HEADS * DECODE_KEYS, *largest = fade + DECODE_HEADS, *sum = largest + DECODE_HEADS;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t row = blockIdx.x;
@@ -441,11 +439,11 @@ __global__ void __launch_bounds__(DECODE_KEYS)
         if (t < keys)
             for (int c = 0; c < dim; c++) {
                 float kc = get(k, key, kv + c);
-                UNROLL
+#pragma unroll
                 for (int h = 0; h < DECODE_HEADS; h++)
                     if (h < heads) score[h] += query[h * dim + c] * kc;
             }
-        UNROLL
+#pragma unroll
         for (int h = 0; h < DECODE_HEADS; h++)
             if (h < heads) weight[h * DECODE_KEYS + threadIdx.x] = t < keys ? scale * score[h] : -INFINITY;
         __syncthreads();    // scores written above | read below by the head's warp

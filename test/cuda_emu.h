@@ -62,9 +62,8 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __align__(n) __attribute__((aligned(n)))
-#define __shared__   static
-#define UNROLL
+#define __align__(n)         __attribute__((aligned(n)))
+#define __shared__           static
 #define DYNAMIC_SHARED(name) unsigned char *name = emu.shared
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                         \
     emu_launch(#kernel, kernel, dim3(grid), dim3(block), (size_t)(shared_bytes), stream, __VA_ARGS__)
