@@ -38,7 +38,7 @@ typedef struct Word { // a slot of the word cache
     uint64_t key[2];  // 1 to 15 bytes, zeros, and the length in the last byte
     int32_t ids[4];   // -1 behind the last
 } Word;
-enum { CACHED_BYTES = 15, CACHED_IDS = 4, WORD_BITS = 15, SHORT_PIECE = 48 };
+enum { CACHED_BYTES = 15, CACHED_IDS = 4, WORD_BITS = 15, SHORT_PIECE = 24 };
 
 typedef struct Node {       // a symbol of a long piece: a list in text order
     int32_t id, rank, join; // rank and product of merging with the next one
