@@ -142,14 +142,18 @@ static void compare_floats(Case *c, Rule rule, const char *what, float *got, con
 }
 
 static void compare_ints(Case *c, const char *what, int32_t *got, int64_t got_n, const int32_t *want, int64_t n) {
+    int32_t extra = 0;
     if (planted(what) && got_n) got[got_n / 2] ^= 1;
+    else if (planted(what)) got = &extra, got_n = 1; // an empty list gains an element
     int64_t shared = got_n < n ? got_n : n, wrong = (got_n > n ? got_n : n) - shared;
     for (int64_t i = 0; i < shared; i++) wrong += got[i] != want[i];
     measure(c, EXACT, what, (double)wrong);
 }
 
 static void compare_bytes(Case *c, const char *what, char *got, size_t got_n, const char *want, size_t n) {
+    char extra = 0;
     if (planted(what) && got_n) got[got_n / 2] ^= 1;
+    else if (planted(what)) got = &extra, got_n = 1;
     size_t shared = got_n < n ? got_n : n, wrong = (got_n > n ? got_n : n) - shared;
     for (size_t i = 0; i < shared; i++) wrong += got[i] != want[i];
     measure(c, EXACT, what, (double)wrong);
