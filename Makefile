@@ -2,7 +2,7 @@
 #
 #   make              the program, ./surgr1 (no nvcc, no GPU needed)
 #   make test         every test; SAN=1 under AddressSanitizer and UndefinedBehaviorSanitizer
-#   make help         all targets
+#   make help         all targets; V=1 shows every command
 #
 # Flags that teach:
 #   -ffp-contract=off     a*b+c means what it says, so no two compilers differ; FMA is written as such where it is wanted
@@ -21,11 +21,12 @@ ROOT    ?= ../shared
 DEVICE  ?= cpu
 THREADS ?= 0
 MAKEFLAGS += --no-builtin-rules
+Q       := $(if $(V),,@)
 .DEFAULT_GOAL := all
 
 # One folder of objects per kind of build, so that switching between them rebuilds nothing.
 BUILD   := build$(if $(SAN),-san)$(if $(EMU),-emu)$(if $(CUDA),-cuda)
-PROGRAM := $(if $(SAN)$(EMU),$(BUILD)/surgr1,surgr1)
+PROGRAM := $(BUILD)/surgr1
 STB     ?= $(firstword $(wildcard /usr/include/stb/stb_image.h /usr/local/include/stb/stb_image.h))
 
 SANITIZE := $(if $(SAN),-fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DSURGR1_DEBUG)
@@ -53,6 +54,7 @@ ORACLE  := $(BUILD)/test/test_oracle
 # ----------------------------------------------------------------------------------------------------------- program
 .PHONY: all
 all: found $(PROGRAM)
+	@$(if $(SAN)$(EMU),echo "program: $(PROGRAM)",cp -f $(PROGRAM) surgr1 && echo "program: ./surgr1")
 
 .PHONY: found
 found:
@@ -62,26 +64,30 @@ found:
 	@echo "clang: $$(command -v clang || echo 'not found: no fuzzing here')"
 
 $(PROGRAM): $(PROGRAM_OBJ) $(if $(EMU),$(EMULATED)) $(if $(CUDA),$(BUILD)/kernels.o) $(LIB)
-	$(if $(EMU)$(CUDA),$(CXX),$(CC)) $(LDFLAGS) $^ $(if $(CUDA),-L$(dir $(NVCC))../lib64 -lcudart_static -ldl -lrt) $(LDLIBS) -o $@
+	@echo "link  $@"
+	$(Q)$(if $(EMU)$(CUDA),$(CXX),$(CC)) $(LDFLAGS) $^ $(if $(CUDA),-L$(dir $(NVCC))../lib64 -lcudart_static -ldl -lrt) $(LDLIBS) -o $@
 
 $(LIB): $(LIB_OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	$(Q)ar rcs $@ $^
 
 $(BUILD)/%.o: %.c | stb
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(CPPFLAGS) -c $< -o $@
+	@echo "cc    $<"
+	$(Q)$(CC) $(CFLAGS) $(CPPFLAGS) -c $< -o $@
 $(STRICT): CFLAGS += -Wconversion -Wno-sign-conversion
 $(BUILD)/cpu.o: CFLAGS += -Wno-psabi # vectors never cross a call that is not inlined
 
 # The same kernels, three ways: as C++ against test/cuda_emu.h (every test run), and by nvcc (make cuda).
 $(EMULATED): kernels.cu
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) $(CPPFLAGS) -x c++ -c $< -o $@
+	@echo "c++   $< (against test/cuda_emu.h)"
+	$(Q)$(CXX) $(CXXFLAGS) -Wno-unknown-pragmas $(CPPFLAGS) -x c++ -c $< -o $@
 NVCCFLAGS := -std=c++17 -O3 -lineinfo -I. -Xcompiler -fPIE,-Wall,-Wextra
 $(BUILD)/kernels.o: kernels.cu ops.h base.h
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90] -c $< -o $@
+	@echo "nvcc  $<"
+	$(Q)$(NVCC) $(NVCCFLAGS) -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90] -c $< -o $@
 
 .PHONY: stb
 stb:
@@ -103,16 +109,17 @@ deps:
 # Every test links the library and the emulated kernels, and takes from them what it names.
 $(BUILD)/test/% $(BUILD)/bench/%: $(BUILD)/test/%.o
 $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(EMULATED) $(LIB)
-	$(CXX) $(LDFLAGS) $< $(if $(filter %cuda_emu,$@),,$(EMULATED)) $(LIB) $(LDLIBS) -o $@
+	$(Q)$(CXX) $(LDFLAGS) $< $(if $(filter %cuda_emu,$@),,$(EMULATED)) $(LIB) $(LDLIBS) -o $@
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(EMULATED) $(LIB)
-	$(CXX) $(LDFLAGS) $< $(EMULATED) $(LIB) $(LDLIBS) -o $@
+	$(Q)$(CXX) $(LDFLAGS) $< $(EMULATED) $(LIB) $(LDLIBS) -o $@
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) $(CPPFLAGS) -c $< -o $@
+	@echo "c++   $<"
+	$(Q)$(CXX) $(CXXFLAGS) $(CPPFLAGS) -c $< -o $@
 
 # Whatever other people's numbers there are: the committed ones, and a folder beside the repository if there is one.
 FIXTURES := $(if $(wildcard test/fixtures/oracle),test/fixtures)
-ORACLES  := $(foreach root,$(FIXTURES) $(wildcard ../shared/oracle/..),$(foreach d,ref cpu,"$(ORACLE) --root $(root) --device $(d)")) \
+ORACLES  := $(foreach root,$(FIXTURES) $(if $(wildcard ../shared/oracle),../shared),$(foreach d,ref cpu,"$(ORACLE) --root $(root) --device $(d)")) \
             $(foreach root,$(FIXTURES),"$(ORACLE) --root $(root) --device cuda --only models")
 COMPILED := $(if $(NVCC),"$(NVCC) $(NVCCFLAGS) -arch=sm_80 -c kernels.cu -o $(BUILD)/kernels_nvcc.o","echo no nvcc here; exit 77")
 

@@ -6,6 +6,10 @@ surgr1=${SURGR1:-./surgr1}
 ask=test/fixtures/oracle/pipeline/ask
 model=$ask/checkpoint
 picture=$ask/c0_0.png
+command -v "$surgr1" >/dev/null || {
+    echo "FAIL $surgr1 is not there"
+    exit 1
+}
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 passed=0 failed=0 skipped=0

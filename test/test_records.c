@@ -280,7 +280,7 @@ TEST(damaged_lines) {
         for (uint32_t edit = 0; edit < 1 + k % 3; edit++) {
             size_t at = (size_t)(random_uniform(5, RANDOM_TEST, k, 3 * edit) * (double)n);
             double what = random_uniform(5, RANDOM_TEST, k, 3 * edit + 1);
-            char byte = "\"{}[],:\\/.\x00\xFF a1"[(int)(random_uniform(5, RANDOM_TEST, k, 3 * edit + 2) * 17)];
+            char byte = "\"{}[],:\\/.\x00\xFF a1"[(int)(random_uniform(5, RANDOM_TEST, k, 3 * edit + 2) * 16)];
             if (what < 0.4) text[at] = byte;
             else if (what < 0.7 && n > 1) memmove(text + at, text + at + 1, n - at - 1), n--;
             else n = at ? at : 1;
