@@ -249,9 +249,11 @@ __global__ void __launch_bounds__(128) matmul_mma_kernel(Mat y, Mat x, Mat w, fl
             for (int j = 0; j < 2; j++)
                 ldmatrix_x4(b[j], wt + (wj + 16 * j + lane % 8 + lane / 16 * 8) * MMA_PITCH + c + lane / 8 % 2 * 8);
 #pragma unroll
-            for (int i = 0; i < 2; i++)
+            for (int i = 0; i < 2; i++) {
+                if (i0 + wi + 16 * i >= x.rows) continue; // a whole warp's 16 rows outside of y
 #pragma unroll
                 for (int j = 0; j < 4; j++) mma_m16n8k16_bf16(acc[i][j], a[i], &b[j / 2][j % 2 * 2]);
+            }
         }
         __syncthreads(); // stage s read above | refilled by the next round's load
     }

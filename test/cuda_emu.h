@@ -116,8 +116,9 @@ struct EmuThread {
     const char *op, *file; // what it waits for and where
     int line;
     alignas(16) unsigned char in[64], out[16]; // of a warp operation
+    int missing;                               // of the warp, in its first thread
     int copies, group;
-    EmuCopy copy[EMU_MAX_COPIES];
+    EmuCopy *copy; // [EMU_MAX_COPIES], elsewhere: threads side by side share cache sets less
 };
 struct EmuAllocation {
     char *p; // EMU_GUARD guard bytes lie before and after
@@ -242,6 +243,7 @@ static void emu_new_fiber(EmuThread *t) {
     char *map = (char *)emu_map(EMU_STACK + 4096);
     mprotect(map, 4096, PROT_NONE); // a stack that overflows stops at its own line
     t->stack = map + 4096;
+    t->copy = (EmuCopy *)emu_map(EMU_MAX_COPIES * sizeof *t->copy);
 #ifdef CUDA_EMU_UCONTEXT
     static ucontext_t host;
     emu.host_sp = &host;
@@ -327,16 +329,16 @@ static void emu_meet(const char *op, unsigned mask, EmuComplete complete, const 
     EmuThread *me = emu.now, *warp = me - me->lane;
     emu_wait_here(EMU_AT_WARP_OP, op, mask, file, line);
     if (!(mask >> me->lane & 1)) emu_die("a lane outside the mask executed a warp operation");
-    int all = 1;
-    for (int i = 0; i < EMU_WARP; i++) {
+    for (int k = 0; k < EMU_WARP; k++) {
+        int i = (warp->missing + k) % EMU_WARP; // the lane last found missing comes first: most often it still is
         if (!(mask >> i & 1)) continue;
         if (&warp[i] >= &emu.threads[emu.n]) emu_die("the mask names a lane that does not exist");
         if (warp[i].state == EMU_RETURNED) emu_die("the mask names a lane that has returned");
-        all &= warp[i].state == EMU_AT_WARP_OP && warp[i].mask == mask && warp[i].op == op;
-    }
-    if (!all) {
-        emu_yield();
-        return;
+        if (warp[i].state != EMU_AT_WARP_OP || warp[i].mask != mask || warp[i].op != op) {
+            warp->missing = i;
+            emu_yield();
+            return;
+        }
     }
     if (complete) complete(warp, mask);
     for (int i = 0; i < EMU_WARP; i++)
@@ -450,17 +452,6 @@ static inline int __float_as_int(float x) { return emu_bits<int>(x); }
 static inline float __int_as_float(int x) { return emu_bits<float>(x); }
 
 // ---------------------------------------------------------------------------------------- twins of the PTX wrappers
-static inline float emu_bf16(const unsigned char *p) {
-    uint16_t h;
-    memcpy(&h, p, 2);
-    return __uint_as_float((unsigned)h << 16);
-}
-// fp32 to bf16, to nearest even; a NaN stays one. cvt.rn.bf16.f32
-static inline uint16_t bf16_bits_rn(float f) {
-    uint32_t u = __float_as_uint(f);
-    if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
-    return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
-}
 static inline bool emu_in_shared(const void *p, size_t bytes) {
     return (const unsigned char *)p >= emu.shared && (const unsigned char *)p + bytes <= emu.shared + emu.shared_bytes;
 }
@@ -524,23 +515,30 @@ static inline void mma_m16n8k16_bf16(float c[4], const uint32_t a[4], const uint
     emu_meet(
         emu_mma_op, 0xffffffffu,
         [](EmuThread *warp, unsigned) {
-            float am[16][16], bm[16][8], cm[16][8];
+            typedef float Row __attribute__((vector_size(32))); // eight columns: the compiler's vectors, on any machine
+            float am[16][16];
+            Row bm[16], cm[16];
             for (int lane = 0; lane < EMU_WARP; lane++) {
-                const unsigned char *in = warp[lane].in;
+                uint32_t in[12]; // a, b, nothing, c
+                memcpy(in, warp[lane].in, sizeof in);
                 int g = lane / 4, q = lane % 4;
-                for (int e = 0; e < 2; e++) {
-                    for (int i = 0; i < 4; i++)
-                        am[g + 8 * (i & 1)][2 * q + 8 * (i >> 1) + e] = emu_bf16(in + 4 * i + 2 * e);
-                    for (int i = 0; i < 2; i++) bm[2 * q + 8 * i + e][g] = emu_bf16(in + 16 + 4 * i + 2 * e);
+                for (int i = 0; i < 4; i++) { // the two bf16 of a word are the upper halves of two floats
+                    am[g + 8 * (i & 1)][2 * q + 8 * (i >> 1)] = __uint_as_float(in[i] << 16);
+                    am[g + 8 * (i & 1)][2 * q + 8 * (i >> 1) + 1] = __uint_as_float(in[i] & 0xffff0000u);
+                    cm[g + 8 * (i >> 1)][2 * q + (i & 1)] = __uint_as_float(in[8 + i]);
                 }
-                for (int i = 0; i < 4; i++) memcpy(&cm[g + 8 * (i >> 1)][2 * q + (i & 1)], in + 32 + 4 * i, 4);
+                for (int i = 0; i < 2; i++) {
+                    bm[2 * q + 8 * i][g] = __uint_as_float(in[4 + i] << 16);
+                    bm[2 * q + 8 * i + 1][g] = __uint_as_float(in[4 + i] & 0xffff0000u);
+                }
             }
             for (int i = 0; i < 16; i++)
-                for (int k = 0; k < 16; k++)
-                    for (int j = 0; j < 8; j++) cm[i][j] += am[i][k] * bm[k][j];
+                for (int k = 0; k < 16; k++) cm[i] += am[i][k] * bm[k];
             for (int lane = 0; lane < EMU_WARP; lane++)
-                for (int i = 0; i < 4; i++)
-                    memcpy(warp[lane].out + 4 * i, &cm[lane / 4 + 8 * (i >> 1)][2 * (lane % 4) + (i & 1)], 4);
+                for (int i = 0; i < 4; i++) {
+                    float v = cm[lane / 4 + 8 * (i >> 1)][2 * (lane % 4) + (i & 1)];
+                    memcpy(warp[lane].out + 4 * i, &v, 4);
+                }
         },
         file, line);
     memcpy(c, t->out, 16);
