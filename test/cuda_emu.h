@@ -129,7 +129,7 @@ struct EmuTask { // something that waits in a stream
     EmuTask *next;
 };
 static struct Emu {
-    int order, early;
+    int order, late;
     uint32_t random;
     // the running block
     const char *kernel;
@@ -149,9 +149,8 @@ static struct Emu {
     int allocations, room;
     size_t used;
     EmuTask *first_task, *last_task;
-    int error, running; // running: 1 while a task runs
-} emu = {EMU_FORWARD, 1,    1,    "",   {0, 0, 0}, {},   {}, NULL, 0, NULL, NULL, 0, 0, NULL,
-         NULL,        NULL, NULL, NULL, 0,         NULL, 0,  0,    0, NULL, NULL, 0, 0};
+    int error;
+} emu; // all zero: forward, early
 #define threadIdx (emu.now->index)
 #define blockIdx  (emu.block_index)
 #define blockDim  (emu.block_dim)
@@ -159,7 +158,7 @@ static struct Emu {
 enum { warpSize = EMU_WARP };
 
 // Chooses how blocks, warps and lanes are ordered (EmuOrder) and whether asynchronous work happens early or late.
-extern "C" void cuda_emu_schedule(int order, int early) { emu.order = order, emu.early = early, emu.random = 1; }
+extern "C" void cuda_emu_schedule(int order, int early) { emu.order = order, emu.late = !early, emu.random = 1; }
 
 static unsigned emu_random(unsigned below) {
     emu.random = emu.random * 1664525u + 1013904223u;
@@ -461,7 +460,7 @@ static inline void cp_async16(void *to, const void *from, int bytes, EMU_HERE) {
     t->op = "cp.async", t->file = file, t->line = line;
     if (((uintptr_t)to | (uintptr_t)from) & 15) emu_die("cp.async needs addresses that are multiples of 16");
     if (!emu_in_shared(to, 16)) emu_die("cp.async writes outside the block's shared memory");
-    if (emu.early) {
+    if (!emu.late) {
         memset(to, 0, 16), memcpy(to, from, (size_t)bytes);
         return;
     }
@@ -589,7 +588,7 @@ static void emu_check_guards(const char *who) {
         EMU_ASAN(__asan_unpoison_memory_region(a->p - EMU_GUARD, EMU_GUARD);)
         EMU_ASAN(__asan_unpoison_memory_region(a->p + a->bytes, EMU_GUARD);)
         for (size_t k = 0; k < EMU_GUARD; k++)
-            if ((unsigned char)a->p[k - EMU_GUARD] != EMU_GUARD_BYTE ||
+            if ((unsigned char)a->p[(ptrdiff_t)k - EMU_GUARD] != EMU_GUARD_BYTE ||
                 (unsigned char)a->p[a->bytes + k] != EMU_GUARD_BYTE) {
                 fprintf(stderr, "cuda_emu: %s wrote outside an allocation of %zu bytes\n", who, a->bytes);
                 abort();
@@ -602,12 +601,10 @@ static void emu_check_guards(const char *who) {
 static void emu_open_memory(void) {
     EMU_ASAN(for (int i = 0; i < emu.allocations; i++)
                  __asan_unpoison_memory_region(emu.allocation[i].p, emu.allocation[i].bytes);)
-    emu.running = 1;
 }
 static void emu_close_memory(void) {
     EMU_ASAN(for (int i = 0; i < emu.allocations; i++)
                  __asan_poison_memory_region(emu.allocation[i].p, emu.allocation[i].bytes);)
-    emu.running = 0;
 }
 // Puts a task in the stream: it runs now, or when the host waits. One queue serves all streams.
 static void emu_run_task(EmuTask *t) {
@@ -629,7 +626,7 @@ template <typename F> static void emu_enqueue(F f) {
         Task(F w) : EmuTask{[](EmuTask *t) { static_cast<Task *>(t)->work(); }, NULL}, work(w) {}
     };
     EmuTask *t = new (malloc(sizeof(Task))) Task(f);
-    if (emu.early) {
+    if (!emu.late) {
         emu_drain(); // what an earlier schedule left
         emu_run_task(t);
     } else {
