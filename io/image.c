@@ -36,44 +36,49 @@ static bool no_memory(Err *e, const char *name, int width, int height, const cha
 
 static uint8_t clamp8(int32_t v) { return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v); }
 
-// One pass of the inverse DCT over eight columns of in, transposed into out: Loeffler, Ligtenberg and Moschytz (1989) with
-// 13-bit constants, rounded where libjpeg's "islow" transform (jidctint.c) rounds, which makes it the same function.
-// Unsigned, because a damaged but well-formed file may hold coefficients that overflow.
-static void idct_pass(const int32_t *in, int32_t *out, int shift) {
-    for (int i = 0; i < 8; i++) {
-        uint32_t s[8];
-        for (int k = 0; k < 8; k++) s[k] = (uint32_t)in[8 * k + i];
-        uint32_t z = (s[2] + s[6]) * 4433u;                           // 0.541196100
-        uint32_t even2 = z - s[6] * 15137u, even3 = z + s[2] * 6270u; // 1.847759065, 0.765366865
-        uint32_t even0 = (s[0] + s[4]) << 13, even1 = (s[0] - s[4]) << 13;
-        uint32_t e[4] = {even0 + even3, even1 + even2, even1 - even2, even0 - even3};
-        uint32_t z5 = (s[7] + s[3] + s[5] + s[1]) * 9633u;                          // 1.175875602
-        uint32_t z1 = (s[7] + s[1]) * 7373u, z2 = (s[5] + s[3]) * 20995u;           // 0.899976223, 2.562915447
-        uint32_t z3 = z5 - (s[7] + s[3]) * 16069u, z4 = z5 - (s[5] + s[1]) * 3196u; // 1.961570560, 0.390180644
-        uint32_t o[4] = {s[1] * 12299u - z1 + z4, s[3] * 25172u - z2 + z3,          // 1.501321110, 3.072711026
-                         s[5] * 16819u - z2 + z4, s[7] * 2446u - z1 + z3};          // 2.053119869, 0.298631336
+// One pass of the inverse DCT, along each of the eight columns: Loeffler, Ligtenberg and Moschytz (1989) with 13-bit
+// constants, rounded where libjpeg's "islow" transform (jidctint.c) rounds, which makes it the same function. Unsigned,
+// because a damaged but well-formed file may hold coefficients that overflow.
+static inline void idct_columns(int32_t *a, int shift) {
+    for (int32_t *p = a; p < a + 8; p++) {
+        uint32_t s0 = (uint32_t)p[0], s1 = (uint32_t)p[8], s2 = (uint32_t)p[16], s3 = (uint32_t)p[24];
+        uint32_t s4 = (uint32_t)p[32], s5 = (uint32_t)p[40], s6 = (uint32_t)p[48], s7 = (uint32_t)p[56];
         uint32_t half = 1u << (shift - 1);
-        for (int k = 0; k < 4; k++) {
-            out[8 * i + k] = (int32_t)(e[k] + o[k] + half) >> shift;
-            out[8 * i + 7 - k] = (int32_t)(e[k] - o[k] + half) >> shift;
-        }
+        uint32_t z = (s2 + s6) * 4433u;                     // 0.541196100
+        uint32_t c2 = z - s6 * 15137u, c3 = z + s2 * 6270u; // 1.847759065, 0.765366865
+        uint32_t c0 = (s0 + s4) * 8192u + half, c1 = (s0 - s4) * 8192u + half;
+        uint32_t e0 = c0 + c3, e1 = c1 + c2, e2 = c1 - c2, e3 = c0 - c3;
+        uint32_t z5 = (s7 + s3 + s5 + s1) * 9633u;                       // 1.175875602
+        uint32_t z1 = (s7 + s1) * 7373u, z2 = (s5 + s3) * 20995u;        // 0.899976223, 2.562915447
+        uint32_t z3 = z5 - (s7 + s3) * 16069u;                           // 1.961570560
+        uint32_t z4 = z5 - (s5 + s1) * 3196u;                            // 0.390180644
+        uint32_t o0 = s1 * 12299u - z1 + z4, o1 = s3 * 25172u - z2 + z3; // 1.501321110, 3.072711026
+        uint32_t o2 = s5 * 16819u - z2 + z4, o3 = s7 * 2446u - z1 + z3;  // 2.053119869, 0.298631336
+        p[0] = (int32_t)(e0 + o0) >> shift, p[56] = (int32_t)(e0 - o0) >> shift;
+        p[8] = (int32_t)(e1 + o1) >> shift, p[48] = (int32_t)(e1 - o1) >> shift;
+        p[16] = (int32_t)(e2 + o2) >> shift, p[40] = (int32_t)(e2 - o2) >> shift;
+        p[24] = (int32_t)(e3 + o3) >> shift, p[32] = (int32_t)(e3 - o3) >> shift;
     }
 }
 
 static void idct_block(stbi_uc *out, int stride, short data[64]) {
     int32_t a[64], b[64];
-    int any = 0;
-    for (int i = 1; i < 64; i++) any |= data[i];
-    if (!any) { // most blocks of smooth pictures; what the two passes give for a constant
-        uint8_t v = clamp8(((data[0] * 4 + 16) >> 5) + 128);
+    short dc = data[0], any = 0;
+    data[0] = 0;
+    for (int i = 0; i < 64; i++) any |= data[i];
+    if (!any) { // most blocks of smooth pictures: what the two passes give for a constant
+        uint8_t v = clamp8(((dc * 4 + 16) >> 5) + 128);
         for (int y = 0; y < 8; y++) memset(out + (ptrdiff_t)y * stride, v, 8);
         return;
     }
+    data[0] = dc;
     for (int i = 0; i < 64; i++) a[i] = data[i];
-    idct_pass(a, b, 11);
-    idct_pass(b, a, 18);
+    idct_columns(a, 11);
     for (int y = 0; y < 8; y++)
-        for (int x = 0; x < 8; x++) out[(ptrdiff_t)y * stride + x] = clamp8(a[8 * y + x] + 128);
+        for (int x = 0; x < 8; x++) b[8 * x + y] = a[8 * y + x];
+    idct_columns(b, 18);
+    for (int y = 0; y < 8; y++)
+        for (int x = 0; x < 8; x++) out[(ptrdiff_t)y * stride + x] = clamp8(b[8 * x + y] + 128);
 }
 
 // Row y of component c at full resolution into out, by libjpeg's rules (jdsample.c): a factor of 2 in x, in y or in both
@@ -95,8 +100,10 @@ static void upsample_row(const stbi__jpeg *j, int c, int y, uint8_t *out, uint16
             out[2 * x] = (uint8_t)((3 * here + left + round_left) >> shift);
             out[2 * x + 1] = (uint8_t)((3 * here + right + round_right) >> shift);
         }
+    } else if (hs == 1) {
+        memcpy(out, near, (size_t)n);
     } else {
-        for (int x = 0; x < n; x++) memset(out + (ptrdiff_t)x * hs, near[x], (size_t)hs);
+        for (int x = 0; x < n * hs; x++) out[x] = near[x / hs];
     }
 }
 

@@ -685,6 +685,13 @@ static bool jpeg_skip(JpegWalk *w, int n, uint32_t *value) { // n <= 16 bits
     return true;
 }
 
+static bool jpeg_skip_many(JpegWalk *w, int n) {
+    uint32_t value;
+    for (; n > 16; n -= 16)
+        if (!jpeg_skip(w, 16, &value)) return false;
+    return jpeg_skip(w, n, &value);
+}
+
 static bool jpeg_symbol(JpegWalk *w, const JpegCode *h, int *symbol) {
     if (w->n_bits < 16) jpeg_fill(w);
     int length;
@@ -766,21 +773,19 @@ static bool jpeg_block_refine(JpegWalk *w, JpegPart *c, uint64_t *nonzero) {
         }
         if (size > 1) return jpeg_damaged(w, "a refinement of more than one bit");
         if (!jpeg_skip(w, size, &value)) return false;
+        int refined = 0;
         for (; k <= w->stop; k++) {
-            if (*nonzero >> k & 1) {
-                if (!jpeg_skip(w, 1, &value)) return false;
-            } else if (run-- == 0) {
-                break;
-            }
+            if (*nonzero >> k & 1) refined++;
+            else if (run-- == 0) break;
         }
+        if (!jpeg_skip_many(w, refined)) return false;
         if (k > w->stop) return jpeg_damaged(w, "coefficients past the end of the band");
         if (size) *nonzero |= 1ull << k;
         k++;
     }
     if (w->eob_run) {
         uint64_t band = k > w->stop ? 0 : (*nonzero >> k) & (~0ull >> (63 - (w->stop - k)));
-        for (int left = __builtin_popcountll(band); left > 0; left -= 16)
-            if (!jpeg_skip(w, left < 16 ? left : 16, &value)) return false;
+        if (!jpeg_skip_many(w, __builtin_popcountll(band))) return false;
         w->eob_run--;
     }
     return true;
