@@ -222,6 +222,8 @@ def make_checkpoint(spec, folder):
                 r = 1 + 0.2 * r
             elif "embed_tokens" in name:
                 r = (0.3 if tied else 1.0) * r  # a large tied embedding would make every answer repeat its last token
+            elif "patch_embed" in name:
+                r = 0.2 * r / math.sqrt(p[0].numel())  # small rows: a wrong eps in the first norm must show
             else:
                 r = 1.2 * r / math.sqrt(p[0].numel())
             p.copy_(r.to(spec["store"]).float())
