@@ -33,6 +33,7 @@
 #endif
 #include <math.h>
 #include <new>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -687,6 +687,7 @@ static void check_sample(int64_t V, float levels, SampleParams p, bool seen) {
     float *logits = malloc((size_t)(N * V) * 4);
     for (int64_t i = 0; i < N * V; i++) { // with levels, rounded so that many are equal, zeros of both signs among them
         logits[i] = 6 * random_value(99 + (uint64_t)V, i);
+        if (levels < 0) logits[i] = i % 2 ? -0.0f : 0.0f; // equal, though their bits differ
         if (levels > 0) logits[i] = roundf(logits[i] * levels) / levels;
         if (i % 7 == 3 && V > 1) logits[i] = -INFINITY;
     }
@@ -734,4 +735,5 @@ TEST(sampling_draws_the_reference_tokens) {
             for (int levels = 0; levels < 2; levels++)
                 check_sample(sizes[s], (float)levels, settings[i], settings[i].repetition_penalty != 1 || i % 2);
     check_sample(20011, 2, settings[5], true);
+    for (int i = 0; i < COUNT(settings); i++) check_sample(100, -1, settings[i], true);
 }
