@@ -419,7 +419,7 @@ def make_resize(out, seed):
     write(f"{out}/oracle/pipeline/smart_resize.csv", "\n".join(rows) + "\n")
     folder, rows = f"{out}/oracle/pipeline/resize", []
     os.makedirs(folder)
-    # Pillow 13 resizes the columns first when the height shrinks by more than twice what the width shrinks: some of both
+    # Pillow 13 resizes columns first when the height shrinks by more than twice what the width shrinks: some of both
     sizes = [(97, 53, 56, 84), (31, 40, 112, 84), (5, 120, 28, 112), (84, 33, 84, 56), (60, 60, 60, 60),
              (150, 7, 28, 28), (90, 120, 70, 80), (90, 120, 70, 79), (50, 170, 84, 28), (40, 64, 40, 28)]
     for k, (w, h, to_w, to_h) in enumerate(sizes):
