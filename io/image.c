@@ -1,14 +1,15 @@
 // image.c - pictures: JPEG and PNG to 8-bit RGB, Pillow's bicubic resize, PNG out, boxes and labels.
 //
-// What it is:  the doors to a picture file, what stands between stb_image and Pillow's pixels, and the drawing of answers.
+// What it is:  the doors to a picture file, what stands between stb_image and Pillow's pixels, and the drawing of
+//              answers.
 // What it is not: the judge of a file (io/image_check.c), or of the size that a model wants (vision.c, smart_resize).
 // Formats:     ITU-T T.81 (JPEG); W3C PNG specification; RFC 1950 and 1951 (zlib, deflate).
 // Read before: surgr1.h, section io/image.c; io/image_check.c.  Read next: vision.c.
 #include "../surgr1.h"
-#include <limits.h>
 
-// stb_image decodes, behind the check. Only its memory interface for two formats is compiled. Its JPEG half is used below its public door: it unpacks coefficients, and the transform, the chroma filter and the
-// colour conversion here are libjpeg's, so that a JPEG has the pixels that Pillow gives it.
+// stb_image decodes, behind the check. Only its memory interface for two formats is compiled. Its JPEG half is used
+// below its public door: it unpacks coefficients, and the transform, the chroma filter and the colour conversion here
+// are libjpeg's, so that a JPEG has the pixels that Pillow gives it.
 #define STB_IMAGE_IMPLEMENTATION
 #define STBI_ONLY_JPEG
 #define STBI_ONLY_PNG
@@ -81,8 +82,8 @@ static void idct_block(stbi_uc *out, int stride, short data[64]) {
         for (int x = 0; x < 8; x++) out[(ptrdiff_t)y * stride + x] = clamp8(b[8 * x + y] + 128);
 }
 
-// Row y of component c at full resolution into out, by libjpeg's rules (jdsample.c): a factor of 2 in x, in y or in both
-// is a triangle filter (3/4 near, 1/4 far; its rounding alternates), any other factor repeats. scratch: one row.
+// Row y of component c at full resolution into out, by libjpeg's rules (jdsample.c): a factor of 2 in x, in y or in
+// both is a triangle filter (3/4 near, 1/4 far; its rounding alternates), any other factor repeats. scratch: one row.
 static void upsample_row(const stbi__jpeg *j, int c, int y, uint8_t *out, uint16_t *scratch) {
     int hs = j->img_h_max / j->img_comp[c].h, vs = j->img_v_max / j->img_comp[c].v;
     int n = j->img_comp[c].x, rows = j->img_comp[c].y, stride = j->img_comp[c].w2, row = y / vs;
@@ -169,7 +170,8 @@ done:
 
 static bool decode_png(Image *im, const ImageFacts *f, const uint8_t *data, size_t size, const char *name,
                        bool alpha_white, Err *e) {
-    // Only what Pillow opens as RGBA is laid over white (qwen-vl-utils asks for the mode): 8-bit grey with alpha is not.
+    // Only what Pillow opens as RGBA is laid over white (qwen-vl-utils asks for the mode): 8-bit grey with alpha is
+    // not.
     bool blend = alpha_white && (f->components == 4 || (f->components == 2 && f->depth == 16));
     int width = 0, height = 0, channels = 0;
     uint8_t *pixels = stbi_load_from_memory(data, (int)size, &width, &height, &channels, blend ? 4 : 3);
@@ -426,8 +428,8 @@ static void code_build(Code *c, int n) {
         }
 }
 
-// RFC 1951, 3.2.5: the symbol of a length or a distance, and its extra bits; v counts from the smallest. group: 4 length
-// or 2 distance symbols share a number of extra bits.
+// RFC 1951, 3.2.5: the symbol of a length or a distance, and its extra bits; v counts from the smallest. group: 4
+// length or 2 distance symbols share a number of extra bits.
 static int deflate_symbol(uint32_t v, uint32_t group, int *extra) {
     *extra = 0;
     if (v < 2 * group) return (int)v;
@@ -457,7 +459,8 @@ static void deflate_block(Deflate *z, Bits *b, int n, bool last) {
                 z->distances.count[deflate_symbol(distance - 1, 2, &extra)]++;
     }
     code_build(&z->literals, 286), code_build(&z->distances, 30);
-    // The lengths of both codes, each as a four-bit number: a code of 16 symbols of four bits needs no runs to be small.
+    // The lengths of both codes, each as a four-bit number: a code of 16 symbols of four bits needs no runs to be
+    // small.
     put_bits(b, last, 1), put_bits(b, 2, 2), put_bits(b, 286 - 257, 5), put_bits(b, 30 - 1, 5), put_bits(b, 19 - 4, 4);
     for (int i = 0; i < 19; i++) put_bits(b, i < 3 ? 0 : 4, 3);
     for (int i = 0; i < 286 + 30; i++) {

@@ -1,8 +1,9 @@
 // image_check.c - the structural check of JPEG and PNG files: everything that must hold before a decoder sees a byte.
 //
-// What it is:  marker and chunk walks, checksums, an inflate that only counts, a Huffman walk of every JPEG scan without
-//              pixels, EXIF orientation. It refuses; it never repairs. For a JPEG it also writes the stream that the decoder
-//              reads: the segments and scans that were understood, and nothing else (no APPn, no comments, no fill bytes).
+// What it is:  marker and chunk walks, checksums, an inflate that only counts, a Huffman walk of every JPEG scan
+//              without pixels, EXIF orientation. It refuses; it never repairs. For a JPEG it also writes the stream
+//              that the decoder reads: the segments and scans that were understood, and nothing else (no APPn, no
+//              comments, no fill bytes).
 // What it is not: a decoder (io/image.c).
 // Formats:     ITU-T T.81 (JPEG); W3C PNG specification, third edition; RFC 1950 and 1951 (zlib, deflate); EXIF 2.32.
 // Read before: surgr1.h, section io/image.c.  Read next: io/image.c.
@@ -759,7 +760,8 @@ static bool jpeg_block_first(JpegWalk *w, JpegPart *c, uint64_t *nonzero) {
     return true;
 }
 
-// A refining pass (T.81, G.1.2.3): one more bit for each coefficient that is not zero, and new ones of +-1 between them.
+// A refining pass (T.81, G.1.2.3): one more bit for each coefficient that is not zero, and new ones of +-1 between
+// them.
 static bool jpeg_block_refine(JpegWalk *w, JpegPart *c, uint64_t *nonzero) {
     int k = w->start, symbol;
     uint32_t value;
@@ -981,7 +983,8 @@ static bool jpeg_check(JpegWalk *w, ImageFacts *f, bool headers_only) {
     for (int i = 0; i < w->n_parts; i++) {
         if (!w->part[i].coded)
             return jpeg_fail(w, w->p - 2, "a scan of every component before the end marker", "the end marker");
-        // A picture that lacks fine passes was cut off, however well it ends. (libjpeg smooths such pictures by guessing.)
+        // A picture that lacks fine passes was cut off, however well it ends. (libjpeg smooths such pictures by
+        // guessing.)
         for (int k = 0; k < 64 && w->frame == 0xC2; k++)
             if (w->part[i].low[k] != 0)
                 return jpeg_fail(w, w->p - 2, "all passes of a progressive picture before the end marker", "some");

@@ -628,8 +628,8 @@ static void expect_sane(const uint8_t *data, size_t n, const char *what) {
     image_free(&im);
 }
 
-// Random damage: bits, bytes, runs of bytes, cuts, repeated and removed pieces. PNG checksums are mended half of the time,
-// so that the damage reaches what lies behind them.
+// Random damage: bits, bytes, runs of bytes, cuts, repeated and removed pieces. PNG checksums are mended half of the
+// time, so that the damage reaches what lies behind them.
 static void mutate_and_check(const uint8_t *data, size_t n, int rounds, uint32_t seed, const char *what) {
     quiet(true);
     for (int round = 0; round < rounds; round++) {
@@ -708,8 +708,8 @@ TEST(damaged_files_decode_or_are_refused) {
 
 // ---------------------------------------------------------------------------------------------------------- resize
 
-// Hashes from Pillow 13.0 over the synthetic picture of qwen2_5_vl.md 15.2. Where the height shrinks and the width grows
-// they differ from Pillow before 12.2, which always resized rows first.
+// Hashes from Pillow 13.0 over the synthetic picture of qwen2_5_vl.md 15.2. Where the height shrinks and the width
+// grows they differ from Pillow before 12.2, which always resized rows first.
 TEST(resize_is_pillow_bit_for_bit) {
     static const struct {
         int w, h, out_w, out_h;
