@@ -85,7 +85,10 @@ typedef struct Session {
     Model m;
     Conversation *list;
     int64_t n, cap;
-    double loaded, started, first; // clocks: weights ready, generation started, first token
+    char folder[1200];             // of --messages
+    double loaded, started, first; // seconds to load; clocks of this batch: start, first token
+    int64_t prompt_tokens, new_tokens, continued_tokens;
+    double prompt_s, decode_s; // of all batches
     DecodeStream stream;
 } Session;
 
@@ -163,16 +166,18 @@ static bool add_conversation(void *ctx, Record *r, Err *e) { // takes the record
 }
 
 // The one conversation of the command line. Pictures stand where <image> marks say, else before the question.
-static int question_of_options(Session *s, const char *question, Err *e) {
+static bool question_of_options(Session *s, const char *question, Err *e) {
     size_t len = strlen(question);
     int marks = 0, n_parts = split_image_marks(question, len, &marks, NULL), pictures = ask.images.n, first = 0;
-    char found[80];
-    snprintf(found, sizeof found, "%d mark%s and %d picture%s", marks, marks == 1 ? "" : "s", pictures,
-             pictures == 1 ? "" : "s");
     if (marks && marks != pictures)
-        return usage("--image", "one picture for each <image> mark of the question", found, "give them with --image");
+        return err_set(e, "E-CL-01", AT(.file = "command line", .field = "question"),
+                       "expected one picture for each <image> mark; found %d marks and %d pictures; do: give --image "
+                       "FILE for each",
+                       marks, pictures);
     if (!len || (int64_t)len > LIMIT_QUESTION_BYTES)
-        return usage("question", "1 to 16384 bytes", len ? "more" : "none", "shorten it");
+        return err_set(e, "E-CL-01", AT(.file = "command line", .field = "question"),
+                       "expected 1 to %lld bytes; found %zu; do: %s", (long long)LIMIT_QUESTION_BYTES, len,
+                       len ? "shorten it" : "write it");
     Record r = {.n = ask.system ? 2 : 1, .n_images = pictures};
     snprintf(r.id, sizeof r.id, "1");
     Part *parts = alloc_or_die((size_t)n_parts + 18, sizeof *parts, "the question");
@@ -189,8 +194,20 @@ static int question_of_options(Session *s, const char *question, Err *e) {
         for (; n < pictures; n++) parts[n].image = n;
     n += split_image_marks(question, len, &first, parts + n);
     *m = (Message){.role = "user", .parts = parts, .n_parts = n};
-    add_conversation(s, &r, e);
-    return EXIT_OK;
+    return add_conversation(s, &r, e);
+}
+
+// The conversations of this run, measured: what can be refused without weights is refused here.
+static bool conversations_open(Session *s, const char *question, Err *e) {
+    if (!ask.messages ? !question_of_options(s, question, e)
+                      : !path_dir(s->folder, sizeof s->folder, ask.messages, e) ||
+                            !records_read(ask.messages, add_conversation, s, e))
+        return false;
+    for (int64_t i = 0; i < s->n; i++) {
+        s->list[i].root = ask.messages ? s->folder : NULL;
+        if (!prepare(s, &s->list[i], false, e)) return false;
+    }
+    return true;
 }
 
 // Generation settings: an option wins over generation_config.json, which wins over Hugging Face's defaults. The origin
@@ -464,17 +481,41 @@ static bool answer_batch(Session *s, int64_t from, int n, Err *e) {
     }
     free(requests), free(done);
     if (!ok) return false;
-    double first = s->first - s->started, rest = end - s->first;
-    note("timing: %lld prompt tokens in %.3f s, %lld new tokens%s, %.1f tokens/s", (long long)prompt, first,
-         (long long)new_tokens, interrupted ? " (interrupted)" : "",
-         rest > 0 ? (double)(new_tokens - n) / rest : 0.0); // the first of each came with the prompt
+    s->prompt_tokens += prompt, s->new_tokens += new_tokens, s->continued_tokens += new_tokens - n; // the first of each
+    s->prompt_s += s->first - s->started, s->decode_s += end - s->first; // came with the prompt
     return true;
+}
+
+// Weights, then every conversation in batches, in order.
+static bool answer_all(Session *s, Err *e) {
+    LoadOptions options = {.allow_nonfinite = ask.allow_nonfinite, .force_f32 = ask.dtype == DTYPE_F32};
+    signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
+    pool_start((int)ask.threads);
+    if (ask.max_memory) memory_limit_set(ask.max_memory);
+    double started = clock_seconds();
+    const Ops *d = device_open(e);
+    if (!d || !model_load(&s->m, ask.model, d, options, e)) return false;
+    s->loaded = clock_seconds() - started;
+    describe_session(s);
+    if (ask.trace) trace_start(ask.trace, d->name);
+    bool ok = true;
+    for (int64_t i = 0; ok && i < s->n && !interrupted; i += ask.batch) {
+        int64_t left = s->n - i, n = left < ask.batch ? left : ask.batch;
+        ok = answer_batch(s, i, (int)n, e);
+        if (ask.messages) progress("conversations", i + n, s->n, started);
+    }
+    if (ok)
+        note("timing: %lld prompt tokens in %.3f s, %lld new tokens%s, %.1f tokens/s", (long long)s->prompt_tokens,
+             s->prompt_s, (long long)s->new_tokens, interrupted ? " (interrupted)" : "",
+             s->decode_s > 0 ? (double)s->continued_tokens / s->decode_s : 0.0);
+    if (ok && ask.trace) ok = trace_finish(e);
+    model_free(&s->m);
+    return ok;
 }
 
 static int run_ask(char **args, int n) {
     Session s = {0};
     Err e = {0};
-    char folder[1200];
     if (!ask.model) return usage("--model", "a checkpoint folder", "none", "give --model DIR");
     if (!ask.messages == !n)
         return usage("question", "one question, or --messages FILE.jsonl", n ? "both" : "neither",
@@ -485,41 +526,13 @@ static int run_ask(char **args, int n) {
         return usage("--draw-image", "the number of a picture that is given", "a larger one", "give the picture");
     if (ask.dtype == DTYPE_BF16 && ask.device != DEVICE_CUDA)
         return usage("--dtype", "auto or f32 on this device", "bf16", "use --dtype auto, which keeps the file's type");
-    bool ok = session_open(&s, &e);
-    int rc = ok && !ask.messages ? question_of_options(&s, args[0], &e) : EXIT_OK;
-    if (ok && ask.messages)
-        ok = path_dir(folder, sizeof folder, ask.messages, &e) && records_read(ask.messages, add_conversation, &s, &e);
-    for (int64_t i = 0; ok && !rc && i < s.n; i++) {
-        if (ask.messages) s.list[i].root = folder;
-        ok = prepare(&s, &s.list[i], false, &e);
-    }
-    const Ops *d = NULL;
-    if (ok && !rc) {
-        signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
-        pool_start((int)ask.threads);
-        if (ask.max_memory) memory_limit_set(ask.max_memory);
-        d = device_open(&e);
-        ok = d != NULL;
-    }
-    double started = clock_seconds();
-    if (ok && !rc) {
-        LoadOptions options = {.allow_nonfinite = ask.allow_nonfinite, .force_f32 = ask.dtype == DTYPE_F32};
-        ok = model_load(&s.m, ask.model, d, options, &e);
-        s.loaded = clock_seconds() - started;
-        if (ok) describe_session(&s);
-        if (ok && ask.trace) trace_start(ask.trace, d->name);
-        for (int64_t i = 0; ok && i < s.n && !interrupted; i += ask.batch)
-            ok = answer_batch(&s, i, (int)(s.n - i < ask.batch ? s.n - i : ask.batch), &e);
-        if (ok && ask.trace) ok = trace_finish(&e);
-        model_free(&s.m);
-    }
+    bool ok = session_open(&s, &e) && conversations_open(&s, args[0], &e) && answer_all(&s, &e);
     for (int64_t i = 0; i < s.n; i++) record_free(&s.list[i].record), ids_free(&s.list[i].ids);
     free(s.list);
     tokenizer_free(s.t);
     pool_stop();
     warn_summary();
-    if (!ok) rc = report(&e);
-    return rc ? rc : interrupted ? EXIT_STOPPED : EXIT_OK;
+    return !ok ? report(&e) : interrupted ? EXIT_STOPPED : EXIT_OK;
 }
 
 const Command command_ask = {

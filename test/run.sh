@@ -14,7 +14,8 @@ for command in "$@"; do
     sh -c "$command" >"$log" 2>&1 </dev/null
     rc=$?
     seconds=$(($(date +%s) - before))
-    counts=$(grep -aoE '[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1 | tr -dc '0-9 ' | tr -s ' ')
+    counts=$(grep -aoE '[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1 |
+        sed -E 's/ (passed|failed|skipped),?//g')
     if [ -n "$counts" ]; then
         p=${counts%% *} s=${counts##* } f=${counts#* } f=${f% *}
         [ "$rc" -ne 0 ] && [ "$f" -eq 0 ] && f=1
