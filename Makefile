@@ -121,7 +121,7 @@ $(BUILD)/%.o: %.cpp
 FIXTURES := $(if $(wildcard test/fixtures/oracle),test/fixtures)
 ORACLES  := $(foreach root,$(FIXTURES) $(if $(wildcard ../shared/oracle),../shared),$(foreach d,ref cpu,"$(ORACLE) --root $(root) --device $(d)")) \
             $(foreach root,$(FIXTURES),"$(ORACLE) --root $(root) --device cuda --only models")
-COMPILED := $(if $(NVCC),"$(NVCC) $(NVCCFLAGS) -arch=sm_80 -c kernels.cu -o $(BUILD)/kernels_nvcc.o","echo no nvcc here; exit 77")
+COMPILED := $(if $(NVCC),"$(NVCC) $(NVCCFLAGS) -arch=sm_80 -c kernels.cu -o $(BUILD)/test/kernels_nvcc.o","echo no nvcc here; exit 77")
 
 .PHONY: test
 test:
