@@ -3,7 +3,7 @@
 // What it is:  the plain rung of each kernel, written to be read beside its reference, and one fast rung: the bf16 matmul
 //              on tensor cores. nvcc compiles this file for sm_80 and newer; g++ compiles the same file against
 //              test/cuda_emu.h, and then every line of it runs on the host, thread for thread.
-// What it is not: tuned (each rung's bound and its share of it are in PERF.md), nor aware of models.
+// What it is not: tuned, nor aware of models.
 // Read before: ops.h, ops.c (the contract and formula of each op: here they are only recalled).
 // Read next:  test/test_kernels.c, which compares each op with the reference.
 //
@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(128) matmul_mma_kernel(Mat y, Mat x, Mat w, fl
 }
 
 static bool mma_rows(Mat m) {
-    return m.type == BF16 && m.cols % 8 == 0 && m.stride % 8 == 0 && (uintptr_t)m.p % 16 == 0;
+    return m.type == BF16 && m.cols > 0 && m.cols % 8 == 0 && m.stride % 8 == 0 && (uintptr_t)m.p % 16 == 0;
 }
 static void cuda_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float beta) {
     int64_t inner = layout == TN ? x.rows : x.cols;

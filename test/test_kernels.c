@@ -270,6 +270,18 @@ TEST(memory_moves_with_any_stride) {
     EXPECT(ops_cuda(BF16, NULL)->act_type == BF16 && ops_cuda(F32, NULL)->act_type == F32);
 }
 
+TEST(host_memory_may_be_reused_after_an_upload) {
+    const Ops *d = cuda();
+    if (cuda_emu_schedule) cuda_emu_schedule(0, 0); // late: the copy happens when somebody waits
+    float host[4] = {1, 2, 3, 4}, back[4];
+    Mat m = mat(d->alloc(16), 1, 4, F32);
+    d->upload(m, mat(host, 1, 4, F32));
+    host[2] = 9;
+    d->download(mat(back, 1, 4, F32), m);
+    EXPECT(back[2] == 3);
+    d->release(m.p);
+}
+
 // --------------------------------------------------------------------------------------------------------------- dense
 
 typedef struct Product {
@@ -337,13 +349,16 @@ TEST(matmul_of_views_off_the_16_byte_grid) { // tensor cores cannot read these r
 }
 TEST(matmul_with_nothing_to_sum_scales_y) {
     const Ops *d = cuda();
-    float y[3] = {1, 2, 3};
-    Mat m = mat(d->alloc(12), 1, 3, F32), x = mat(d->alloc(4), 1, 0, F32), w = mat(x.p, 3, 0, F32);
-    d->upload(m, mat(y, 1, 3, F32));
-    matmul(d, m, x, w, NT, 1, 2);
-    d->download(mat(y, 1, 3, F32), m);
-    EXPECT(y[0] == 2 && y[1] == 4 && y[2] == 6);
-    d->release(m.p), d->release(x.p);
+    for (int t = 0; t < 2; t++) {
+        float y[3] = {1, 2, 3};
+        Mat m = mat(d->alloc(12), 1, 3, F32), x = mat(d->alloc(4), 1, 0, act_types[t]),
+            w = mat(x.p, 3, 0, act_types[t]);
+        d->upload(m, mat(y, 1, 3, F32));
+        matmul(d, m, x, w, NT, 1, 2);
+        d->download(mat(y, 1, 3, F32), m);
+        EXPECT(y[0] == 2 && y[1] == 4 && y[2] == 6);
+        d->release(m.p), d->release(x.p);
+    }
 }
 
 static Mat device_random(int64_t rows, int64_t cols, Type type, uint64_t stream) {
