@@ -597,7 +597,10 @@ __device__ static inline Key score_key(double z) {
     memcpy(&bits, &z, sizeof bits);
     return bits >> 63 ? bits : ~(bits | (Key)1 << 63);
 }
-__device__ static inline Key row_mass(const Row &r, double z) { return (Key)(exp(z - r.best) * 8796093022208.0 + 0.5); }
+__device__ static inline Key row_mass(const Row &r, double z) {
+    double e = exp(z - r.best);
+    return e > 0 ? (Key)(e * 8796093022208.0 + 0.5) : 0; // a NaN weighs nothing
+}
 
 // The first place at which the weights up to and including it reach `limit` (>= 1): weight 1 for each id, or its mass among
 // the ids up to r.last_k. `digits` 8 compares scores only, 12 scores and ids.

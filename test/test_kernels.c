@@ -401,6 +401,13 @@ TEST(a_row_alone_and_in_a_batch_has_the_same_bits) {
         attention_forward(d, alone, mat_none(), mat_rows(q, 13, 45), mat_rows(k, 13, 45), mat_rows(v, 13, 45),
                           (Spans){row, &one, 1, 45}, 2, 1, 32, 0.2f);
         EXPECT(same_bits(mat_rows(o, 13, 45), alone));
+        // decode: three rows at once, and the second by itself
+        Span caches[3] = {{0, 70, 0, 0, 0}, {40, 60, 0, 30, 0}, {3, 5, 0, 0, 0}};
+        d->upload(rows, mat(caches, 3, 5, I32)), d->upload(row, mat(&caches[1], 1, 5, I32));
+        attention_decode(d, mat_rows(o, 0, 3), mat_rows(q, 0, 3), k, v, (Spans){rows, caches, 3, 70}, 2, 1, 32, 0.2f);
+        attention_decode(d, mat_rows(alone, 0, 1), mat_rows(q, 1, 1), k, v, (Spans){row, &caches[1], 1, 20}, 2, 1, 32,
+                         0.2f);
+        EXPECT(same_bits(mat_rows(o, 1, 1), mat_rows(alone, 0, 1)));
         Mat all[] = {x, w, y, z, q, k, v, o, alone, rows, row};
         for (int i = 0; i < COUNT(all); i++) d->release(all[i].p);
     }
