@@ -166,10 +166,29 @@ typedef struct Product {
     int64_t block_j; // rows of b in one chunk
     float alpha, beta;
 } Product;
-enum { K_BLOCK = 512, J_BLOCK = 96, I_BLOCK = 288, X_GROUP = 6, FEW_ROWS = 12 };
+enum { K_BLOCK = 512, PACKED_ROW = K_BLOCK + 16, J_BLOCK = 96, I_BLOCK = 288, X_GROUP = 6, FEW_ROWS = 12 };
+
+// An op over rows: its matrices (what each is, stands at the kernel), and which rows a chunk has.
+typedef struct Rows {
+    Mat m[6];
+    float f; // eps, sign, 1/temperature
+    int64_t heads, dim, per_chunk;
+} Rows;
+static inline int64_t rows_first(const Rows *g, int64_t chunk) { return chunk * g->per_chunk; }
+static inline int64_t rows_last(const Rows *g, int64_t chunk) {
+    return (chunk + 1) * g->per_chunk < g->m[0].rows ? (chunk + 1) * g->per_chunk : g->m[0].rows;
+}
+
+typedef struct Attention {
+    Mat o, lse, q, k, v;
+    const Span *spans;
+    int64_t heads, group, dim, blocks; // query heads per key head; blocks of queries in the longest span
+    float scale;
+} Attention;
+enum { QUERIES = 24, KEYS = 64, HEAD_DIM = 512, OUT_ROW = HEAD_DIM + 16 };
 
 typedef struct Lanes { // one instruction set's kernels
-    PoolJob few_rows, many_rows;
+    PoolJob few_rows, many_rows, add, rmsnorm, rope, swiglu, logprob, attention, decode;
 } Lanes;
 
 #pragma GCC diagnostic ignored "-Wpsabi" // vectors wider than the baseline's are passed to inlined functions only
@@ -283,12 +302,128 @@ static void cpu_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float be
     }
 }
 
+// ------------------------------------------------------------------------------------------------- the other rows
+
+static bool all_f32(const Mat *m, int n) {
+    for (int i = 0; i < n; i++)
+        if (m[i].p && m[i].type != F32) return false;
+    return true;
+}
+
+// Chunks of about 16,384 elements: below that a row is not worth waking anybody.
+static void over_rows(Rows *g, int64_t cols, PoolJob job) {
+    g->per_chunk = (1 << 14) / cols > 1 ? (1 << 14) / cols : 1;
+    parallel_for((g->m[0].rows + g->per_chunk - 1) / g->per_chunk, job, g);
+}
+
+static void cpu_add_bias(Mat y, Mat b) {
+    Rows g = {.m = {y, y, b}};
+    if (!all_f32(g.m, 2)) ops_ref()->add_bias(y, b);
+    else over_rows(&g, y.cols, isa()->lanes->add);
+}
+
+static void cpu_add(Mat y, Mat a, Mat b) {
+    Rows g = {.m = {y, a, b}};
+    if (!all_f32(g.m, 3)) ops_ref()->add(y, a, b);
+    else over_rows(&g, y.cols, isa()->lanes->add);
+}
+
+static void cpu_rmsnorm_forward(Mat y, Mat rstd, Mat x, Mat w, float eps) {
+    Rows g = {.m = {y, rstd, mat_none(), x, mat_none(), w}, .f = eps};
+    if (!all_f32(g.m, 5)) ops_ref()->rmsnorm_forward(y, rstd, x, w, eps);
+    else over_rows(&g, x.cols, isa()->lanes->rmsnorm);
+}
+
+static void cpu_add_rmsnorm_forward(Mat y, Mat rstd, Mat sum, Mat x, Mat r, Mat w, float eps) {
+    Rows g = {.m = {y, rstd, sum, x, r, w}, .f = eps};
+    if (!all_f32(g.m, 5)) ops_ref()->add_rmsnorm_forward(y, rstd, sum, x, r, w, eps);
+    else over_rows(&g, x.cols, isa()->lanes->rmsnorm);
+}
+
+static void cpu_rope(Mat x, Mat angles, int64_t heads, int64_t dim, float sign) {
+    Rows g = {.m = {x, angles}, .f = sign, .heads = heads, .dim = dim};
+    if (!all_f32(g.m, 1)) ops_ref()->rope(x, angles, heads, dim, sign);
+    else over_rows(&g, x.cols, isa()->lanes->rope);
+}
+
+static void cpu_swiglu_forward(Mat y, Mat gate, Mat up) {
+    Rows g = {.m = {y, gate, up}};
+    if (!all_f32(g.m, 3)) ops_ref()->swiglu_forward(y, gate, up);
+    else over_rows(&g, y.cols, isa()->lanes->swiglu);
+}
+
+// The next three are the reference's own rows, shared out among threads.
+static void gelu_job(void *ctx, int64_t chunk, int thread) {
+    Rows *g = ctx;
+    int64_t first = rows_first(g, chunk), n = rows_last(g, chunk) - first;
+    (void)thread;
+    ops_ref()->gelu_forward(mat_rows(g->m[0], first, n), mat_rows(g->m[1], first, n));
+}
+static void cpu_gelu_forward(Mat y, Mat x) {
+    Rows g = {.m = {y, x}};
+    over_rows(&g, y.cols, gelu_job);
+}
+static void gather_job(void *ctx, int64_t chunk, int thread) {
+    Rows *g = ctx;
+    int64_t first = rows_first(g, chunk), n = rows_last(g, chunk) - first;
+    (void)thread;
+    ops_ref()->gather_rows(mat_rows(g->m[0], first, n), g->m[1], mat_rows(g->m[2], first, n));
+}
+static void cpu_gather_rows(Mat y, Mat table, Mat index) {
+    Rows g = {.m = {y, table, index}};
+    over_rows(&g, y.cols, gather_job);
+}
+typedef struct Sampling {
+    Mat tokens, logits, seen, streams, steps;
+    SampleParams params;
+} Sampling;
+static void sample_job(void *ctx, int64_t row, int thread) {
+    Sampling *s = ctx;
+    (void)thread;
+    ops_ref()->sample(mat_rows(s->tokens, row, 1), mat_rows(s->logits, row, 1),
+                      s->seen.p ? mat_rows(s->seen, row, 1) : s->seen, mat_rows(s->streams, row, 1),
+                      mat_rows(s->steps, row, 1), s->params);
+}
+static void cpu_sample(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams params) {
+    Sampling s = {tokens, logits, seen, streams, steps, params};
+    parallel_for(logits.rows, sample_job, &s);
+}
+
+static void cpu_logprob_forward(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature) {
+    Rows g = {.m = {lp, lse, entropy, logits, targets}, .f = inv_temperature};
+    over_rows(&g, logits.cols, isa()->lanes->logprob);
+}
+
+// --------------------------------------------------------------------------------------------------------- attention
+
+static void cpu_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
+                                  int64_t dim, float scale) {
+    Mat m[] = {o, q, k, v};
+    Attention g = {
+        o, lse, q, k, v, spans.host, heads, heads / kv_heads, dim, (spans.longest + QUERIES - 1) / QUERIES, scale};
+    if (!all_f32(m, 4)) ops_ref()->attention_forward(o, lse, q, k, v, spans, heads, kv_heads, dim, scale);
+    else parallel_for(spans.n * g.blocks * heads, isa()->lanes->attention, &g);
+}
+
+static void cpu_attention_decode(Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim,
+                                 float scale) {
+    Mat m[] = {o, q, k, v};
+    Attention g = {o, mat_none(), q, k, v, spans.host, heads, heads / kv_heads, dim, 1, scale};
+    if (!all_f32(m, 4)) ops_ref()->attention_decode(o, q, k, v, spans, heads, kv_heads, dim, scale);
+    else parallel_for(spans.n * kv_heads, isa()->lanes->decode, &g);
+}
+
 const Ops *ops_cpu(void) {
     static Ops cpu;
     if (!cpu.name) {
         cpu = *ops_ref();
         cpu.name = "cpu";
-        cpu.matmul = cpu_matmul;
+        cpu.matmul = cpu_matmul, cpu.add_bias = cpu_add_bias, cpu.add = cpu_add;
+        cpu.rmsnorm_forward = cpu_rmsnorm_forward, cpu.add_rmsnorm_forward = cpu_add_rmsnorm_forward,
+        cpu.rope = cpu_rope;
+        cpu.attention_forward = cpu_attention_forward, cpu.attention_decode = cpu_attention_decode;
+        cpu.swiglu_forward = cpu_swiglu_forward, cpu.gelu_forward = cpu_gelu_forward, cpu.gather_rows = cpu_gather_rows;
+        cpu.logprob_forward = cpu_logprob_forward, cpu.sample = cpu_sample;
     }
     return &cpu;
 }
