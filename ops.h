@@ -10,7 +10,8 @@
 //   - y = ...: activations are overwritten. Only names with `add` accumulate (matmul has beta);
 //   - outputs never alias inputs, except where the op says so;
 //   - statistics and accumulators are fp32 or better; the reference accumulates in double;
-//   - an op with zero rows does nothing; no op allocates; only download and sync wait for the device;
+//   - an op with zero rows does nothing; no op allocates; only upload (host memory may be reused on return), download
+//     and sync wait for the device;
 //   - no atomics on floats: the same inputs give the same bits, at any thread count;
 //   - a row's result does not depend on the rows beside it: a sequence alone and in a batch gives the same bits.
 #ifndef SURGR1_OPS_H
