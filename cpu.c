@@ -352,7 +352,7 @@ static void cpu_swiglu_forward(Mat y, Mat gate, Mat up) {
     else over_rows(&g, y.cols, isa()->lanes->swiglu);
 }
 
-// The next three are the reference's own rows, shared out among threads.
+// The next two are the reference's own rows, shared out among threads.
 static void gelu_job(void *ctx, int64_t chunk, int thread) {
     Rows *g = ctx;
     int64_t first = rows_first(g, chunk), n = rows_last(g, chunk) - first;
@@ -372,21 +372,6 @@ static void gather_job(void *ctx, int64_t chunk, int thread) {
 static void cpu_gather_rows(Mat y, Mat table, Mat index) {
     Rows g = {.m = {y, table, index}};
     over_rows(&g, y.cols, gather_job);
-}
-typedef struct Sampling {
-    Mat tokens, logits, seen, streams, steps;
-    SampleParams params;
-} Sampling;
-static void sample_job(void *ctx, int64_t row, int thread) {
-    Sampling *s = ctx;
-    (void)thread;
-    ops_ref()->sample(mat_rows(s->tokens, row, 1), mat_rows(s->logits, row, 1),
-                      s->seen.p ? mat_rows(s->seen, row, 1) : s->seen, mat_rows(s->streams, row, 1),
-                      mat_rows(s->steps, row, 1), s->params);
-}
-static void cpu_sample(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams params) {
-    Sampling s = {tokens, logits, seen, streams, steps, params};
-    parallel_for(logits.rows, sample_job, &s);
 }
 
 static void cpu_logprob_forward(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature) {
@@ -423,7 +408,7 @@ const Ops *ops_cpu(void) {
         cpu.rope = cpu_rope;
         cpu.attention_forward = cpu_attention_forward, cpu.attention_decode = cpu_attention_decode;
         cpu.swiglu_forward = cpu_swiglu_forward, cpu.gelu_forward = cpu_gelu_forward, cpu.gather_rows = cpu_gather_rows;
-        cpu.logprob_forward = cpu_logprob_forward, cpu.sample = cpu_sample;
+        cpu.logprob_forward = cpu_logprob_forward;
     }
     return &cpu;
 }

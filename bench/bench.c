@@ -1,0 +1,290 @@
+// bench.c - how fast the cpu device is, as shares of what this machine can do, both measured in the same run.
+//
+// What it is:  a table, one line each: name, measured, ceiling, share. Ceilings: a loop of fused multiply-adds that touches
+//              no memory (GFLOP/s), and reading memory once with all threads (GB/s). Each line is the best of a few rounds
+//              with its ceiling measured right before and after, because neighbours on the machine come and go.
+// What it is not: a test. Nothing fails here.      build/bench/bench [--threads N] [--rounds N] [--model DIR] [--tokens N]
+// Read before: ops.h.  Read next: PERF.md, where the results are kept.
+#include "../surgr1.h"
+
+static int rounds = 5;
+static volatile float sink;
+
+// ---------------------------------------------------------------------------------------------------------- ceilings
+
+enum { PEAK_LOOPS = 400000, PEAK_CHAINS = 12 };
+// Twelve chains: more than latency times width. The assembler text keeps the compiler from merging equal chains.
+#define CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define PEAK_BODY(instruction, constraint)                                                                             \
+    for (int r = 0; r < PEAK_LOOPS; r++) {                                                                             \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a0) : constraint(x), constraint(y));               \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a1) : constraint(x), constraint(y));               \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a2) : constraint(x), constraint(y));               \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a3) : constraint(x), constraint(y));               \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a4) : constraint(x), constraint(y));               \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a5) : constraint(x), constraint(y));               \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a6) : constraint(x), constraint(y));               \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a7) : constraint(x), constraint(y));               \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a8) : constraint(x), constraint(y));               \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a9) : constraint(x), constraint(y));               \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a10) : constraint(x), constraint(y));              \
+        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a11) : constraint(x), constraint(y));              \
+    }                                                                                                                  \
+    sink = a0[0] + a1[0] + a2[0] + a3[0] + a4[0] + a5[0] + a6[0] + a7[0] + a8[0] + a9[0] + a10[0] + a11[0]
+#define DECLARE(i) a##i = {0},
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma"))) static void peak_avx2(void *ctx, int64_t chunk, int thread) {
+    typedef float V __attribute__((vector_size(32)));
+    (void)ctx, (void)chunk, (void)thread;
+    V CHAINS(DECLARE) x = {0.5f, 0.25f}, y = {0.125f, 3};
+    PEAK_BODY("vfmadd231ps", "x");
+}
+__attribute__((target("avx512f"))) static void peak_avx512(void *ctx, int64_t chunk, int thread) {
+    typedef float V __attribute__((vector_size(64)));
+    (void)ctx, (void)chunk, (void)thread;
+    V CHAINS(DECLARE) x = {0.5f, 0.25f}, y = {0.125f, 3};
+    PEAK_BODY("vfmadd231ps", "v");
+}
+#endif
+static void peak_scalar(void *ctx, int64_t chunk,
+                        int thread) { // a multiply and an add per lane, as the scalar kernels do
+    typedef float V __attribute__((vector_size(16)));
+    (void)ctx, (void)chunk, (void)thread;
+    V a[PEAK_CHAINS] = {{0}}, x = {0.5f, 0.25f};
+    for (int r = 0; r < PEAK_LOOPS; r++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < PEAK_CHAINS; i++) a[i] = a[i] * x + (float)i;
+        __asm__ volatile("" : "+m"(x));
+    }
+    for (int i = 0; i < PEAK_CHAINS; i++) sink = a[i][0];
+}
+
+static double fma_peak(void) { // GFLOP/s of all threads
+    PoolJob job = peak_scalar;
+    int lanes = 4, chunks = 4 * pool_threads();
+#if defined(__x86_64__)
+    if (!strncmp(cpu_isa(), "avx2", 4)) job = peak_avx2, lanes = 8;
+    if (!strcmp(cpu_isa(), "avx512")) job = peak_avx512, lanes = 16;
+#endif
+    double started = clock_seconds();
+    parallel_for(chunks, job, NULL);
+    return 2e-9 * lanes * PEAK_CHAINS * PEAK_LOOPS * chunks / (clock_seconds() - started);
+}
+
+enum { READ_CHUNK = 1 << 20 };
+static char *read_from;
+static size_t read_bytes;
+static void read_job(void *ctx, int64_t chunk, int thread) { // four streams, as the kernels read four rows
+    typedef uint64_t V __attribute__((vector_size(32), may_alias, aligned(8)));
+    const char *p = read_from + chunk * READ_CHUNK;
+    const size_t quarter = READ_CHUNK / 4;
+    V a = {0}, b = a, c = a, d = a;
+    (void)ctx, (void)thread;
+    for (size_t i = 0; i < quarter; i += 32) {
+        a ^= *(const V *)(p + i), b ^= *(const V *)(p + quarter + i);
+        c ^= *(const V *)(p + 2 * quarter + i), d ^= *(const V *)(p + 3 * quarter + i);
+    }
+    a ^= b ^ c ^ d;
+    sink = (float)a[0];
+}
+static double read_speed(void) { // GB/s of all threads
+    double started = clock_seconds();
+    parallel_for((int64_t)(read_bytes / READ_CHUNK), read_job, NULL);
+    return 1e-9 * (double)read_bytes / (clock_seconds() - started);
+}
+
+// Runs `once` a few times between measurements of its ceiling: the best of both go into the table.
+typedef void (*Once)(void *ctx);
+static double share_line(const char *name, Once once, void *ctx, double amount, const char *unit,
+                         double (*ceiling)(void)) {
+    double best = 0, most = 0;
+    for (int r = 0; r < rounds; r++) {
+        double top = ceiling(), started = clock_seconds();
+        once(ctx);
+        double speed = amount / (clock_seconds() - started);
+        best = speed > best ? speed : best, most = top > most ? top : most;
+    }
+    double top = ceiling();
+    most = top > most ? top : most;
+    printf("%-46s %8.1f %-8s %8.1f %6.1f %%\n", name, best, unit, most, 100 * best / most);
+    fflush(stdout);
+    return best;
+}
+
+// ------------------------------------------------------------------------------------------------------------ memory
+
+static uint64_t cheap_state = 88172645463325252u;
+static uint64_t cheap(void) { // xorshift64 (Marsaglia 2003): only to fill memory
+    cheap_state ^= cheap_state << 13, cheap_state ^= cheap_state >> 7, cheap_state ^= cheap_state << 17;
+    return cheap_state;
+}
+static Mat random_mat(int64_t rows, int64_t cols, Type type) {
+    Mat m = mat(ops_cpu()->alloc((size_t)(rows * cols) * type_size(type)), rows, cols, type);
+    CHECK(m.p, "no memory for a matrix of %lld x %lld", (long long)rows, (long long)cols);
+    for (int64_t i = 0; i < rows * cols; i++) {
+        float f = (float)(int32_t)cheap() * (1.0f / 2147483648.0f);
+        if (type == BF16) ((uint16_t *)m.p)[i] = f32_to_bf16(f);
+        else ((float *)m.p)[i] = f;
+    }
+    return m;
+}
+
+// ----------------------------------------------------------------------------------------------------------- the lines
+
+typedef struct Product {
+    Mat y, x, w;
+} Product;
+static void product_once(void *ctx) {
+    Product *p = ctx;
+    matmul(ops_cpu(), p->y, p->x, p->w, NT, 1, 0);
+}
+static void bench_matmul(int64_t N, int64_t K, int64_t M, Type type, double (*ceiling)(void)) {
+    char name[100];
+    Product p = {random_mat(N, M, F32), random_mat(N, K, F32), random_mat(M, K, type)};
+    snprintf(name, sizeof name, "%s %lld x %lld x %lld, %s weights", N > 16 ? "matmul" : "few rows", (long long)N,
+             (long long)K, (long long)M, type_name(type));
+    if (ceiling == fma_peak) share_line(name, product_once, &p, 2e-9 * (double)(N * K * M), "GFLOP/s", fma_peak);
+    else share_line(name, product_once, &p, 1e-9 * (double)(K * M) * (double)type_size(type), "GB/s", read_speed);
+    ops_cpu()->release(p.y.p), ops_cpu()->release(p.x.p), ops_cpu()->release(p.w.p);
+}
+
+// All matrix-vector products of one decode step of a 3B model. The weights of DISTINCT layers stand for all: together they
+// are larger than any cache.
+enum { LAYERS = 36, DISTINCT = 6, PER_LAYER = 7 };
+static const int64_t decode_shapes[PER_LAYER][2] = {{2048, 2048},  {256, 2048},   {256, 2048},  {2048, 2048},
+                                                    {11008, 2048}, {11008, 2048}, {2048, 11008}};
+typedef struct DecodeStep {
+    Mat w[DISTINCT][PER_LAYER], head, x, y;
+} DecodeStep;
+static void decode_once(void *ctx) {
+    DecodeStep *s = ctx;
+    for (int l = 0; l < LAYERS; l++)
+        for (int k = 0; k < PER_LAYER; k++) {
+            Mat w = s->w[l % DISTINCT][k];
+            matmul(ops_cpu(), mat_cols(s->y, 0, w.rows), mat_cols(s->x, 0, w.cols), w, NT, 1, 0);
+        }
+    matmul(ops_cpu(), mat_cols(s->y, 0, s->head.rows), mat_cols(s->x, 0, s->head.cols), s->head, NT, 1, 0);
+}
+static void bench_decode_step(void) {
+    DecodeStep s = {
+        .head = random_mat(151936, 2048, BF16), .x = random_mat(1, 11008, F32), .y = random_mat(1, 151936, F32)};
+    double bytes = 2.0 * 151936 * 2048;
+    for (int k = 0; k < PER_LAYER; k++) {
+        for (int l = 0; l < DISTINCT; l++) s.w[l][k] = random_mat(decode_shapes[k][0], decode_shapes[k][1], BF16);
+        bytes += 2.0 * LAYERS * (double)(decode_shapes[k][0] * decode_shapes[k][1]);
+    }
+    double speed =
+        share_line("the products of a 3B decode step, bf16", decode_once, &s, 1e-9 * bytes, "GB/s", read_speed);
+    printf("%-46s %8.2f %-8s\n", "  that is", speed * 1e9 / bytes, "steps/s");
+    for (int k = 0; k < PER_LAYER; k++)
+        for (int l = 0; l < DISTINCT; l++) ops_cpu()->release(s.w[l][k].p);
+    ops_cpu()->release(s.head.p), ops_cpu()->release(s.x.p), ops_cpu()->release(s.y.p);
+}
+
+typedef struct Attending {
+    Mat o, q, k, v;
+    Spans spans;
+    int64_t heads, kv_heads, dim;
+} Attending;
+static void attention_once(void *ctx) {
+    Attending *a = ctx;
+    attention_forward(ops_cpu(), a->o, mat_none(), a->q, a->k, a->v, a->spans, a->heads, a->kv_heads, a->dim, 0.1f);
+}
+static void bench_attention(const char *name, int64_t N, int64_t window, bool causal, int64_t heads, int64_t kv_heads,
+                            int64_t dim) {
+    int64_t n = N / window;
+    Span *s = alloc_or_die((size_t)n, sizeof *s, "spans");
+    for (int64_t i = 0; i < n; i++) s[i] = (Span){(int32_t)(i * window), (int32_t)((i + 1) * window), 0, 0, causal};
+    Attending a = {random_mat(N, heads * dim, F32),
+                   random_mat(N, heads * dim, F32),
+                   random_mat(N, kv_heads * dim, F32),
+                   random_mat(N, kv_heads * dim, F32),
+                   {mat(s, n, 5, I32), s, n, window},
+                   heads,
+                   kv_heads,
+                   dim};
+    double pairs = (double)n * (causal ? 0.5 * (double)(window * (window + 1)) : (double)(window * window));
+    share_line(name, attention_once, &a, 4e-9 * pairs * (double)(heads * dim), "GFLOP/s", fma_peak);
+    ops_cpu()->release(a.o.p), ops_cpu()->release(a.q.p), ops_cpu()->release(a.k.p), ops_cpu()->release(a.v.p), free(s);
+}
+
+// A whole model: seconds between the first and the last token of one answer.
+typedef struct TokenTimes {
+    double first, last;
+    int64_t n;
+} TokenTimes;
+static bool token_seen(void *ctx, int completion, int32_t id) {
+    TokenTimes *t = ctx;
+    (void)completion, (void)id;
+    t->last = clock_seconds();
+    if (t->n++ == 0) t->first = t->last;
+    return true;
+}
+static bool bench_model(const char *dir, int64_t tokens, Err *e) {
+    Model m = {0};
+    double started = clock_seconds(), bytes = 0, best = 0, most = 0;
+    if (!model_load(&m, dir, ops_cpu(), (LoadOptions){0}, e)) return false;
+    printf("%-46s %8.2f %-8s\n", "loading the model", clock_seconds() - started, "s");
+    for (int64_t i = 0; i < m.n_params; i++) { // what a decode step reads: decoder matrices and the head, once
+        Param *p = &m.params[i];
+        bool embedding = p->w == &m.embed && !m.c.tied;
+        if (p->dims == 2 && !p->tied && !embedding && strncmp(p->name, "visual.", 7))
+            bytes += (double)(p->rows * p->cols) * (double)type_size(p->w->v.type);
+    }
+    int32_t ids[32];
+    for (int i = 0; i < 32; i++) ids[i] = (int32_t)(cheap() % 1000);
+    GenerationConfig g = {.sample = {.repetition_penalty = 1, .temperature = 1, .top_p = 1}, .max_new_tokens = tokens};
+    for (int r = 0; r < 3; r++) {
+        Request request = {.ids = ids, .n = 32, .completions = 1};
+        Completion out = {0};
+        TokenTimes t = {0};
+        double top = read_speed();
+        most = top > most ? top : most;
+        if (!generate(&m, &request, 1, &g, token_seen, &t, &out, e)) return false;
+        if (t.n > 1) best = fmax(best, (double)(t.n - 1) / (t.last - t.first));
+        completion_free(&out);
+    }
+    printf("%-46s %8.1f %-8s %8.1f %6.1f %%\n", "decode, one sequence", best * bytes * 1e-9, "GB/s", most,
+           100 * best * bytes * 1e-9 / most);
+    printf("%-46s %8.2f %-8s\n", "  that is", best, "tokens/s");
+    model_free(&m);
+    return true;
+}
+
+int main(int argc, char **argv) {
+    const char *model = NULL;
+    int threads = 0;
+    int64_t tokens = 16;
+    for (int i = 1; i < argc; i += 2) {
+        const char *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (value && !strcmp(argv[i], "--threads")) threads = (int)strtol(value, NULL, 10);
+        else if (value && !strcmp(argv[i], "--rounds")) rounds = (int)strtol(value, NULL, 10);
+        else if (value && !strcmp(argv[i], "--model")) model = value;
+        else if (value && !strcmp(argv[i], "--tokens")) tokens = strtol(value, NULL, 10);
+        else {
+            fprintf(stderr, "usage: bench [--threads N] [--rounds N] [--model DIR [--tokens N]]\n");
+            return strcmp(argv[i], "--help") ? EXIT_USAGE : EXIT_OK;
+        }
+    }
+    pool_start(threads);
+    read_bytes = (size_t)768 << 20;
+    Mat memory = random_mat(1, (int64_t)(read_bytes / 4), F32);
+    read_from = memory.p;
+    printf("instruction set %s, %d threads, best of %d rounds\n", cpu_isa(), pool_threads(), rounds);
+    printf("%-46s %8s %-8s %8s %8s\n", "name", "measured", "unit", "ceiling", "share");
+    if (model) {
+        Err e = {0};
+        return bench_model(model, tokens, &e) ? EXIT_OK : err_report(&e);
+    }
+    static const int64_t shapes[][3] = {
+        {512, 2048, 2048}, {512, 2048, 11008}, {512, 11008, 2048}, {1024, 3584, 3584}, {2048, 1280, 3420}};
+    for (int type = F32; type <= BF16; type++)
+        for (int k = 0; k < 5; k++) bench_matmul(shapes[k][0], shapes[k][1], shapes[k][2], (Type)type, fma_peak);
+    bench_attention("attention, 1024 causal, 16/2 heads of 128", 1024, 1024, true, 16, 2, 128);
+    bench_attention("attention, 1024 whole, 16 heads of 80", 1024, 1024, false, 16, 16, 80);
+    bench_attention("attention, windows of 64, 16 heads of 80", 1024, 64, false, 16, 16, 80);
+    for (int n = 1; n <= 8; n *= 2) bench_matmul(n, 3584, 37888, BF16, read_speed);
+    bench_decode_step();
+    pool_stop();
+    return EXIT_OK;
+}
