@@ -17,6 +17,7 @@ NVCC    ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/loca
 SAN     ?=
 EMU     ?=
 CUDA    ?=
+FUZZ    ?=
 ROOT    ?= ../shared
 DEVICE  ?= cpu
 THREADS ?= 0
@@ -25,12 +26,13 @@ Q       := $(if $(V),,@)
 .DEFAULT_GOAL := all
 
 # One folder of objects per kind of build, so that switching between them rebuilds nothing.
-BUILD   := build$(if $(SAN),-san)$(if $(EMU),-emu)$(if $(CUDA),-cuda)
+BUILD   := build$(if $(SAN),-san)$(if $(EMU),-emu)$(if $(CUDA),-cuda)$(if $(FUZZ),-fuzz)
 PROGRAM := $(BUILD)/surgr1
 STB     ?= $(firstword $(wildcard /usr/include/stb/stb_image.h /usr/local/include/stb/stb_image.h))
 
 SANITIZE := $(if $(SAN),-fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DSURGR1_DEBUG)
-SHARED   := -g $(if $(SAN),-O1 $(SANITIZE),-O2 -D_FORTIFY_SOURCE=2) -fstack-protector-strong -fPIE \
+INSTRUMENT := $(if $(FUZZ),-fsanitize=fuzzer-no-link -w)
+SHARED   := -g $(INSTRUMENT) $(if $(SAN),-O1 $(SANITIZE),-O2 -D_FORTIFY_SOURCE=2) -fstack-protector-strong -fPIE \
             -ffp-contract=off -fno-strict-aliasing -pthread -MMD -MP $(if $(EMU)$(CUDA),-DSURGR1_CUDA)
 CFLAGS   := -std=gnu11 $(SHARED) -Wall -Wextra -Wshadow -Wvla -Wformat=2 -Werror
 CXXFLAGS := -std=c++17 $(SHARED) -Wall -Wextra -Werror
@@ -145,13 +147,16 @@ deps-check: $(LIB) $(PROGRAM_OBJ)
 bench: $(BENCHES)
 	@for b in $(BENCHES); do echo "== $$b"; $$b || exit 1; done
 
-# Fuzzing: clang's libFuzzer over the same readers. SECONDS is per harness.
+# Fuzzing: clang's libFuzzer over the same readers, with both sanitizers. SECONDS is per harness.
 SECONDS ?= 60
-$(BUILD)/test/fuzz_%: test/fuzz_%.c $(LIB_SRC) | stb
-	@mkdir -p $(@D)
-	clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -ffp-contract=off -pthread $< $(LIB_SRC) -lm -o $@
-fuzz: $(FUZZERS)
-	@for f in $(FUZZERS); do mkdir -p $(BUILD)/corpus/$$(basename $$f); $$f -max_total_time=$(SECONDS) $(BUILD)/corpus/$$(basename $$f) || exit 1; done
+fuzz:
+	$(MAKE) FUZZ=1 SAN=1 CC=clang fuzz-now
+.PHONY: fuzz-now
+fuzz-now: $(FUZZERS)
+	@for f in $(FUZZERS); do mkdir -p $(BUILD)/corpus/$$(basename $$f); \
+	    $$f -max_total_time=$(SECONDS) -print_final_stats=1 $(BUILD)/corpus/$$(basename $$f) || exit 1; done
+$(BUILD)/test/fuzz_%: $(BUILD)/test/fuzz_%.o $(LIB)
+	$(Q)clang++ $(LDFLAGS) -fsanitize=fuzzer $< $(LIB) $(LDLIBS) -o $@
 
 # -------------------------------------------------------------------------------------------------------------- care
 .PHONY: format format-check clean help
