@@ -123,6 +123,7 @@ $(BUILD)/%.o: %.cpp
 FIXTURES := $(if $(wildcard test/fixtures/oracle),test/fixtures)
 ORACLES  := $(foreach root,$(FIXTURES) $(if $(wildcard ../shared/oracle),../shared),$(foreach d,ref cpu,"$(ORACLE) --root $(root) --device $(d)")) \
             $(foreach root,$(FIXTURES),"$(ORACLE) --root $(root) --device cuda --only models")
+PLANTED  := $(if $(FIXTURES),"sh test/test_plant.sh $(ORACLE) test/fixtures")
 COMPILED := $(if $(NVCC),"$(NVCC) $(NVCCFLAGS) -arch=sm_80 -c kernels.cu -o $(BUILD)/test/kernels_nvcc.o","echo no nvcc here; exit 77")
 
 .PHONY: test
@@ -131,7 +132,7 @@ test:
 	@$(MAKE) test-now
 .PHONY: test-now
 test-now: $(PROGRAM) $(TESTS) $(ORACLE)
-	@SURGR1=$(abspath $(PROGRAM)) sh test/run.sh $(BUILD) $(TESTS:%="%") $(ORACLES) "sh test/test_cli.sh" \
+	@SURGR1=$(abspath $(PROGRAM)) sh test/run.sh $(BUILD) $(TESTS:%="%") $(ORACLES) $(PLANTED) "sh test/test_cli.sh" \
 	    "sh test/deps_check.sh $(BUILD)" $(COMPILED)
 
 .PHONY: test-oracle test-long test-weights deps-check bench fuzz

@@ -26,8 +26,8 @@ extern "C" {
 #endif
 #if defined(__GNUC__)
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
-#define MUST_CHECK __attribute__((warn_unused_result))
-#define NO_RETURN __attribute__((noreturn))
+#define MUST_CHECK             __attribute__((warn_unused_result))
+#define NO_RETURN              __attribute__((noreturn))
 #else
 #define PRINTF_LIKE(fmt, args)
 #define MUST_CHECK
@@ -192,9 +192,9 @@ static inline HOST_DEVICE double random_uniform(uint64_t seed, uint32_t purpose,
 // ---------------------------------------------------------------------------------------------------------- threads
 // One pool for the whole program, implemented in cpu.c. Work is cut into chunks whose bounds depend on the problem
 // only, never on the thread count, and chunks write disjoint outputs: so the number of threads never changes a bit.
-void pool_start(int threads);                           // 1..LIMIT_THREADS; 0 = as many as there are processors
-void pool_stop(void);                                   // joins all threads; safe to call twice
-int pool_threads(void);                                 // 1 before pool_start
+void pool_start(int threads);                                  // 1..LIMIT_THREADS; 0 = as many as there are processors
+void pool_stop(void);                                          // joins all threads; safe to call twice
+int pool_threads(void);                                        // 1 before pool_start
 typedef void (*PoolJob)(void *ctx, int64_t chunk, int thread); // thread in [0, pool_threads())
 void parallel_for(int64_t chunks, PoolJob job, void *ctx);     // returns when all chunks are done; not reentrant
 

@@ -27,7 +27,8 @@ void block_scratch_place(BlockScratch *s, Arena *a, BlockShape shape, int64_t N,
 void block_forward(const Ops *d, const Block *b, BlockShape shape, BlockScratch s, Mat x, Mat angles, Spans spans,
                    const BlockCache *cache, Tap tap, void *tap_ctx, const char *tap_attention, const char *tap_mlp) {
     int64_t q_cols = shape.heads * shape.dim, kv_cols = shape.kv_heads * shape.dim;
-    Mat q = mat_cols(s.qkv, 0, q_cols), k = mat_cols(s.qkv, q_cols, kv_cols), v = mat_cols(s.qkv, q_cols + kv_cols, kv_cols);
+    Mat q = mat_cols(s.qkv, 0, q_cols), k = mat_cols(s.qkv, q_cols, kv_cols),
+        v = mat_cols(s.qkv, q_cols + kv_cols, kv_cols);
     float scale = 1.0f / sqrtf((float)shape.dim);
 
     // attention

@@ -1,13 +1,13 @@
 // generate.c - KV cache, batched prefill and decode with shared prompts, sampling settings, stop rules.
 //
-// What it is:  from prompts to answers. All prompts of a call are decoded side by side; each prompt (and its pictures) is
-//              computed once, and its completions share its cache rows.
+// What it is:  from prompts to answers. All prompts of a call are decoded side by side; each prompt (and its pictures)
+//              is computed once, and its completions share its cache rows.
 // What it is not: text (tokenizer.c) or training-time rollouts' rewards (those come on top of this).
 // Read before: model.c.  Read next: surgr1.c.
 //
 // The cache is a list of token slots per layer. A prompt of n tokens owns n slots in a row; completion g of it owns
-// max_new_tokens more. A new token sees its prompt's slots as prefix and its own earlier slots (ops.h, Span), so nothing
-// is ever copied or padded, and finished completions simply leave the batch.
+// max_new_tokens more. A new token sees its prompt's slots as prefix and its own earlier slots (ops.h, Span), so
+// nothing is ever copied or padded, and finished completions simply leave the batch.
 #include "surgr1.h"
 
 bool cache_open(Cache *c, const Model *m, int64_t rows, Err *e) {
@@ -44,11 +44,14 @@ static bool read_stop(const JsonDoc *doc, const Json *object, GenerationConfig *
     int64_t n = v->type == JSON_ARRAY ? v->count : 1;
     const Json *x = v->type == JSON_ARRAY ? v->child : v;
     if (n > (int64_t)(sizeof g->stop / sizeof *g->stop))
-        return err_set(e, "E-CF-02", json_at(doc, v, "eos_token_id"), "expected at most 16 end tokens; found %lld; do: shorten the list", (long long)n);
+        return err_set(e, "E-CF-02", json_at(doc, v, "eos_token_id"),
+                       "expected at most 16 end tokens; found %lld; do: shorten the list", (long long)n);
     g->n_stop = 0;
     for (; n > 0; n--, x = x->next) {
         if (x->type != JSON_NUMBER || !x->integer || x->i < 0 || x->i >= LIMIT_VOCAB)
-            return err_set(e, "E-CF-02", json_at(doc, x, "eos_token_id"), "expected token ids; found another value; do: use the generation_config.json that came with the weights");
+            return err_set(e, "E-CF-02", json_at(doc, x, "eos_token_id"),
+                           "expected token ids; found another value; do: use the generation_config.json that came with "
+                           "the weights");
         g->stop[g->n_stop++] = (int32_t)x->i;
     }
     return true;
@@ -80,7 +83,8 @@ bool generation_config_load(GenerationConfig *g, const char *dir, bool *from_fil
               json_double(&doc, doc.root, "min_p", false, 0, 1, &s->min_p, e) &&
               json_double(&doc, doc.root, "repetition_penalty", false, 1e-6, 1e6, &s->repetition_penalty, e) &&
               json_int(&doc, doc.root, "pad_token_id", false, 0, LIMIT_VOCAB, &pad, e) &&
-              json_int(&doc, doc.root, "max_new_tokens", false, 1, LIMIT_NEW_TOKENS, &max_new, e) && read_stop(&doc, doc.root, g, e);
+              json_int(&doc, doc.root, "max_new_tokens", false, 1, LIMIT_NEW_TOKENS, &max_new, e) &&
+              read_stop(&doc, doc.root, g, e);
     s->do_sample = sample, s->top_k = (int32_t)top_k, g->pad = (int32_t)pad, g->max_new_tokens = max_new;
     json_free(&doc);
     return ok;
@@ -92,11 +96,11 @@ enum { PREFILL_TOKENS = 4096 }; // prompts are packed into passes of about this 
 
 // One completion on its way.
 typedef struct Row {
-    int out;              // index into the caller's completions
+    int out;                                  // index into the caller's completions
     int32_t prompt_first, prompt_last, first; // cache slots: the prompt's, and its own first
-    int64_t position;     // of its next token
-    int32_t last;         // its newest token
-    int64_t n;            // tokens so far
+    int64_t position;                         // of its next token
+    int32_t last;                             // its newest token
+    int64_t n;                                // tokens so far
 } Row;
 
 typedef struct Batch {
@@ -105,12 +109,12 @@ typedef struct Batch {
     Cache cache;
     Row *rows; // [n_rows] those still running
     int64_t n_rows, capacity;
-    Arena arena;            // the views below
-    Mat logits, row_logits; // F32 [capacity, V]: one row per prompt, one per completion
-    Mat seen;               // I32 [capacity, ceil(V/32)], one row per running completion
+    Arena arena;                        // the views below
+    Mat logits, row_logits;             // F32 [capacity, V]: one row per prompt, one per completion
+    Mat seen;                           // I32 [capacity, ceil(V/32)], one row per running completion
     Mat tokens, streams, steps, spread; // I32 [capacity, 1]
-    Mat lp;                 // F32 [capacity, 1]
-    int32_t *host;          // [capacity] for transfers
+    Mat lp;                             // F32 [capacity, 1]
+    int32_t *host;                      // [capacity] for transfers
     float *host_lp;
 } Batch;
 
@@ -177,8 +181,8 @@ static bool draw(Batch *b, int64_t first, int64_t n, const Request *requests, co
 }
 
 // Prefills requests [r0, r1) in one packed pass and draws the first token of each of their completions.
-static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first_out, int32_t *next_slot, const int *request_of,
-                    Completion *out, TokenCallback on_token, void *ctx, bool *go_on, Err *e) {
+static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first_out, int32_t *next_slot,
+                    const int *request_of, Completion *out, TokenCallback on_token, void *ctx, bool *go_on, Err *e) {
     Model *m = b->m;
     const Config *c = &m->c;
     int64_t N = 0, units = 0, unit = c->vision.merge * c->vision.merge;
@@ -187,7 +191,8 @@ static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first
         for (int k = 0; k < requests[r].n_grids; k++) units += grid_patches(requests[r].grids[k]) / unit;
     }
     int n = r1 - r0;
-    int32_t *ids = alloc_or_die((size_t)(5 * N + n), sizeof *ids, "prompt"), *pos = ids + N, *slots = pos + 3 * N, *last = slots + N;
+    int32_t *ids = alloc_or_die((size_t)(5 * N + n), sizeof *ids, "prompt"), *pos = ids + N, *slots = pos + 3 * N,
+            *last = slots + N;
     int32_t *own = NULL;
     int64_t *next = alloc_or_die((size_t)n, sizeof *next, "positions");
     Span *spans = alloc_or_die((size_t)n, sizeof *spans, "attention spans");
@@ -208,7 +213,8 @@ static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first
         for (int k = 0; ok && k < 3; k++) memcpy(pos + k * N + at, own + k * q->n, (size_t)q->n * sizeof *pos);
         free(own);
         if (ok && q_units)
-            ok = vision_forward(m->d, &m->vision, mat_rows(image_rows, unit_at, q_units), q->pixels, q->grids, q->n_grids, &m->activations, NULL, NULL, e);
+            ok = vision_forward(m->d, &m->vision, mat_rows(image_rows, unit_at, q_units), q->pixels, q->grids,
+                                q->n_grids, &m->activations, NULL, NULL, e);
         if (!ok) break;
         memcpy(ids + at, q->ids, (size_t)q->n * sizeof *ids);
         for (int64_t t = 0; t < q->n; t++) slots[at + t] = *next_slot + (int32_t)t;
@@ -229,8 +235,16 @@ static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first
         free(bits);
     }
     if (ok) {
-        TextInput in = {.ids = ids, .N = N, .pos = pos, .spans = spans, .n_spans = n, .image_rows = image_rows, .head_rows = last, .n_head = n,
-                        .cache = &b->cache, .slots = slots};
+        TextInput in = {.ids = ids,
+                        .N = N,
+                        .pos = pos,
+                        .spans = spans,
+                        .n_spans = n,
+                        .image_rows = image_rows,
+                        .head_rows = last,
+                        .n_head = n,
+                        .cache = &b->cache,
+                        .slots = slots};
         ok = text_forward(m, &in, mat_rows(b->logits, 0, n), NULL, NULL, e);
     }
     if (ok) { // every completion of a prompt starts from the same logits
@@ -247,8 +261,8 @@ static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first
 }
 
 // One token for every running row.
-static bool decode(Batch *b, const Request *requests, const int *request_of, Completion *out, TokenCallback on_token, void *ctx,
-                   bool *go_on, Err *e) {
+static bool decode(Batch *b, const Request *requests, const int *request_of, Completion *out, TokenCallback on_token,
+                   void *ctx, bool *go_on, Err *e) {
     int64_t n = b->n_rows;
     int32_t *ids = alloc_or_die((size_t)(5 * n), sizeof *ids, "step"), *pos = ids + n, *slots = pos + 3 * n;
     Span *spans = alloc_or_die((size_t)n, sizeof *spans, "attention spans");
@@ -259,7 +273,14 @@ static bool decode(Batch *b, const Request *requests, const int *request_of, Com
         pos[i] = pos[n + i] = pos[2 * n + i] = (int32_t)row->position++;
         spans[i] = (Span){row->first, slot + 1, row->prompt_first, row->prompt_last, 0};
     }
-    TextInput in = {.ids = ids, .N = n, .pos = pos, .spans = spans, .n_spans = n, .cache = &b->cache, .slots = slots, .decode = true};
+    TextInput in = {.ids = ids,
+                    .N = n,
+                    .pos = pos,
+                    .spans = spans,
+                    .n_spans = n,
+                    .cache = &b->cache,
+                    .slots = slots,
+                    .decode = true};
     bool ok = text_forward(b->m, &in, mat_rows(b->row_logits, 0, n), NULL, NULL, e);
     if (ok) *go_on = draw(b, 0, n, requests, request_of, out, on_token, ctx);
     free(ids), free(spans);
@@ -272,14 +293,18 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
     int64_t slots = 0, context = m->c.context < LIMIT_CONTEXT ? m->c.context : LIMIT_CONTEXT;
     for (int r = 0; r < n; r++) {
         if (requests[r].n < 1 || requests[r].n + g->max_new_tokens > context)
-            return err_set(e, "E-ME-02", AT(.file = "prompt"), "expected 1 to %lld tokens in all; found %lld in the prompt and up to %lld new; do: shorten the question, lower --max-pixels or lower --max-new-tokens",
+            return err_set(e, "E-ME-02", AT(.file = "prompt"),
+                           "expected 1 to %lld tokens in all; found %lld in the prompt and up to %lld new; do: shorten "
+                           "the question, lower --max-pixels or lower --max-new-tokens",
                            (long long)context, (long long)requests[r].n, (long long)g->max_new_tokens);
         CHECK(requests[r].completions > 0, "generate: %d completions", requests[r].completions);
         b.capacity += requests[r].completions;
         slots += requests[r].n + requests[r].completions * g->max_new_tokens;
     }
     if (slots > INT32_MAX)
-        return err_set(e, "E-ME-02", AT(.file = "prompt"), "expected at most %d cache rows; found %lld; do: use smaller batches", INT32_MAX, (long long)slots);
+        return err_set(e, "E-ME-02", AT(.file = "prompt"),
+                       "expected at most %d cache rows; found %lld; do: use smaller batches", INT32_MAX,
+                       (long long)slots);
     int *request_of = alloc_or_die((size_t)b.capacity + 1, sizeof *request_of, "batch");
     b.rows = alloc_or_die((size_t)b.capacity + 1, sizeof *b.rows, "batch");
     b.host = alloc_or_die((size_t)b.capacity + 1, sizeof *b.host, "batch");

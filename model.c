@@ -8,7 +8,8 @@
 // ------------------------------------------------------------------------------------------------------ configuration
 
 // A field is looked up in its own section first, then at top level (transformers 4.52 moved the text fields into
-// text_config and often repeats them). Missing fields take the class defaults of transformers' configuration_qwen2_5_vl.
+// text_config and often repeats them). Missing fields take the class defaults of transformers'
+// configuration_qwen2_5_vl.
 typedef struct Fields {
     const JsonDoc *doc;
     const Json *section;
@@ -34,17 +35,20 @@ static bool field_id(Fields f, const char *name, int64_t V, int32_t *out) {
 static bool field_is(Fields f, const char *name, const char *want) {
     const Json *v = json_get(holder(f, name), name);
     if (!v || v->type == JSON_NULL || json_is(v, want)) return true;
-    return err_set(f.e, "E-CF-02", json_at(f.doc, v, name), "expected \"%s\"; found %s; do: use a Qwen2.5-VL checkpoint", want,
+    return err_set(f.e, "E-CF-02", json_at(f.doc, v, name),
+                   "expected \"%s\"; found %s; do: use a Qwen2.5-VL checkpoint", want,
                    v->type == JSON_STRING ? quoted(v->str, v->len) : "another type");
 }
 static bool field_refused(Fields f, const char *name, bool present_is_bad, const char *why) {
     const Json *v = json_get(holder(f, name), name);
     if (!v || v->type == JSON_NULL || (!present_is_bad && v->type != JSON_TRUE)) return true;
-    return err_set(f.e, "E-CF-02", json_at(f.doc, v, name), "expected no %s; found it; do: use the plain checkpoint, without %s", name, why);
+    return err_set(f.e, "E-CF-02", json_at(f.doc, v, name),
+                   "expected no %s; found it; do: use the plain checkpoint, without %s", name, why);
 }
 static bool cross(const JsonDoc *doc, const char *field, Err *e, const char *expected, int64_t found) {
     return err_set(e, "E-CF-03", AT(.file = doc->file, .field = field),
-                   "expected %s; found %lld; do: use the config.json that came with the weights", expected, (long long)found);
+                   "expected %s; found %lld; do: use the config.json that came with the weights", expected,
+                   (long long)found);
 }
 
 static bool read_rope(Config *c, Fields f) {
@@ -54,14 +58,16 @@ static bool read_rope(Config *c, Fields f) {
     if (!field_double(f, "rope_theta", 1e6, 1, 1e12, &c->theta)) return false;
     if (rope && rope->type == JSON_NULL) rope = NULL;
     if (rope && rope->type != JSON_OBJECT)
-        return err_set(f.e, "E-CF-02", json_at(f.doc, rope, where), "expected an object; found another type; do: use the config.json that came with the weights");
+        return err_set(f.e, "E-CF-02", json_at(f.doc, rope, where),
+                       "expected an object; found another type; do: use the config.json that came with the weights");
     if (!json_double(f.doc, rope, "rope_theta", false, 1, 1e12, &c->theta, f.e)) return false;
     const char *names[] = {"type", "rope_type"};
     for (int i = 0; i < 2; i++) {
         const Json *type = rope ? json_get(rope, names[i]) : NULL;
         if (type && !json_is(type, "mrope") && !json_is(type, "default"))
             return err_set(f.e, "E-CF-02", json_at(f.doc, type, names[i]),
-                           "expected \"mrope\" or \"default\"; found %s; do: remove the rope scaling, long-context scaling is not supported",
+                           "expected \"mrope\" or \"default\"; found %s; do: remove the rope scaling, long-context "
+                           "scaling is not supported",
                            type->type == JSON_STRING ? quoted(type->str, type->len) : "another type");
     }
     const Json *sections = rope ? json_get(rope, "mrope_section") : NULL;
@@ -70,15 +76,20 @@ static bool read_rope(Config *c, Fields f) {
     if (sections) {
         const Json *v = sections->child;
         if (sections->type != JSON_ARRAY || sections->count != 3)
-            return err_set(f.e, "E-CF-02", json_at(f.doc, sections, "mrope_section"), "expected an array of three integers; found another value; do: use the config.json that came with the weights");
+            return err_set(f.e, "E-CF-02", json_at(f.doc, sections, "mrope_section"),
+                           "expected an array of three integers; found another value; do: use the config.json that "
+                           "came with the weights");
         for (int i = 0; i < 3; i++, v = v->next) {
             if (v->type != JSON_NUMBER || !v->integer || v->i < 0 || v->i > 4096)
-                return err_set(f.e, "E-CF-02", json_at(f.doc, v, "mrope_section"), "expected integers 0..4096; found another value; do: use the config.json that came with the weights");
+                return err_set(f.e, "E-CF-02", json_at(f.doc, v, "mrope_section"),
+                               "expected integers 0..4096; found another value; do: use the config.json that came with "
+                               "the weights");
             c->mrope[i] = v->i;
         }
     }
     for (int i = 0; i < 3; i++) sum += c->mrope[i];
-    return sum * 2 == c->dim || cross(f.doc, "mrope_section", f.e, "three parts that add up to half the head size", sum);
+    return sum * 2 == c->dim ||
+           cross(f.doc, "mrope_section", f.e, "three parts that add up to half the head size", sum);
 }
 
 static bool read_vision(Config *c, Fields f) {
@@ -86,21 +97,25 @@ static bool read_vision(Config *c, Fields f) {
     const JsonDoc *doc = f.doc;
     const Json *section = f.section;
     if (section && section->type != JSON_OBJECT)
-        return err_set(f.e, "E-CF-02", json_at(doc, section, "vision_config"), "expected an object; found another type; do: use the config.json that came with the weights");
+        return err_set(f.e, "E-CF-02", json_at(doc, section, "vision_config"),
+                       "expected an object; found another type; do: use the config.json that came with the weights");
     f.doc = doc;
 #define VISION_INT(name, missing, min, max, out)                                                                       \
     (*(out) = (missing), json_int(doc, section, name, false, min, max, out, f.e))
     if (!VISION_INT("depth", 32, 1, 512, &v->depth) || !VISION_INT("hidden_size", 3584, 1, 65536, &v->C) ||
         !VISION_INT("intermediate_size", 3420, 1, 262144, &v->F) || !VISION_INT("num_heads", 16, 1, 1024, &v->heads) ||
         !VISION_INT("in_channels", 3, 3, 3, &v->channels) || !VISION_INT("patch_size", 14, 1, 256, &v->patch) ||
-        !VISION_INT("spatial_merge_size", 2, 1, 16, &v->merge) || !VISION_INT("temporal_patch_size", 2, 1, 16, &v->temporal) ||
-        !VISION_INT("tokens_per_second", 4, 0, 1000, &c->tokens_per_second) || !VISION_INT("window_size", 112, 1, 65536, &v->window) ||
+        !VISION_INT("spatial_merge_size", 2, 1, 16, &v->merge) ||
+        !VISION_INT("temporal_patch_size", 2, 1, 16, &v->temporal) ||
+        !VISION_INT("tokens_per_second", 4, 0, 1000, &c->tokens_per_second) ||
+        !VISION_INT("window_size", 112, 1, 65536, &v->window) ||
         !VISION_INT("out_hidden_size", 3584, 1, 65536, &v->out))
         return false;
 #undef VISION_INT
     const Json *act = section ? json_get(section, "hidden_act") : NULL;
     if (act && !json_is(act, "silu"))
-        return err_set(f.e, "E-CF-02", json_at(doc, act, "vision_config.hidden_act"), "expected \"silu\"; found %s; do: use a Qwen2.5-VL checkpoint",
+        return err_set(f.e, "E-CF-02", json_at(doc, act, "vision_config.hidden_act"),
+                       "expected \"silu\"; found %s; do: use a Qwen2.5-VL checkpoint",
                        act->type == JSON_STRING ? quoted(act->str, act->len) : "another type");
     v->dim = v->C / v->heads, v->eps = 1e-6f;
     const Json *full = section ? json_get(section, "fullatt_block_indexes") : NULL;
@@ -108,23 +123,33 @@ static bool read_vision(Config *c, Fields f) {
     if (!full)
         for (int j = 7; j < 32; j += 8) v->full[j] = true;
     else if (full->type != JSON_ARRAY)
-        return err_set(f.e, "E-CF-02", json_at(doc, full, "fullatt_block_indexes"), "expected an array of block numbers; found another type; do: use the config.json that came with the weights");
+        return err_set(f.e, "E-CF-02", json_at(doc, full, "fullatt_block_indexes"),
+                       "expected an array of block numbers; found another type; do: use the config.json that came with "
+                       "the weights");
     else
         for (const Json *j = full->child; j; j = j->next) {
-            if (j->type != JSON_NUMBER || !j->integer || j->i < 0 || j->i >= (int64_t)(sizeof v->full / sizeof *v->full))
-                return err_set(f.e, "E-CF-02", json_at(doc, j, "fullatt_block_indexes"), "expected block numbers 0..511; found another value; do: use the config.json that came with the weights");
+            if (j->type != JSON_NUMBER || !j->integer || j->i < 0 ||
+                j->i >= (int64_t)(sizeof v->full / sizeof *v->full))
+                return err_set(f.e, "E-CF-02", json_at(doc, j, "fullatt_block_indexes"),
+                               "expected block numbers 0..511; found another value; do: use the config.json that came "
+                               "with the weights");
             v->full[j->i] = true; // numbers past the last block have no effect, as in transformers
         }
-    if (v->C % v->heads) return cross(doc, "vision_config.num_heads", f.e, "a divisor of the vision hidden_size", v->heads);
-    if (v->dim % 4) return cross(doc, "vision_config.num_heads", f.e, "heads of a size that is a multiple of 4", v->dim);
+    if (v->C % v->heads)
+        return cross(doc, "vision_config.num_heads", f.e, "a divisor of the vision hidden_size", v->heads);
+    if (v->dim % 4)
+        return cross(doc, "vision_config.num_heads", f.e, "heads of a size that is a multiple of 4", v->dim);
     if (v->dim > 512) return cross(doc, "vision_config.num_heads", f.e, "heads of a size of at most 512", v->dim);
-    if (v->out != c->C) return cross(doc, "vision_config.out_hidden_size", f.e, "the hidden_size of the decoder", v->out);
-    if (v->window / v->merge / v->patch < 1) return cross(doc, "vision_config.window_size", f.e, "a window of at least one merged patch", v->window);
+    if (v->out != c->C)
+        return cross(doc, "vision_config.out_hidden_size", f.e, "the hidden_size of the decoder", v->out);
+    if (v->window / v->merge / v->patch < 1)
+        return cross(doc, "vision_config.window_size", f.e, "a window of at least one merged patch", v->window);
     return true;
 }
 
 static void preprocessor_defaults(VisionConfig *v) { // of transformers' class
-    static const float mean[3] = {0.48145466f, 0.4578275f, 0.40821073f}, std[3] = {0.26862954f, 0.26130258f, 0.27577711f};
+    static const float mean[3] = {0.48145466f, 0.4578275f, 0.40821073f},
+                       std[3] = {0.26862954f, 0.26130258f, 0.27577711f};
     v->min_pixels = 56 * 56, v->max_pixels = 28 * 28 * 1280, v->rescale = 1.0 / 255.0;
     memcpy(v->mean, mean, sizeof mean), memcpy(v->std, std, sizeof std);
 }
@@ -158,12 +183,16 @@ static bool read_preprocessor(Config *c, const char *dir, Err *e) {
             if (good) (k ? v->std : v->mean)[i] = (float)x->number;
         }
         if (!good)
-            ok = err_set(e, "E-CF-02", json_at(&doc, list, names[k]), "expected three numbers%s; found another value; do: use the preprocessor_config.json that came with the weights", k ? " above zero" : "");
+            ok = err_set(e, "E-CF-02", json_at(&doc, list, names[k]),
+                         "expected three numbers%s; found another value; do: use the preprocessor_config.json that "
+                         "came with the weights",
+                         k ? " above zero" : "");
     }
     if (ok && v->min_pixels > v->max_pixels) ok = cross(&doc, "min_pixels", e, "at most max_pixels", v->min_pixels);
     if (ok && patch != v->patch) ok = cross(&doc, "patch_size", e, "the patch_size of config.json", patch);
     if (ok && merge != v->merge) ok = cross(&doc, "merge_size", e, "the spatial_merge_size of config.json", merge);
-    if (ok && temporal != v->temporal) ok = cross(&doc, "temporal_patch_size", e, "the temporal_patch_size of config.json", temporal);
+    if (ok && temporal != v->temporal)
+        ok = cross(&doc, "temporal_patch_size", e, "the temporal_patch_size of config.json", temporal);
     json_free(&doc);
     return ok;
 }
@@ -171,38 +200,50 @@ static bool read_preprocessor(Config *c, const char *dir, Err *e) {
 static bool read_config(Config *c, const JsonDoc *doc, Err *e) {
     const Json *type = json_get(doc->root, "model_type");
     if (!type || !json_is(type, "qwen2_5_vl"))
-        return err_set(e, "E-CF-01", type ? json_at(doc, type, "model_type") : AT(.file = doc->file, .field = "model_type"),
+        return err_set(e, "E-CF-01",
+                       type ? json_at(doc, type, "model_type") : AT(.file = doc->file, .field = "model_type"),
                        "expected \"qwen2_5_vl\"; found %s; do: use a Qwen2.5-VL checkpoint",
                        type && type->type == JSON_STRING ? quoted(type->str, type->len) : "no such string");
     const Json *text = json_get(doc->root, "text_config");
     if (text && text->type != JSON_OBJECT)
-        return err_set(e, "E-CF-02", json_at(doc, text, "text_config"), "expected an object; found another type; do: use the config.json that came with the weights");
+        return err_set(e, "E-CF-02", json_at(doc, text, "text_config"),
+                       "expected an object; found another type; do: use the config.json that came with the weights");
     Fields f = {doc, text, e}, top = {doc, doc->root, e};
     double eps;
-    if (!field_int(f, "vocab_size", 152064, 1, LIMIT_VOCAB, &c->V) || !field_int(f, "hidden_size", 8192, 1, 65536, &c->C) ||
-        !field_int(f, "intermediate_size", 29568, 1, 1048576, &c->F) || !field_int(f, "num_hidden_layers", 80, 1, 1024, &c->L) ||
-        !field_int(f, "num_attention_heads", 64, 1, 1024, &c->heads) || !field_int(f, "num_key_value_heads", 8, 1, 1024, &c->kv_heads) ||
-        !field_int(f, "max_position_embeddings", 32768, 1, 100000000, &c->context) || !field_double(f, "rms_norm_eps", 1e-5, 0, 1, &eps) ||
-        !field_is(f, "hidden_act", "silu") || !field_refused(f, "use_sliding_window", false, "sliding-window attention") ||
+    if (!field_int(f, "vocab_size", 152064, 1, LIMIT_VOCAB, &c->V) ||
+        !field_int(f, "hidden_size", 8192, 1, 65536, &c->C) ||
+        !field_int(f, "intermediate_size", 29568, 1, 1048576, &c->F) ||
+        !field_int(f, "num_hidden_layers", 80, 1, 1024, &c->L) ||
+        !field_int(f, "num_attention_heads", 64, 1, 1024, &c->heads) ||
+        !field_int(f, "num_key_value_heads", 8, 1, 1024, &c->kv_heads) ||
+        !field_int(f, "max_position_embeddings", 32768, 1, 100000000, &c->context) ||
+        !field_double(f, "rms_norm_eps", 1e-5, 0, 1, &eps) || !field_is(f, "hidden_act", "silu") ||
+        !field_refused(f, "use_sliding_window", false, "sliding-window attention") ||
         !field_refused(f, "quantization_config", true, "quantised weights"))
         return false;
     c->eps = (float)eps;
     if (c->C % c->heads) return cross(doc, "num_attention_heads", e, "a divisor of hidden_size", c->heads);
-    if (c->heads % c->kv_heads) return cross(doc, "num_key_value_heads", e, "a divisor of num_attention_heads", c->kv_heads);
+    if (c->heads % c->kv_heads)
+        return cross(doc, "num_key_value_heads", e, "a divisor of num_attention_heads", c->kv_heads);
     c->dim = c->C / c->heads;
-    if (c->dim % 2 || c->dim > 512) return cross(doc, "num_attention_heads", e, "an even head size of at most 512", c->dim);
+    if (c->dim % 2 || c->dim > 512)
+        return cross(doc, "num_attention_heads", e, "an even head size of at most 512", c->dim);
     if (!read_rope(c, f)) return false;
     c->tied = false; // transformers reads the top level; text_config speaks only when that is silent
-    if (!json_bool(doc, text, "tie_word_embeddings", false, &c->tied, e) || !json_bool(doc, doc->root, "tie_word_embeddings", false, &c->tied, e))
+    if (!json_bool(doc, text, "tie_word_embeddings", false, &c->tied, e) ||
+        !json_bool(doc, doc->root, "tie_word_embeddings", false, &c->tied, e))
         return false;
     if (!field_id(top, "image_token_id", c->V, &c->image_id) || !field_id(top, "video_token_id", c->V, &c->video_id) ||
-        !field_id(top, "vision_start_token_id", c->V, &c->vision_start_id) || !field_id(top, "vision_end_token_id", c->V, &c->vision_end_id))
+        !field_id(top, "vision_start_token_id", c->V, &c->vision_start_id) ||
+        !field_id(top, "vision_end_token_id", c->V, &c->vision_end_id))
         return false;
     if (!read_vision(c, (Fields){doc, json_get(doc->root, "vision_config"), e})) return false;
     // the products that become sizes
     int64_t layer, total;
     if (!mul_ok(c->C, 2 * c->C + 3 * c->F, &layer) || !mul_ok(layer, c->L, &total) || total > INT64_C(1) << 42)
-        return err_set(e, "E-CF-04", AT(.file = doc->file), "expected at most 2^42 parameters; found %lld layers of width %lld and %lld; do: use the config.json that came with the weights",
+        return err_set(e, "E-CF-04", AT(.file = doc->file),
+                       "expected at most 2^42 parameters; found %lld layers of width %lld and %lld; do: use the "
+                       "config.json that came with the weights",
                        (long long)c->L, (long long)c->C, (long long)c->F);
     return true;
 }
@@ -226,23 +267,33 @@ bool config_load(Config *c, const char *dir, Err *e) {
 
 void config_print(const Config *c, Text *out) {
     const VisionConfig *v = &c->vision;
-    text_addf(out, "{\"model_type\":\"qwen2_5_vl\",\"vocab_size\":%lld,\"hidden_size\":%lld,\"intermediate_size\":%lld,\"num_hidden_layers\":%lld,"
-                   "\"num_attention_heads\":%lld,\"num_key_value_heads\":%lld,\"max_position_embeddings\":%lld,\"rms_norm_eps\":",
-              (long long)c->V, (long long)c->C, (long long)c->F, (long long)c->L, (long long)c->heads, (long long)c->kv_heads, (long long)c->context);
+    text_addf(
+        out,
+        "{\"model_type\":\"qwen2_5_vl\",\"vocab_size\":%lld,\"hidden_size\":%lld,\"intermediate_size\":%lld,\"num_"
+        "hidden_layers\":%lld,"
+        "\"num_attention_heads\":%lld,\"num_key_value_heads\":%lld,\"max_position_embeddings\":%lld,\"rms_norm_eps\":",
+        (long long)c->V, (long long)c->C, (long long)c->F, (long long)c->L, (long long)c->heads, (long long)c->kv_heads,
+        (long long)c->context);
     text_add_json_number(out, c->eps);
     text_addf(out, ",\"rope_theta\":");
     text_add_json_number(out, c->theta);
-    text_addf(out, ",\"mrope_section\":[%lld,%lld,%lld],\"tie_word_embeddings\":%s,\"image_token_id\":%d,\"video_token_id\":%d,"
-                   "\"vision_start_token_id\":%d,\"vision_end_token_id\":%d,\"vision_config\":{\"depth\":%lld,\"hidden_size\":%lld,"
-                   "\"intermediate_size\":%lld,\"num_heads\":%lld,\"patch_size\":%lld,\"spatial_merge_size\":%lld,\"temporal_patch_size\":%lld,"
-                   "\"window_size\":%lld,\"out_hidden_size\":%lld,\"tokens_per_second\":%lld,\"fullatt_block_indexes\":[",
-              (long long)c->mrope[0], (long long)c->mrope[1], (long long)c->mrope[2], c->tied ? "true" : "false", c->image_id, c->video_id,
-              c->vision_start_id, c->vision_end_id, (long long)v->depth, (long long)v->C, (long long)v->F, (long long)v->heads, (long long)v->patch,
-              (long long)v->merge, (long long)v->temporal, (long long)v->window, (long long)v->out, (long long)c->tokens_per_second);
+    text_addf(
+        out,
+        ",\"mrope_section\":[%lld,%lld,%lld],\"tie_word_embeddings\":%s,\"image_token_id\":%d,\"video_token_id\":%d,"
+        "\"vision_start_token_id\":%d,\"vision_end_token_id\":%d,\"vision_config\":{\"depth\":%lld,\"hidden_size\":%"
+        "lld,"
+        "\"intermediate_size\":%lld,\"num_heads\":%lld,\"patch_size\":%lld,\"spatial_merge_size\":%lld,\"temporal_"
+        "patch_size\":%lld,"
+        "\"window_size\":%lld,\"out_hidden_size\":%lld,\"tokens_per_second\":%lld,\"fullatt_block_indexes\":[",
+        (long long)c->mrope[0], (long long)c->mrope[1], (long long)c->mrope[2], c->tied ? "true" : "false", c->image_id,
+        c->video_id, c->vision_start_id, c->vision_end_id, (long long)v->depth, (long long)v->C, (long long)v->F,
+        (long long)v->heads, (long long)v->patch, (long long)v->merge, (long long)v->temporal, (long long)v->window,
+        (long long)v->out, (long long)c->tokens_per_second);
     bool comma = false;
     for (int64_t j = 0; j < v->depth; j++)
         if (v->full[j]) text_addf(out, "%s%lld", comma ? "," : "", (long long)j), comma = true;
-    text_addf(out, "]},\"min_pixels\":%lld,\"max_pixels\":%lld,\"rescale_factor\":", (long long)v->min_pixels, (long long)v->max_pixels);
+    text_addf(out, "]},\"min_pixels\":%lld,\"max_pixels\":%lld,\"rescale_factor\":", (long long)v->min_pixels,
+              (long long)v->max_pixels);
     text_add_json_number(out, v->rescale);
     text_addf(out, "}");
 }
@@ -275,7 +326,8 @@ static void parameter_table(Model *m) {
     m->layers = alloc_or_die((size_t)c->L, sizeof *m->layers, "decoder layers");
     m->params = alloc_or_die((size_t)(12 * (v->depth + c->L) + 9), sizeof *m->params, "parameter table");
 
-    param_add(m, &t->patch_embed.w, 5, (int64_t[]){v->C, v->channels, v->temporal, v->patch, v->patch}, "visual.patch_embed.proj.weight");
+    param_add(m, &t->patch_embed.w, 5, (int64_t[]){v->C, v->channels, v->temporal, v->patch, v->patch},
+              "visual.patch_embed.proj.weight");
     for (int j = 0; j < (int)v->depth; j++) {
         Block *b = &t->blocks[j];
         b->n_qkv = 1;
@@ -336,18 +388,22 @@ typedef struct Named {
     char name[520];
     Tensor *t;
 } Named;
-static int compare_named(const void *a, const void *b) { return strcmp(((const Named *)a)->name, ((const Named *)b)->name); }
+static int compare_named(const void *a, const void *b) {
+    return strcmp(((const Named *)a)->name, ((const Named *)b)->name);
+}
 static int compare_name(const void *key, const void *b) { return strcmp(key, ((const Named *)b)->name); }
 
 // The file's tensors under their original names. Both layouts may be read, but no name may come twice.
 static Named *tensors_by_name(const TensorFile *f, Err *e) {
     Named *list = alloc_or_die((size_t)f->count + 1, sizeof *list, "tensor names");
-    for (int64_t i = 0; i < f->count; i++) canonical_name(list[i].name, sizeof list[i].name, f->tensors[i].name), list[i].t = &f->tensors[i];
+    for (int64_t i = 0; i < f->count; i++)
+        canonical_name(list[i].name, sizeof list[i].name, f->tensors[i].name), list[i].t = &f->tensors[i];
     qsort(list, (size_t)f->count, sizeof *list, compare_named);
     for (int64_t i = 1; i < f->count; i++)
         if (!strcmp(list[i - 1].name, list[i].name)) {
             err_set(e, "E-ST-10", AT(.file = tensors_path(f, list[i].t), .tensor = list[i].t->name),
-                    "expected each parameter once; found it also as %s; do: use one naming layout", quoted(list[i - 1].t->name, strlen(list[i - 1].t->name)));
+                    "expected each parameter once; found it also as %s; do: use one naming layout",
+                    quoted(list[i - 1].t->name, strlen(list[i - 1].t->name)));
             free(list);
             return NULL;
         }
@@ -356,7 +412,8 @@ static Named *tensors_by_name(const TensorFile *f, Err *e) {
 
 static const char *shape_text(int dims, const int64_t *shape, char *buffer, size_t size) {
     size_t n = (size_t)snprintf(buffer, size, "[");
-    for (int i = 0; i < dims && n < size; i++) n += (size_t)snprintf(buffer + n, size - n, "%s%lld", i ? "," : "", (long long)shape[i]);
+    for (int i = 0; i < dims && n < size; i++)
+        n += (size_t)snprintf(buffer + n, size - n, "%s%lld", i ? "," : "", (long long)shape[i]);
     if (n < size) snprintf(buffer + n, size - n, "]");
     return buffer;
 }
@@ -382,19 +439,24 @@ static bool match_tensors(Model *m, Tensor **found, Err *e) {
         bool fits = t->dims == p->dims;
         for (int k = 0; fits && k < p->dims; k++) fits = t->shape[k] == p->shape[k];
         if (!fits)
-            ok = err_set(e, "E-ST-10", AT(.file = tensors_path(&m->files, t), .tensor = t->name),
-                         "expected shape %s from config.json; found %s; do: use the config.json that came with the weights",
-                         shape_text(p->dims, p->shape, want, sizeof want), shape_text(t->dims, t->shape, got, sizeof got));
+            ok = err_set(
+                e, "E-ST-10", AT(.file = tensors_path(&m->files, t), .tensor = t->name),
+                "expected shape %s from config.json; found %s; do: use the config.json that came with the weights",
+                shape_text(p->dims, p->shape, want, sizeof want), shape_text(t->dims, t->shape, got, sizeof got));
         else if (t->type != FT_F32 && t->type != FT_BF16 && t->type != FT_F16)
             ok = err_set(e, "E-ST-06", AT(.file = tensors_path(&m->files, t), .tensor = t->name),
-                         "expected dtype BF16, F16 or F32; found \"%s\"; do: convert the checkpoint to bfloat16", file_type_name(t->type));
+                         "expected dtype BF16, F16 or F32; found \"%s\"; do: convert the checkpoint to bfloat16",
+                         file_type_name(t->type));
     }
     if (ok && missing)
-        ok = err_set(e, "E-ST-10", AT(.file = m->files.path), "expected all %lld parameters of config.json; found %lld missing: %s%s; do: fetch all files of the checkpoint",
+        ok = err_set(e, "E-ST-10", AT(.file = m->files.path),
+                     "expected all %lld parameters of config.json; found %lld missing: %s%s; do: fetch all files of "
+                     "the checkpoint",
                      (long long)m->n_params, (long long)missing, names.p, missing > LIMIT_LISTED ? ", ..." : "");
     for (int64_t i = 0; ok && i < m->files.count; i++)
         if (!m->files.tensors[i].used)
-            warn("E-ST-10", AT(.file = tensors_path(&m->files, &m->files.tensors[i]), .tensor = m->files.tensors[i].name),
+            warn("E-ST-10",
+                 AT(.file = tensors_path(&m->files, &m->files.tensors[i]), .tensor = m->files.tensors[i].name),
                  "expected only parameters of the model; found one it does not have; do: nothing, it is ignored");
     text_free(&names), free(list);
     return ok;
@@ -417,12 +479,14 @@ static bool check_finite(const Model *m, Tensor **found, Err *e) {
     for (int64_t i = 0; i < m->n_params; i++) {
         if (!s.bad[i]) continue;
         if (first < 0) first = i;
-        if (tensors++ < LIMIT_LISTED) text_addf(&names, "%s%lld in %s", tensors > 1 ? ", " : "", (long long)s.bad[i], m->params[i].name);
+        if (tensors++ < LIMIT_LISTED)
+            text_addf(&names, "%s%lld in %s", tensors > 1 ? ", " : "", (long long)s.bad[i], m->params[i].name);
     }
     free(s.bad);
     if (first >= 0)
         err_set(e, "E-NU-01", AT(.file = tensors_path(&m->files, found[first]), .tensor = found[first]->name),
-                "expected finite weights; found NaN or infinity in %lld tensors (%s); do: download the checkpoint again, or pass --allow-nonfinite",
+                "expected finite weights; found NaN or infinity in %lld tensors (%s); do: download the checkpoint "
+                "again, or pass --allow-nonfinite",
                 (long long)tensors, names.p);
     text_free(&names);
     return first < 0;
@@ -456,9 +520,12 @@ static void fill_weights(Model *m, Tensor **found, LoadOptions options) {
         int64_t rows = CHUNK / p->cols > 0 ? CHUNK / p->cols : 1, n = p->rows * p->cols;
         for (int64_t first = 0; first < n;) { // whole rows when a row fits the buffer, else pieces of a row
             int64_t row = first / p->cols, col = first % p->cols;
-            int64_t count = p->cols <= CHUNK ? (row + rows > p->rows ? p->rows - row : rows) * p->cols : p->cols - col < CHUNK ? p->cols - col : CHUNK;
+            int64_t count = p->cols <= CHUNK        ? (row + rows > p->rows ? p->rows - row : rows) * p->cols
+                            : p->cols - col < CHUNK ? p->cols - col
+                                                    : CHUNK;
             tensor_to_f32(found[i], first, count, buffer);
-            Mat part = p->cols <= CHUNK ? mat_rows(p->w->v, row, count / p->cols) : mat_cols(mat_rows(p->w->v, row, 1), col, count);
+            Mat part = p->cols <= CHUNK ? mat_rows(p->w->v, row, count / p->cols)
+                                        : mat_cols(mat_rows(p->w->v, row, 1), col, count);
             if (part.type == BF16)
                 for (int64_t k = 0; k < count; k++) ((uint16_t *)(void *)buffer)[k] = f32_to_bf16(buffer[k]);
             m->d->upload(part, mat(buffer, part.rows, part.cols, part.type));
@@ -481,13 +548,15 @@ bool model_load(Model *m, const char *dir, const Ops *d, LoadOptions options, Er
     m->d = d;
     Tensor **found = alloc_or_die((size_t)m->n_params, sizeof(Tensor *), "tensor table");
     Tensor *head, *embed;
-    bool ok = tensors_open_folder(&m->files, dir, e) && match_tensors(m, found, e) && (options.allow_nonfinite || check_finite(m, found, e));
+    bool ok = tensors_open_folder(&m->files, dir, e) && match_tensors(m, found, e) &&
+              (options.allow_nonfinite || check_finite(m, found, e));
     if (ok && m->c.tied && (head = found[m->n_params - 1])) { // a stored head beside tied embeddings must say the same
         embed = tensors_find(&m->files, "model.embed_tokens.weight");
         if (!embed) embed = tensors_find(&m->files, "model.language_model.embed_tokens.weight");
         if (!embed || embed->bytes != head->bytes || memcmp(embed->data, head->data, head->bytes))
             ok = err_set(e, "E-ST-10", AT(.file = tensors_path(&m->files, head), .tensor = head->name),
-                         "expected the embedding's values, since tie_word_embeddings is true; found others; do: set tie_word_embeddings to false, or drop the tensor");
+                         "expected the embedding's values, since tie_word_embeddings is true; found others; do: set "
+                         "tie_word_embeddings to false, or drop the tensor");
     }
     if (ok) {
         Arena count = {.role = "weights"};
@@ -498,7 +567,8 @@ bool model_load(Model *m, const char *dir, const Ops *d, LoadOptions options, Er
         place_weights(m, found, options, &m->weights);
         fill_weights(m, found, options);
         if (m->c.tied) m->head.w = m->embed;
-        for (int64_t i = 0; i < m->n_params; i++) m->mapped |= found[i] && stays_mapped(m, &m->params[i], found[i], options);
+        for (int64_t i = 0; i < m->n_params; i++)
+            m->mapped |= found[i] && stays_mapped(m, &m->params[i], found[i], options);
         if (!m->mapped) tensors_close(&m->files);
     }
     free(found);
@@ -515,8 +585,8 @@ void model_free(Model *m) {
 
 // ---------------------------------------------------------------------------------------------------------- positions
 
-// transformers get_rope_index: text counts up by one on all three axes; a picture of h x w units takes (start, start + y,
-// start + x) in raster order, and text goes on at 1 + the largest position of the picture.
+// transformers get_rope_index: text counts up by one on all three axes; a picture of h x w units takes (start, start +
+// y, start + x) in raster order, and text goes on at 1 + the largest position of the picture.
 bool mrope_positions(const Config *c, const int32_t *ids, int64_t n, const Grid *grids, int n_grids, int32_t *pos,
                      int64_t *next, Err *e) {
     int32_t *axis[3] = {pos, pos + n, pos + 2 * n};
@@ -524,7 +594,10 @@ bool mrope_positions(const Config *c, const int32_t *ids, int64_t n, const Grid 
     int picture = 0;
     for (int64_t i = 0; i < n;) {
         if (ids[i] == c->video_id && c->video_id >= 0)
-            return err_set(e, "E-DS-10", AT(.file = "prompt"), "expected text and pictures; found a video token at position %lld; do: give frames as pictures", (long long)i);
+            return err_set(
+                e, "E-DS-10", AT(.file = "prompt"),
+                "expected text and pictures; found a video token at position %lld; do: give frames as pictures",
+                (long long)i);
         if (ids[i] != c->image_id || c->image_id < 0) {
             for (int k = 0; k < 3; k++) axis[k][i] = (int32_t)at;
             i++, at++;
@@ -533,12 +606,17 @@ bool mrope_positions(const Config *c, const int32_t *ids, int64_t n, const Grid 
         int64_t run = 0;
         while (i + run < n && ids[i + run] == c->image_id) run++;
         if (picture == n_grids)
-            return err_set(e, "E-DS-10", AT(.file = "prompt"), "expected %d pictures; found more image tokens at position %lld; do: give one picture for each place", n_grids, (long long)i);
+            return err_set(
+                e, "E-DS-10", AT(.file = "prompt"),
+                "expected %d pictures; found more image tokens at position %lld; do: give one picture for each place",
+                n_grids, (long long)i);
         Grid g = grids[picture++];
         int64_t h = g.h / m, w = g.w / m, units = g.t * h * w;
         if (run < units)
-            return err_set(e, "E-DS-10", AT(.file = "prompt"), "expected %lld image tokens for picture %d; found %lld; do: give one image token for each merged patch",
-                           (long long)units, picture, (long long)run);
+            return err_set(
+                e, "E-DS-10", AT(.file = "prompt"),
+                "expected %lld image tokens for picture %d; found %lld; do: give one image token for each merged patch",
+                (long long)units, picture, (long long)run);
         for (int64_t u = 0; u < units; u++, i++) {
             axis[0][i] = (int32_t)at; // a still picture has one moment: t does not advance
             axis[1][i] = (int32_t)(at + u / w % h);
@@ -547,7 +625,9 @@ bool mrope_positions(const Config *c, const int32_t *ids, int64_t n, const Grid 
         at += h > w ? h : w;
     }
     if (picture < n_grids)
-        return err_set(e, "E-DS-10", AT(.file = "prompt"), "expected a place for each of %d pictures; found %d; do: write <image> where each belongs", n_grids, picture);
+        return err_set(e, "E-DS-10", AT(.file = "prompt"),
+                       "expected a place for each of %d pictures; found %d; do: write <image> where each belongs",
+                       n_grids, picture);
     *next = at;
     return true;
 }
@@ -570,11 +650,11 @@ void mrope_table(const Config *c, const int32_t *pos, int64_t n, float *table) {
 // -------------------------------------------------------------------------------------------------------- forward pass
 
 typedef struct TextScratch {
-    Mat x;                 // [N, C] the residual stream
-    Mat angles;            // F32 [N, dim]
-    Mat index, where;      // I32 [N, 1] token ids (-1 at pictures); I32 [n_pictures, 1] their rows
-    Mat spans;             // I32 [n_spans, 5]
-    Mat slots;             // I32 [N, 1]
+    Mat x;                  // [N, C] the residual stream
+    Mat angles;             // F32 [N, dim]
+    Mat index, where;       // I32 [N, 1] token ids (-1 at pictures); I32 [n_pictures, 1] their rows
+    Mat spans;              // I32 [n_spans, 5]
+    Mat slots;              // I32 [N, 1]
     Mat head_index, head_x; // I32 [n_head, 1]; [n_head, C]
     BlockScratch block;
 } TextScratch;
@@ -596,13 +676,15 @@ bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_
     const Ops *d = m->d;
     BlockShape shape = {c->C, c->heads, c->kv_heads, c->dim, c->F, c->eps};
     int64_t n_images = 0;
-    CHECK(!in->head_rows || in->n_head <= in->N, "text_forward: %lld head rows of %lld", (long long)in->n_head, (long long)in->N);
+    CHECK(!in->head_rows || in->n_head <= in->N, "text_forward: %lld head rows of %lld", (long long)in->n_head,
+          (long long)in->N);
     for (int64_t i = 0; i < in->N; i++) {
-        CHECK(in->ids[i] >= 0 && in->ids[i] < c->V, "text_forward: id %d of a vocabulary of %lld", in->ids[i], (long long)c->V);
+        CHECK(in->ids[i] >= 0 && in->ids[i] < c->V, "text_forward: id %d of a vocabulary of %lld", in->ids[i],
+              (long long)c->V);
         n_images += in->image_rows.p && in->ids[i] == c->image_id;
     }
-    CHECK(!in->image_rows.p || n_images == in->image_rows.rows, "text_forward: %lld image tokens, %lld image rows", (long long)n_images,
-          (long long)in->image_rows.rows);
+    CHECK(!in->image_rows.p || n_images == in->image_rows.rows, "text_forward: %lld image tokens, %lld image rows",
+          (long long)n_images, (long long)in->image_rows.rows);
 
     TextScratch s;
     Arena count = {.role = "activations"};
@@ -620,7 +702,8 @@ bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_
     mrope_table(c, in->pos, in->N, table);
     Spans spans = {s.spans, in->spans, in->n_spans, 0};
     for (int64_t i = 0; i < in->n_spans; i++)
-        if (in->spans[i].last - in->spans[i].first > spans.longest) spans.longest = in->spans[i].last - in->spans[i].first;
+        if (in->spans[i].last - in->spans[i].first > spans.longest)
+            spans.longest = in->spans[i].last - in->spans[i].first;
     d->upload(s.index, mat(index, in->N, 1, I32));
     d->upload(s.where, mat(where, n_images, 1, I32));
     d->upload(s.angles, mat(table, in->N, c->dim, F32));
@@ -640,7 +723,8 @@ bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_
         trace_where(name);
         BlockCache cache = {0};
         if (in->cache) cache = (BlockCache){in->cache->k[i], in->cache->v[i], s.slots, in->decode};
-        block_forward(d, &m->layers[i], shape, s.block, s.x, s.angles, spans, in->cache ? &cache : NULL, tap, tap_ctx, attention, mlp);
+        block_forward(d, &m->layers[i], shape, s.block, s.x, s.angles, spans, in->cache ? &cache : NULL, tap, tap_ctx,
+                      attention, mlp);
         if (tap) tap(tap_ctx, name, d, s.x);
     }
     trace_where("text.head");

@@ -1,7 +1,7 @@
 // ops.c - every op in turn: its contract as a formula, then its reference in plain C; then the checked entry points.
 //
-// What it is:  the definition of the answer. Storage is fp32 (or bf16 where a view says so), sums are double, nothing is
-//              clever: a reader compares a kernel with the twenty lines here. Device "ref" runs exactly this.
+// What it is:  the definition of the answer. Storage is fp32 (or bf16 where a view says so), sums are double, nothing
+//              is clever: a reader compares a kernel with the twenty lines here. Device "ref" runs exactly this.
 // What it is not: fast (cpu.c, kernels.cu are).
 // Read before: ops.h.  Read next: block.c, which calls these; cpu.c and kernels.cu hold the same ops in the same order.
 #include "ops.h"
@@ -47,7 +47,8 @@ static double dot(Mat a, int64_t i, int64_t ca, Mat b, int64_t j, int64_t cb, in
 }
 
 // ------------------------------------------------------------------------------------------------------------ memory
-// alloc/release: 64-byte aligned blocks. upload, download, copy: y[i,j] = x[i,j] for equal shapes and types, any strides.
+// alloc/release: 64-byte aligned blocks. upload, download, copy: y[i,j] = x[i,j] for equal shapes and types, any
+// strides.
 
 static void *ref_alloc(size_t bytes) {
     void *p = NULL;
@@ -141,7 +142,8 @@ static void attend(Mat o, Mat lse, Mat q, int64_t row, Mat k, Mat v, Span span, 
                    int64_t kv_heads, int64_t dim, double scale) {
     int64_t prefix = span.prefix_last - span.prefix_first, keys = prefix + own_last - span.first;
     for (int64_t h = 0; h < heads; h++) {
-        int64_t kv = h / (heads / kv_heads) * dim; // grouped-query attention: heads/kv_heads query heads share a key head
+        int64_t kv =
+            h / (heads / kv_heads) * dim; // grouped-query attention: heads/kv_heads query heads share a key head
         double largest = -INFINITY, sum = 0, acc[MAX_HEAD_DIM] = {0};
         for (int pass = 0; pass < 2; pass++)
             for (int64_t t = 0; t < keys; t++) {
@@ -160,9 +162,9 @@ static void attend(Mat o, Mat lse, Mat q, int64_t row, Mat k, Mat v, Span span, 
     }
 }
 
-// attention_forward: o [N, heads*dim] from q [N, heads*dim], k and v [rows, kv_heads*dim], for the spans of ops.h: query
-// row first+i of a span sees its prefix rows and its own rows, causally or all. lse F32 [N, heads] (natural log) or
-// absent. Query head h uses key head h / (heads/kv_heads).
+// attention_forward: o [N, heads*dim] from q [N, heads*dim], k and v [rows, kv_heads*dim], for the spans of ops.h:
+// query row first+i of a span sees its prefix rows and its own rows, causally or all. lse F32 [N, heads] (natural log)
+// or absent. Query head h uses key head h / (heads/kv_heads).
 static void ref_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
                                   int64_t dim, float scale) {
     for (int64_t n = 0; n < spans.n; n++) {
@@ -202,8 +204,8 @@ static void ref_gelu_forward(Mat y, Mat x) {
 
 // -------------------------------------------------------------------------------------------------------------- rows
 
-// gather_rows: y[i,:] = table[index[i],:], or zeros where index[i] < 0. index I32 [N,1]. y and table may differ in type.
-// The embedding, the window order, its inverse, and the choice of rows for the head.
+// gather_rows: y[i,:] = table[index[i],:], or zeros where index[i] < 0. index I32 [N,1]. y and table may differ in
+// type. The embedding, the window order, its inverse, and the choice of rows for the head.
 static void ref_gather_rows(Mat y, Mat table, Mat index) {
     for (int64_t i = 0; i < y.rows; i++) {
         int32_t r = get_index(index, i);
@@ -224,7 +226,8 @@ static void ref_scatter_add_rows(Mat y, Mat x, Mat index) {
 // -------------------------------------------------------------------------------------------------------------- head
 
 // logprob: with z = logits[i,:] * inv_temperature and t = targets[i]:
-//   lse = log sum_v exp z_v;   lp = z_t - lse (0 where t < 0);   entropy = lse - sum_v exp(z_v - lse) z_v, in [0, ln V].
+//   lse = log sum_v exp z_v;   lp = z_t - lse (0 where t < 0);   entropy = lse - sum_v exp(z_v - lse) z_v, in [0, ln
+//   V].
 // logits [N,V] F32; targets I32 [N,1]; lp, lse, entropy F32 [N,1], the last two may be absent.
 static void ref_logprob_forward(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature) {
     for (int64_t i = 0; i < logits.rows; i++) {
@@ -277,13 +280,14 @@ static void scores_compute(Scores *s, Mat logits, int64_t row, const uint32_t *s
     double *z = s->z, best = -INFINITY, total = 0, before = 0;
     for (int64_t v = 0; v < V; v++) {
         z[v] = get(logits, row, v);
-        if (seen && seen[v / 32] >> (v % 32) & 1) z[v] = z[v] < 0 ? z[v] * p.repetition_penalty : z[v] / p.repetition_penalty;
+        if (seen && seen[v / 32] >> (v % 32) & 1)
+            z[v] = z[v] < 0 ? z[v] * p.repetition_penalty : z[v] / p.repetition_penalty;
         if (p.do_sample) z[v] /= p.temperature;
         best = fmax(best, z[v]);
         s->order[v] = (int32_t)v;
     }
     s->n = V;
-    bool cut_k = p.top_k > 0 && p.top_k < V, cut_p = p.top_p < 1, cut_min = p.min_p > 0;
+    bool cut_k = p.top_k > 0 && p.top_k < V, cut_p = p.top_p<1, cut_min = p.min_p> 0;
     if (!p.do_sample || !(cut_k || cut_p || cut_min)) return;
 
     int64_t left = V, kept = 0, k = p.top_k > min_keep ? p.top_k : min_keep;
@@ -295,7 +299,8 @@ static void scores_compute(Scores *s, Mat logits, int64_t row, const uint32_t *s
     while (left > 0) {
         int32_t id = s->heap[0];
         if (cut_k && kept >= k && z[id] < z[s->order[kept - 1]]) break;
-        if (!cut_k && kept >= min_keep && ((cut_p && before >= p.top_p * total) || (cut_min && exp(z[id] - best) < p.min_p)))
+        if (!cut_k && kept >= min_keep &&
+            ((cut_p && before >= p.top_p * total) || (cut_min && exp(z[id] - best) < p.min_p)))
             break;
         before += exp(z[id] - best);
         s->order[kept++] = id;
@@ -314,11 +319,11 @@ static void scores_compute(Scores *s, Mat logits, int64_t row, const uint32_t *s
     s->n = kept;
 }
 
-// sample: tokens[i] I32 [N,1] from logits[i,:] F32 [N,V]. Without do_sample the largest score, lowest id on ties. Else one
-// draw from the softmax of the kept scores, by the Gumbel-max rule: the id with the largest z - log(-log u), u uniform in
-// (0,1) from (seed, stream[i], step[i], id) (Gumbel 1954; Maddison et al. 2014). The largest of a set needs no order, so
-// every device and thread count draws the same id. seen I32 [N, ceil(V/32)] holds one bit per id that the penalty counts;
-// the drawn id's bit is set. It may be absent when the penalty is 1. streams, steps I32 [N,1].
+// sample: tokens[i] I32 [N,1] from logits[i,:] F32 [N,V]. Without do_sample the largest score, lowest id on ties. Else
+// one draw from the softmax of the kept scores, by the Gumbel-max rule: the id with the largest z - log(-log u), u
+// uniform in (0,1) from (seed, stream[i], step[i], id) (Gumbel 1954; Maddison et al. 2014). The largest of a set needs
+// no order, so every device and thread count draws the same id. seen I32 [N, ceil(V/32)] holds one bit per id that the
+// penalty counts; the drawn id's bit is set. It may be absent when the penalty is 1. streams, steps I32 [N,1].
 static void ref_sample(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams p) {
     static _Thread_local Scores s; // one row of scratch per thread, kept
     for (int64_t i = 0; i < logits.rows; i++) {
@@ -366,16 +371,30 @@ static void ref_cast(Mat y, Mat x) {
 
 const Ops *ops_ref(void) {
     static const Ops ref = {
-        .name = "ref", .act_type = F32, .weight_grad_type = F32,
-        .alloc = ref_alloc, .release = ref_release, .upload = ref_copy, .download = ref_copy, .zero = ref_zero,
-        .copy = ref_copy, .sync = ref_sync,
-        .matmul = ref_matmul, .add_bias = ref_add_bias, .add = ref_add,
-        .rmsnorm_forward = ref_rmsnorm_forward, .add_rmsnorm_forward = ref_add_rmsnorm_forward,
+        .name = "ref",
+        .act_type = F32,
+        .weight_grad_type = F32,
+        .alloc = ref_alloc,
+        .release = ref_release,
+        .upload = ref_copy,
+        .download = ref_copy,
+        .zero = ref_zero,
+        .copy = ref_copy,
+        .sync = ref_sync,
+        .matmul = ref_matmul,
+        .add_bias = ref_add_bias,
+        .add = ref_add,
+        .rmsnorm_forward = ref_rmsnorm_forward,
+        .add_rmsnorm_forward = ref_add_rmsnorm_forward,
         .rope = ref_rope,
-        .attention_forward = ref_attention_forward, .attention_decode = ref_attention_decode,
-        .swiglu_forward = ref_swiglu_forward, .gelu_forward = ref_gelu_forward,
-        .gather_rows = ref_gather_rows, .scatter_add_rows = ref_scatter_add_rows,
-        .logprob_forward = ref_logprob_forward, .sample = ref_sample,
+        .attention_forward = ref_attention_forward,
+        .attention_decode = ref_attention_decode,
+        .swiglu_forward = ref_swiglu_forward,
+        .gelu_forward = ref_gelu_forward,
+        .gather_rows = ref_gather_rows,
+        .scatter_add_rows = ref_scatter_add_rows,
+        .logprob_forward = ref_logprob_forward,
+        .sample = ref_sample,
         .cast = ref_cast,
     };
     return &ref;
@@ -419,11 +438,16 @@ bool arena_reserve(Arena *a, const Ops *d, size_t bytes, Err *e) {
     arena_release(a, d);
     bool host = d->alloc == ref_alloc;
     if (host && (int64_t)bytes > memory_limit() - host_bytes)
-        return err_set(e, "E-ME-01", AT(.file = a->role), "expected at most %lld bytes more (--max-memory %lld); found a need for %zu; do: use fewer or smaller pictures or fewer tokens, or raise --max-memory",
+        return err_set(e, "E-ME-01", AT(.file = a->role),
+                       "expected at most %lld bytes more (--max-memory %lld); found a need for %zu; do: use fewer or "
+                       "smaller pictures or fewer tokens, or raise --max-memory",
                        (long long)(memory_limit() - host_bytes), (long long)memory_limit(), bytes);
     a->base = d->alloc(bytes ? bytes : 64);
     if (!a->base)
-        return err_set(e, "E-ME-01", AT(.file = a->role), "expected %zu bytes on device %s; found no memory left; do: use fewer or smaller pictures, or fewer tokens", bytes, d->name);
+        return err_set(
+            e, "E-ME-01", AT(.file = a->role),
+            "expected %zu bytes on device %s; found no memory left; do: use fewer or smaller pictures, or fewer tokens",
+            bytes, d->name);
     a->size = bytes;
     if (host) host_bytes += (int64_t)bytes;
     return true;
@@ -444,7 +468,8 @@ static const char *shape(Mat m) {
     static _Thread_local char buffers[8][64];
     static _Thread_local int turn;
     char *b = buffers[turn++ % 8];
-    snprintf(b, sizeof buffers[0], "%s[%lld,%lld] %s", m.p ? "" : "absent ", (long long)m.rows, (long long)m.cols, type_name(m.type));
+    snprintf(b, sizeof buffers[0], "%s[%lld,%lld] %s", m.p ? "" : "absent ", (long long)m.rows, (long long)m.cols,
+             type_name(m.type));
     return b;
 }
 static bool same(Mat a, Mat b) { return a.rows == b.rows && a.cols == b.cols; }
@@ -457,7 +482,10 @@ void matmul(const Ops *d, Mat y, Mat x, Mat w, Layout layout, float alpha, float
                 : layout == NN ? y.rows == x.rows && y.cols == w.cols && x.cols == w.rows
                                : y.rows == x.cols && y.cols == w.cols && x.rows == w.rows;
     CHECK(fits && is_real(y) && is_real(x) && is_real(w), "matmul %s: y %s, x %s, w %s",
-          layout == NT ? "NT" : layout == NN ? "NN" : "TN", shape(y), shape(x), shape(w));
+          layout == NT   ? "NT"
+          : layout == NN ? "NN"
+                         : "TN",
+          shape(y), shape(x), shape(w));
     if (!y.rows || !y.cols) return;
     d->matmul(y, x, w, layout, alpha, beta);
     done(d, "matmul", y);
@@ -471,14 +499,16 @@ void add_bias(const Ops *d, Mat y, Mat b) {
 }
 
 void add(const Ops *d, Mat y, Mat a, Mat b) {
-    CHECK(same(y, a) && same(y, b) && is_real(y) && is_real(a) && is_real(b), "add: y %s, a %s, b %s", shape(y), shape(a), shape(b));
+    CHECK(same(y, a) && same(y, b) && is_real(y) && is_real(a) && is_real(b), "add: y %s, a %s, b %s", shape(y),
+          shape(a), shape(b));
     if (!y.rows || !y.cols) return;
     d->add(y, a, b);
     done(d, "add", y);
 }
 
 void rmsnorm_forward(const Ops *d, Mat y, Mat rstd, Mat x, Mat w, float eps) {
-    CHECK(same(y, x) && w.rows == 1 && w.cols == x.cols && x.cols > 0 && is_column(rstd, x.rows) && is_real(y) && is_real(x) && is_real(w),
+    CHECK(same(y, x) && w.rows == 1 && w.cols == x.cols && x.cols > 0 && is_column(rstd, x.rows) && is_real(y) &&
+              is_real(x) && is_real(w),
           "rmsnorm_forward: y %s, rstd %s, x %s, w %s", shape(y), shape(rstd), shape(x), shape(w));
     if (!y.rows) return;
     d->rmsnorm_forward(y, rstd, x, w, eps);
@@ -486,17 +516,18 @@ void rmsnorm_forward(const Ops *d, Mat y, Mat rstd, Mat x, Mat w, float eps) {
 }
 
 void add_rmsnorm_forward(const Ops *d, Mat y, Mat rstd, Mat sum, Mat x, Mat r, Mat w, float eps) {
-    CHECK(same(y, x) && same(sum, x) && same(r, x) && w.rows == 1 && w.cols == x.cols && x.cols > 0 && is_column(rstd, x.rows) &&
-              is_real(y) && is_real(sum) && is_real(x) && is_real(r) && is_real(w),
-          "add_rmsnorm_forward: y %s, rstd %s, sum %s, x %s, r %s, w %s", shape(y), shape(rstd), shape(sum), shape(x), shape(r), shape(w));
+    CHECK(same(y, x) && same(sum, x) && same(r, x) && w.rows == 1 && w.cols == x.cols && x.cols > 0 &&
+              is_column(rstd, x.rows) && is_real(y) && is_real(sum) && is_real(x) && is_real(r) && is_real(w),
+          "add_rmsnorm_forward: y %s, rstd %s, sum %s, x %s, r %s, w %s", shape(y), shape(rstd), shape(sum), shape(x),
+          shape(r), shape(w));
     if (!y.rows) return;
     d->add_rmsnorm_forward(y, rstd, sum, x, r, w, eps);
     done(d, "add_rmsnorm_forward", y);
 }
 
 void rope(const Ops *d, Mat x, Mat angles, int64_t heads, int64_t dim, float sign) {
-    CHECK(heads > 0 && dim > 0 && dim % 2 == 0 && x.cols == heads * dim && angles.rows == x.rows && angles.cols == dim &&
-              angles.type == F32 && is_real(x) && (sign == 1 || sign == -1),
+    CHECK(heads > 0 && dim > 0 && dim % 2 == 0 && x.cols == heads * dim && angles.rows == x.rows &&
+              angles.cols == dim && angles.type == F32 && is_real(x) && (sign == 1 || sign == -1),
           "rope: x %s, angles %s, %lld heads of %lld", shape(x), shape(angles), (long long)heads, (long long)dim);
     if (!x.rows) return;
     d->rope(x, angles, heads, dim, sign);
@@ -505,20 +536,22 @@ void rope(const Ops *d, Mat x, Mat angles, int64_t heads, int64_t dim, float sig
 
 static bool attention_fits(Mat o, Mat q, Mat k, Mat v, int64_t heads, int64_t kv_heads, int64_t dim) {
     return heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && dim > 0 && dim <= MAX_HEAD_DIM && same(o, q) &&
-           q.cols == heads * dim && k.cols == kv_heads * dim && same(k, v) && is_real(o) && is_real(q) && is_real(k) && is_real(v);
+           q.cols == heads * dim && k.cols == kv_heads * dim && same(k, v) && is_real(o) && is_real(q) && is_real(k) &&
+           is_real(v);
 }
 
 void attention_forward(const Ops *d, Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
                        int64_t dim, float scale) {
-    CHECK(attention_fits(o, q, k, v, heads, kv_heads, dim) && (!lse.p || (lse.type == F32 && lse.rows == q.rows && lse.cols == heads)),
-          "attention_forward: o %s, lse %s, q %s, k %s, v %s, %lld/%lld heads of %lld", shape(o), shape(lse), shape(q), shape(k),
-          shape(v), (long long)heads, (long long)kv_heads, (long long)dim);
+    CHECK(attention_fits(o, q, k, v, heads, kv_heads, dim) &&
+              (!lse.p || (lse.type == F32 && lse.rows == q.rows && lse.cols == heads)),
+          "attention_forward: o %s, lse %s, q %s, k %s, v %s, %lld/%lld heads of %lld", shape(o), shape(lse), shape(q),
+          shape(k), shape(v), (long long)heads, (long long)kv_heads, (long long)dim);
     for (int64_t i = 0; i < spans.n; i++) {
         Span s = spans.host[i];
         CHECK(0 <= s.first && s.first <= s.last && s.last <= q.rows && s.last <= k.rows && 0 <= s.prefix_first &&
                   s.prefix_first <= s.prefix_last && s.prefix_last <= k.rows && s.last - s.first <= spans.longest,
-              "attention_forward: span %lld is [%d,%d) with prefix [%d,%d), for q %s and k %s", (long long)i, s.first, s.last,
-              s.prefix_first, s.prefix_last, shape(q), shape(k));
+              "attention_forward: span %lld is [%d,%d) with prefix [%d,%d), for q %s and k %s", (long long)i, s.first,
+              s.last, s.prefix_first, s.prefix_last, shape(q), shape(k));
     }
     if (!q.rows || !spans.n) return;
     d->attention_forward(o, lse, q, k, v, spans, heads, kv_heads, dim, scale);
@@ -528,14 +561,14 @@ void attention_forward(const Ops *d, Mat o, Mat lse, Mat q, Mat k, Mat v, Spans 
 void attention_decode(const Ops *d, Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
                       int64_t dim, float scale) {
     CHECK(attention_fits(o, q, k, v, heads, kv_heads, dim) && spans.n == q.rows,
-          "attention_decode: o %s, q %s, k %s, v %s, %lld/%lld heads of %lld, %lld spans", shape(o), shape(q), shape(k), shape(v),
-          (long long)heads, (long long)kv_heads, (long long)dim, (long long)spans.n);
+          "attention_decode: o %s, q %s, k %s, v %s, %lld/%lld heads of %lld, %lld spans", shape(o), shape(q), shape(k),
+          shape(v), (long long)heads, (long long)kv_heads, (long long)dim, (long long)spans.n);
     for (int64_t i = 0; i < spans.n; i++) {
         Span s = spans.host[i];
-        CHECK(0 <= s.first && s.first <= s.last && s.last <= k.rows && 0 <= s.prefix_first && s.prefix_first <= s.prefix_last &&
-                  s.prefix_last <= k.rows,
-              "attention_decode: span %lld is [%d,%d) with prefix [%d,%d), for k %s", (long long)i, s.first, s.last, s.prefix_first,
-              s.prefix_last, shape(k));
+        CHECK(0 <= s.first && s.first <= s.last && s.last <= k.rows && 0 <= s.prefix_first &&
+                  s.prefix_first <= s.prefix_last && s.prefix_last <= k.rows,
+              "attention_decode: span %lld is [%d,%d) with prefix [%d,%d), for k %s", (long long)i, s.first, s.last,
+              s.prefix_first, s.prefix_last, shape(k));
     }
     if (!q.rows) return;
     d->attention_decode(o, q, k, v, spans, heads, kv_heads, dim, scale);
@@ -543,8 +576,8 @@ void attention_decode(const Ops *d, Mat o, Mat q, Mat k, Mat v, Spans spans, int
 }
 
 void swiglu_forward(const Ops *d, Mat y, Mat gate, Mat up) {
-    CHECK(same(y, gate) && same(y, up) && is_real(y) && is_real(gate) && is_real(up), "swiglu_forward: y %s, gate %s, up %s",
-          shape(y), shape(gate), shape(up));
+    CHECK(same(y, gate) && same(y, up) && is_real(y) && is_real(gate) && is_real(up),
+          "swiglu_forward: y %s, gate %s, up %s", shape(y), shape(gate), shape(up));
     if (!y.rows || !y.cols) return;
     d->swiglu_forward(y, gate, up);
     done(d, "swiglu_forward", y);
@@ -558,24 +591,24 @@ void gelu_forward(const Ops *d, Mat y, Mat x) {
 }
 
 void gather_rows(const Ops *d, Mat y, Mat table, Mat index) {
-    CHECK(y.cols == table.cols && is_index(index, y.rows) && is_real(y) && is_real(table), "gather_rows: y %s, table %s, index %s",
-          shape(y), shape(table), shape(index));
+    CHECK(y.cols == table.cols && is_index(index, y.rows) && is_real(y) && is_real(table),
+          "gather_rows: y %s, table %s, index %s", shape(y), shape(table), shape(index));
     if (!y.rows || !y.cols) return;
     d->gather_rows(y, table, index);
     done(d, "gather_rows", y);
 }
 
 void scatter_add_rows(const Ops *d, Mat y, Mat x, Mat index) {
-    CHECK(y.cols == x.cols && is_index(index, x.rows) && is_real(y) && is_real(x), "scatter_add_rows: y %s, x %s, index %s",
-          shape(y), shape(x), shape(index));
+    CHECK(y.cols == x.cols && is_index(index, x.rows) && is_real(y) && is_real(x),
+          "scatter_add_rows: y %s, x %s, index %s", shape(y), shape(x), shape(index));
     if (!x.rows || !y.cols) return;
     d->scatter_add_rows(y, x, index);
     done(d, "scatter_add_rows", y);
 }
 
 void logprob_forward(const Ops *d, Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature) {
-    CHECK(lp.p && is_column(lp, logits.rows) && is_column(lse, logits.rows) && is_column(entropy, logits.rows) && logits.cols > 0 &&
-              logits.type == F32 && is_index(targets, logits.rows),
+    CHECK(lp.p && is_column(lp, logits.rows) && is_column(lse, logits.rows) && is_column(entropy, logits.rows) &&
+              logits.cols > 0 && logits.type == F32 && is_index(targets, logits.rows),
           "logprob_forward: lp %s, logits %s, targets %s", shape(lp), shape(logits), shape(targets));
     if (!logits.rows) return;
     d->logprob_forward(lp, lse, entropy, logits, targets, inv_temperature);
@@ -585,9 +618,11 @@ void logprob_forward(const Ops *d, Mat lp, Mat lse, Mat entropy, Mat logits, Mat
 void sample(const Ops *d, Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams p) {
     int64_t n = logits.rows;
     CHECK(is_index(tokens, n) && logits.type == F32 && logits.cols > 0 && is_index(streams, n) && is_index(steps, n) &&
-              (seen.p ? seen.type == I32 && seen.rows == n && seen.cols == (logits.cols + 31) / 32 : p.repetition_penalty == 1) &&
+              (seen.p ? seen.type == I32 && seen.rows == n && seen.cols == (logits.cols + 31) / 32
+                      : p.repetition_penalty == 1) &&
               (!p.do_sample || p.temperature > 0),
-          "sample: tokens %s, logits %s, seen %s, temperature %g", shape(tokens), shape(logits), shape(seen), p.temperature);
+          "sample: tokens %s, logits %s, seen %s, temperature %g", shape(tokens), shape(logits), shape(seen),
+          p.temperature);
     if (!n) return;
     d->sample(tokens, logits, seen, streams, steps, p);
     done(d, "sample", tokens);

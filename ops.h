@@ -79,8 +79,8 @@ typedef struct Weight {
 } Weight;
 
 // What a run of query rows may see. Query row `first + i` sees key rows [prefix_first, prefix_last) whole, and of its
-// own rows [first, last): all of them, or with `causal` only [first, first + i]. Every query row is in at most one span;
-// output rows in no span are left untouched. Windows, whole images, causal text, packed sequences and a group of
+// own rows [first, last): all of them, or with `causal` only [first, first + i]. Every query row is in at most one
+// span; output rows in no span are left untouched. Windows, whole images, causal text, packed sequences and a group of
 // completions that share a prompt are all lists of spans.
 typedef struct Span {
     int32_t first, last, prefix_first, prefix_last, causal;
@@ -127,8 +127,8 @@ typedef struct SampleParams {
     uint64_t seed;
 } SampleParams;
 
-// The distribution `sample` draws from, for tests and reports: probs [V] (0 where not kept), kept [V]; seen_ids may repeat;
-// min_keep ids stay in every filter (1 without beams). Returns how many are kept. Implemented in ops.c.
+// The distribution `sample` draws from, for tests and reports: probs [V] (0 where not kept), kept [V]; seen_ids may
+// repeat; min_keep ids stay in every filter (1 without beams). Returns how many are kept. Implemented in ops.c.
 int64_t sample_distribution(const float *logits, int64_t V, const int32_t *seen_ids, int64_t n_seen, SampleParams p,
                             int64_t min_keep, double *probs, uint8_t *kept);
 
@@ -172,21 +172,21 @@ typedef struct Ops {
     void (*cast)(Mat y, Mat x);
 } Ops;
 
-const Ops *ops_ref(void);                 // ops.c
-const Ops *ops_cpu(void);                 // cpu.c: ref with its hot rows replaced
-// The instruction set of "cpu": the widest of avx512, avx2, scalar that runs here, or what SURGR1_ISA or cpu_isa_set says
-// (avx2x16 too: the avx512 kernels in halves, same bits, for tests). Sets of different width differ in the last bits.
-// cpu_isa_set(NULL) goes back to the widest; false when `name` does not run here (nothing changes then).
+const Ops *ops_ref(void); // ops.c
+const Ops *ops_cpu(void); // cpu.c: ref with its hot rows replaced
+// The instruction set of "cpu": the widest of avx512, avx2, scalar that runs here, or what SURGR1_ISA or cpu_isa_set
+// says (avx2x16 too: the avx512 kernels in halves, same bits, for tests). Sets of different width differ in the last
+// bits. cpu_isa_set(NULL) goes back to the widest; false when `name` does not run here (nothing changes then).
 const char *cpu_isa(void);
 bool cpu_isa_set(const char *name);
 const Ops *ops_cuda(Type act_type, Err *e); // kernels.cu; NULL and *e = E-DV-01 when there is no usable device
 
-// Empties the arena and makes sure that it holds `bytes` (growing it drops what it held). E-ME-01 with role and bytes when
-// the device has no more, or when the arenas of a host device would pass the limit below.
+// Empties the arena and makes sure that it holds `bytes` (growing it drops what it held). E-ME-01 with role and bytes
+// when the device has no more, or when the arenas of a host device would pass the limit below.
 bool arena_reserve(Arena *a, const Ops *d, size_t bytes, Err *e);
 void arena_release(Arena *a, const Ops *d);
-// Bytes that all arenas in host memory may take together (--max-memory). Until set: 80 % of what the control group or the
-// machine has, whichever is less.
+// Bytes that all arenas in host memory may take together (--max-memory). Until set: 80 % of what the control group or
+// the machine has, whichever is less.
 void memory_limit_set(int64_t bytes);
 int64_t memory_limit(void);
 

@@ -25,7 +25,7 @@ static int run_trace_diff(char **args, int n) {
     Err e = {0};
     bool same = false;
     (void)n;
-    if (!trace_diff(args[0], args[1], trace.limit, &same, &e)) return report(&e);
+    if (!trace_diff(args[0], args[1], trace.limit, &same, &e)) return err_report(&e);
     return same ? EXIT_OK : EXIT_NO;
 }
 

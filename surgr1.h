@@ -24,8 +24,8 @@ typedef struct FileMap {
     size_t size;
     int64_t mtime_ns, inode;
 } FileMap;
-bool file_map(FileMap *m, const char *path, Err *e);           // E-IO-01, -02, -03
-bool file_map_fd(FileMap *m, int fd, const char *name, Err *e); // the same from an open descriptor, left open
+bool file_map(FileMap *m, const char *path, Err *e);                 // E-IO-01, -02, -03
+bool file_map_fd(FileMap *m, int fd, const char *name, Err *e);      // the same from an open descriptor, left open
 bool file_map_unchanged(const FileMap *m, const char *path, Err *e); // E-IO-05 when size, mtime or inode differ
 void file_unmap(FileMap *m);
 
@@ -33,8 +33,8 @@ void file_unmap(FileMap *m);
 // path is as it was and nothing is left behind (but when only the folder's fsync fails, path is already the new file).
 // E-WR-01 no space, E-WR-02 other write errors, and when path is a folder, a link, a device or a pipe.
 bool file_write_atomic(const char *path, const void *data, size_t size, Err *e);
-// The same in pieces, for files that do not fit in memory: begin, bytes..., then commit. Whichever call fails has already
-// removed the temporary file; abort does it when the caller gives up for a reason of its own.
+// The same in pieces, for files that do not fit in memory: begin, bytes..., then commit. Whichever call fails has
+// already removed the temporary file; abort does it when the caller gives up for a reason of its own.
 typedef struct FileWriter {
     int fd;                     // -1 when nothing is open
     bool fsync_failed;          // private
@@ -58,29 +58,29 @@ int open_beneath(const char *root, const char *relative, const char *code, Where
 void sha256_hex(const void *data, size_t size, char hex[65]);
 
 // ===================================================================================================== io/json.c
-// RFC 8259 JSON, UTF-8 only, iterative, over a length-delimited buffer. Strings are pointer + length (they may hold zero
-// bytes) and also end in a zero byte. A value knows its place for error messages.
+// RFC 8259 JSON, UTF-8 only, iterative, over a length-delimited buffer. Strings are pointer + length (they may hold
+// zero bytes) and also end in a zero byte. A value knows its place for error messages.
 
 typedef enum JsonType { JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
 
 typedef struct Json {
     JsonType type;
-    bool integer;               // number: written with digits and an optional minus only, and fits an int64
-    uint32_t line, col;         // 1-based place of its first byte; the column counts bytes
-    uint32_t count;             // array, object: how many children
-    double number;              // JSON_NUMBER (finite)
-    int64_t i;                  // when `integer`
-    const char *str;            // JSON_STRING: decoded bytes; JSON_NUMBER: its text
-    size_t len;                 //
-    const char *key;            // the member's name when the parent is an object, else NULL
-    size_t key_len;             //
-    struct Json *child, *next;  // first child; next sibling, in file order
-    size_t byte;                // place of its first byte in the text, from 0
+    bool integer;              // number: written with digits and an optional minus only, and fits an int64
+    uint32_t line, col;        // 1-based place of its first byte; the column counts bytes
+    uint32_t count;            // array, object: how many children
+    double number;             // JSON_NUMBER (finite)
+    int64_t i;                 // when `integer`
+    const char *str;           // JSON_STRING: decoded bytes; JSON_NUMBER: its text
+    size_t len;                //
+    const char *key;           // the member's name when the parent is an object, else NULL
+    size_t key_len;            //
+    struct Json *child, *next; // first child; next sibling, in file order
+    size_t byte;               // place of its first byte in the text, from 0
 } Json;
 
 typedef struct JsonDoc {
     Json *root;
-    char *file; // for messages
+    char *file;               // for messages
     struct JsonBlock *blocks; // private: all memory of the tree
     bool by_byte;             // private: as in the options
     size_t first_byte;        // private: as in the options
@@ -101,8 +101,8 @@ bool json_parse(JsonDoc *doc, const char *text, size_t len, const char *file, Js
 bool json_read(JsonDoc *doc, const char *path, int64_t limit, JsonOptions options, Err *e); // file_read + json_parse
 void json_free(JsonDoc *doc);
 
-const Json *json_get(const Json *object, const char *key); // NULL when absent or not an object; linear search
-bool json_is(const Json *v, const char *text);             // a string equal to text
+const Json *json_get(const Json *object, const char *key);           // NULL when absent or not an object; linear search
+bool json_is(const Json *v, const char *text);                       // a string equal to text
 Where json_at(const JsonDoc *doc, const Json *v, const char *field); // place of v for err_set
 
 // Typed fields. `object` may be NULL (then the field is absent). null counts as absent unless `required`.
@@ -129,8 +129,8 @@ void text_add_json_number(Text *t, double v);
 // Canonical JSON of a tree: no spaces, members in file order, shortest numbers, integers kept as written.
 void json_print(Text *t, const Json *v);
 
-// UTF-8. Decodes one code point at text[*pos] (advances *pos), or returns -1 at an ill-formed byte and advances past the
-// maximal invalid subpart (Unicode 3.9, as Python and the WHATWG decoder do), so that each -1 is one U+FFFD.
+// UTF-8. Decodes one code point at text[*pos] (advances *pos), or returns -1 at an ill-formed byte and advances past
+// the maximal invalid subpart (Unicode 3.9, as Python and the WHATWG decoder do), so that each -1 is one U+FFFD.
 int32_t utf8_next(const char *text, size_t len, size_t *pos);
 size_t utf8_put(char out[4], uint32_t code_point); // bytes written
 bool utf8_valid(const char *text, size_t len, size_t *bad_at);
@@ -152,8 +152,8 @@ typedef struct Tensor {
     int64_t elements;
     const uint8_t *data; // inside the mapping; any alignment
     size_t bytes;
-    int shard;         // index into TensorFile.shards
-    bool used;         // for callers that must notice unexpected tensors
+    int shard; // index into TensorFile.shards
+    bool used; // for callers that must notice unexpected tensors
 } Tensor;
 
 typedef struct TensorFile {
@@ -161,20 +161,21 @@ typedef struct TensorFile {
     int64_t count;
     struct TensorShard *shards; // private: path, mapping, header
     int n_shards;
-    char *path;        // the file or folder that was opened
-    Text metadata;     // canonical JSON of __metadata__ ("{}" when there is none), first shard
+    char *path;    // the file or folder that was opened
+    Text metadata; // canonical JSON of __metadata__ ("{}" when there is none), first shard
 } TensorFile;
 
 // Opens one .safetensors file. Refuses E-ST-01 to E-ST-09, E-JS-*, E-IO-*.
 bool tensors_open(TensorFile *f, const char *path, Err *e);
 // The same for a whole file in memory, which the caller keeps until tensors_close; name is for messages.
 bool tensors_open_memory(TensorFile *f, const uint8_t *data, size_t size, const char *name, Err *e);
-// Opens a checkpoint folder: model.safetensors, or the shards of model.safetensors.index.json (then E-IX-01 to -03 too).
+// Opens a checkpoint folder: model.safetensors, or the shards of model.safetensors.index.json (then E-IX-01 to -03
+// too).
 bool tensors_open_folder(TensorFile *f, const char *dir, Err *e);
 // The shards of an index file of any name, in its own folder.
 bool tensors_open_index(TensorFile *f, const char *index, Err *e);
 void tensors_close(TensorFile *f);
-Tensor *tensors_find(const TensorFile *f, const char *name); // binary search; NULL when absent
+Tensor *tensors_find(const TensorFile *f, const char *name);    // binary search; NULL when absent
 const char *tensors_path(const TensorFile *f, const Tensor *t); // path of the shard that holds t
 // Elements [first, first+count) as floats (F64, F32, F16, BF16, integers, BOOL; exact where float can hold it).
 void tensor_to_f32(const Tensor *t, int64_t first, int64_t count, float *out);
@@ -221,7 +222,7 @@ typedef struct Image {
 } Image;
 
 typedef struct ImageOptions {
-    bool alpha_white;      // RGBA over white (qwen-vl-utils) instead of dropping alpha (the HF processor)
+    bool alpha_white;       // RGBA over white (qwen-vl-utils) instead of dropping alpha (the HF processor)
     bool apply_orientation; // turn the pixels by the EXIF orientation (the HF image loader); width and height follow
 } ImageOptions;
 
@@ -231,11 +232,11 @@ bool image_info(const char *path, int *width, int *height, const char **format, 
 typedef struct ImageFacts {
     const char *format; // "JPEG" or "PNG"
     int width, height;
-    int orientation;     // EXIF, 1..8
-    int components;      // 1 or 3 (JPEG); 1 grey, 2 grey and alpha, 3 colour or palette, 4 colour and alpha (PNG)
-    int depth;           // bits of a sample
-    bool coded_rgb;      // a JPEG whose components are R, G, B and not Y, Cb, Cr
-    uint8_t *jpeg;       // of an accepted JPEG: the stream for the decoder, only what was understood; free it
+    int orientation; // EXIF, 1..8
+    int components;  // 1 or 3 (JPEG); 1 grey, 2 grey and alpha, 3 colour or palette, 4 colour and alpha (PNG)
+    int depth;       // bits of a sample
+    bool coded_rgb;  // a JPEG whose components are R, G, B and not Y, Cb, Cr
+    uint8_t *jpeg;   // of an accepted JPEG: the stream for the decoder, only what was understood; free it
     size_t jpeg_size;
 } ImageFacts;
 // E-IM-01 to -05 and -08; warns E-IM-06. With headers_only up to the first picture data, and f->jpeg stays NULL.
@@ -275,13 +276,13 @@ void progress(const char *what, int64_t done, int64_t total, double started_seco
 typedef struct Tokenizer Tokenizer;
 // Reads dir/tokenizer.json, or dir/vocab.json + dir/merges.txt (added tokens then from tokenizer_config.json's
 // added_tokens_decoder, else added_tokens.json, else the 22 of Qwen2.5 when the vocabulary has its 151,643 entries).
-// E-TK-01 to -04, E-JS-*, E-IO-*; E-TK-07 when a tokenizer.json asks for what is not implemented (another pattern, ...).
-// A Tokenizer is const once loaded: any number of threads may use one.
+// E-TK-01 to -04, E-JS-*, E-IO-*; E-TK-07 when a tokenizer.json asks for what is not implemented (another pattern,
+// ...). A Tokenizer is const once loaded: any number of threads may use one.
 bool tokenizer_load(Tokenizer **out, const char *dir, Err *e);
 bool tokenizer_load_files(Tokenizer **out, const char *vocab_json, const char *merges_txt, Err *e); // no added tokens
 bool tokenizer_load_json(Tokenizer **out, const char *tokenizer_json, Err *e);
 void tokenizer_free(Tokenizer *t);
-int32_t tokenizer_size(const Tokenizer *t); // largest id + 1
+int32_t tokenizer_size(const Tokenizer *t);                    // largest id + 1
 int32_t tokenizer_added(const Tokenizer *t, const char *text); // id of an added token, -1 when there is none
 // The token's bytes (added: its text). NULL when the id has no token. *special tells the skip_special_tokens flag.
 const char *tokenizer_token(const Tokenizer *t, int32_t id, size_t *len, bool *added, bool *special);
@@ -323,9 +324,9 @@ typedef struct Message {
 // The Qwen2.5-VL chat template as text: default system turn, <|im_start|>, pictures as
 // <|vision_start|><|image_pad|><|vision_end|>. add_generation_prompt appends the assistant's opening.
 void chat_render(const Message *messages, int n, bool add_generation_prompt, Text *out);
-// The same as ids, with each picture's <|image_pad|> repeated image_tokens[k] times. User text goes in with added tokens
-// off unless `trust_text` (as HF does), with warning E-TK-05 where one stands in it. E-TK-06 when the tokenizer lacks a
-// token the template needs; E-DS-10 for more places of pictures than pictures. *out is as before when it fails.
+// The same as ids, with each picture's <|image_pad|> repeated image_tokens[k] times. User text goes in with added
+// tokens off unless `trust_text` (as HF does), with warning E-TK-05 where one stands in it. E-TK-06 when the tokenizer
+// lacks a token the template needs; E-DS-10 for more places of pictures than pictures. *out is as before when it fails.
 // With `trust_text` a typed <|image_pad|> stands for the next picture, as in HF.
 bool chat_encode(const Tokenizer *t, const Message *messages, int n, bool add_generation_prompt,
                  const int64_t *image_tokens, int n_images, bool trust_text, Ids *out, Err *e);
@@ -339,13 +340,13 @@ typedef struct Linear {
 } Linear;
 
 typedef struct Block {
-    Weight norm1;     // [1, C]
-    Linear qkv[3];    // n_qkv of them; outputs stand side by side: q [heads*dim], k [kv_heads*dim], v [kv_heads*dim]
-    int n_qkv;        // 3 in the decoder (q_proj, k_proj, v_proj), 1 in the vision tower (attn.qkv)
-    Linear proj;      // [C, heads*dim]
-    Weight norm2;     // [1, C]
-    Linear gate, up;  // [F, C]
-    Linear down;      // [C, F]
+    Weight norm1;    // [1, C]
+    Linear qkv[3];   // n_qkv of them; outputs stand side by side: q [heads*dim], k [kv_heads*dim], v [kv_heads*dim]
+    int n_qkv;       // 3 in the decoder (q_proj, k_proj, v_proj), 1 in the vision tower (attn.qkv)
+    Linear proj;     // [C, heads*dim]
+    Weight norm2;    // [1, C]
+    Linear gate, up; // [F, C]
+    Linear down;     // [C, F]
 } Block;
 
 typedef struct BlockShape {
@@ -355,20 +356,20 @@ typedef struct BlockShape {
 
 // Scratch of a block for up to N rows (activation type of the device).
 typedef struct BlockScratch {
-    Mat normed; // [N, C]
-    Mat qkv;    // [N, (heads + 2*kv_heads) * dim]
-    Mat att;    // [N, heads*dim]
-    Mat branch; // [N, C]   output of attention or MLP before the residual add
+    Mat normed;  // [N, C]
+    Mat qkv;     // [N, (heads + 2*kv_heads) * dim]
+    Mat att;     // [N, heads*dim]
+    Mat branch;  // [N, C]   output of attention or MLP before the residual add
     Mat gate_up; // [N, 2F]
-    Mat mlp;    // [N, F]
+    Mat mlp;     // [N, F]
 } BlockScratch;
 void block_scratch_place(BlockScratch *s, Arena *a, BlockShape shape, int64_t N, Type act_type);
 
 // Where a block's keys and values come from in generation (absent in training and in the vision tower).
 typedef struct BlockCache {
-    Mat k, v;      // [cache rows, kv_heads*dim] of this layer
-    Mat slots;     // I32 [N, 1]: cache row of each new token
-    bool decode;   // spans speak of cache rows (one query row per span) instead of the N rows themselves
+    Mat k, v;    // [cache rows, kv_heads*dim] of this layer
+    Mat slots;   // I32 [N, 1]: cache row of each new token
+    bool decode; // spans speak of cache rows (one query row per span) instead of the N rows themselves
 } BlockCache;
 
 typedef void (*Tap)(void *ctx, const char *name, const Ops *d, Mat value); // sees hidden states by name
@@ -385,12 +386,12 @@ void linear_forward(const Ops *d, const Linear *l, Mat y, Mat x); // y = x w^T +
 typedef struct VisionConfig {
     int64_t depth, C, F, heads, dim; // dim = C / heads
     int64_t patch, merge, temporal, window, out;
-    int64_t channels;   // 3
-    bool full[512];     // full[j]: block j attends over the whole picture
+    int64_t channels;               // 3
+    bool full[512];                 // full[j]: block j attends over the whole picture
     int64_t min_pixels, max_pixels; // from preprocessor_config.json
-    double rescale;     // 1/255
+    double rescale;                 // 1/255
     float mean[3], std[3];
-    float eps;          // 1e-6
+    float eps; // 1e-6
 } VisionConfig;
 
 typedef struct Grid { // a picture in patches: t frames groups, h rows, w columns
@@ -402,12 +403,12 @@ static inline int64_t grid_patches(Grid g) { return g.t * g.h * g.w; }
 // False with E-IM-02 when the ratio is over 200.
 bool smart_resize(int64_t height, int64_t width, int64_t factor, int64_t min_pixels, int64_t max_pixels, int64_t *out_h,
                   int64_t *out_w, const char *name, Err *e);
-// Resizes and cuts into patches: pixels [grid_patches, channels*temporal*patch*patch] F32 on the host, rows in merge-group
-// order. image_to_patches allocates *pixels (free with free).
+// Resizes and cuts into patches: pixels [grid_patches, channels*temporal*patch*patch] F32 on the host, rows in
+// merge-group order. image_to_patches allocates *pixels (free with free).
 bool image_to_patches(const VisionConfig *c, const Image *im, const char *name, float **pixels, Grid *grid, Err *e);
 
-// Window order of a list of pictures. index [sum of merged units]: new unit g is old unit index[g]. starts [n_windows+1]:
-// cumulative, in patches. full_starts [n_frames+1]. All malloc'ed.
+// Window order of a list of pictures. index [sum of merged units]: new unit g is old unit index[g]. starts
+// [n_windows+1]: cumulative, in patches. full_starts [n_frames+1]. All malloc'ed.
 typedef struct WindowOrder {
     int32_t *index;
     int64_t units;
@@ -499,17 +500,17 @@ void mrope_table(const Config *c, const int32_t *pos, int64_t n, float *table);
 
 // One packed forward pass over the decoder. Everything is on the device unless said otherwise.
 typedef struct TextInput {
-    const int32_t *ids;   // host [N]
-    int64_t N;            //
-    const int32_t *pos;   // host [3, N]
-    const Span *spans;    // host [n_spans]; of the N rows, or of cache rows when decoding
-    int64_t n_spans;      //
-    Mat image_rows;       // [number of image tokens in ids, C], or absent
+    const int32_t *ids;       // host [N]
+    int64_t N;                //
+    const int32_t *pos;       // host [3, N]
+    const Span *spans;        // host [n_spans]; of the N rows, or of cache rows when decoding
+    int64_t n_spans;          //
+    Mat image_rows;           // [number of image tokens in ids, C], or absent
     const int32_t *head_rows; // host [n_head]: rows whose logits are wanted; NULL = all N
-    int64_t n_head;       //
-    struct Cache *cache;  // NULL: no cache
-    const int32_t *slots; // host [N]: cache row of each token (with cache)
-    bool decode;          // one query row per span, keys from the cache
+    int64_t n_head;           //
+    struct Cache *cache;      // NULL: no cache
+    const int32_t *slots;     // host [N]: cache row of each token (with cache)
+    bool decode;              // one query row per span, keys from the cache
 } TextInput;
 // logits F32 [n_head or N, V] on the device, or absent. E-ME-01 when memory does not suffice.
 bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_ctx, Err *e);
@@ -518,8 +519,8 @@ bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_
 // KV cache, batched prefill and decode with shared prompts, sampling settings, stop rules.
 
 typedef struct Cache {
-    int64_t rows;   // token slots
-    Mat *k, *v;     // [L] each [rows, kv_heads*dim]
+    int64_t rows; // token slots
+    Mat *k, *v;   // [L] each [rows, kv_heads*dim]
     Arena arena;
 } Cache;
 bool cache_open(Cache *c, const Model *m, int64_t rows, Err *e); // E-ME-01
@@ -532,8 +533,8 @@ typedef struct GenerationConfig {
     int n_stop;
     int32_t pad;
 } GenerationConfig;
-// generation_config.json with HF's defaults for what is missing (top_k 50, top_p 1, temperature 1, ...); end tokens from
-// config.json when the file is missing. E-CF-02. *from_file tells whether the file was there.
+// generation_config.json with HF's defaults for what is missing (top_k 50, top_p 1, temperature 1, ...); end tokens
+// from config.json when the file is missing. E-CF-02. *from_file tells whether the file was there.
 bool generation_config_load(GenerationConfig *g, const char *dir, bool *from_file, Err *e);
 
 typedef struct Request { // one prompt
@@ -542,14 +543,14 @@ typedef struct Request { // one prompt
     const float *pixels; // host [patches, .] of all its pictures, or NULL
     const Grid *grids;
     int n_grids;
-    uint32_t stream;     // random stream: the same stream gives the same text, whatever is beside it in the batch
-    int completions;     // how many answers to this prompt (they share its cache rows), at least 1; the k-th draws from
-                         // stream + k
+    uint32_t stream; // random stream: the same stream gives the same text, whatever is beside it in the batch
+    int completions; // how many answers to this prompt (they share its cache rows), at least 1; the k-th draws from
+                     // stream + k
 } Request;
 typedef struct Completion {
-    Ids ids;         // with the end token when it came
-    double logprob;  // sum over its tokens, of the full distribution at temperature 1
-    bool stopped;    // ended by an end token (else by the length limit)
+    Ids ids;        // with the end token when it came
+    double logprob; // sum over its tokens, of the full distribution at temperature 1
+    bool stopped;   // ended by an end token (else by the length limit)
 } Completion;
 // Called for every new token, in order of completions within a step. Return false to stop everything.
 typedef bool (*TokenCallback)(void *ctx, int completion, int32_t id);
@@ -559,8 +560,8 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
 void completion_free(Completion *c);
 
 // ================================================================================================== data/records.c
-// Conversations from JSON lines: {"messages": [{"role", "content": text | [{"type": "text"|"image", ...}]}], "images": [...]}
-// in the forms Hugging Face and the batch services write.
+// Conversations from JSON lines: {"messages": [{"role", "content": text | [{"type": "text"|"image", ...}]}], "images":
+// [...]} in the forms Hugging Face and the batch services write.
 
 typedef struct Record {
     char id[260];      // "id" when present, else the line number
@@ -577,10 +578,12 @@ void record_free(Record *r);
 // unique in a file (E-DS-03). The record is freed after the call; who keeps it moves it out and zeroes *r.
 typedef bool (*RecordCallback)(void *ctx, Record *r, Err *e);
 bool records_read(const char *path, RecordCallback each, void *ctx, Err *e);
-// The same, but a refused line (or one that `each` refused) goes to `bad` and reading goes on: for reports of all faults.
+// The same, but a refused line (or one that `each` refused) goes to `bad` and reading goes on: for reports of all
+// faults.
 typedef void (*BadRecord)(void *ctx, const Err *e);
 bool records_read_all(const char *path, RecordCallback each, BadRecord bad, void *ctx, Err *e);
-// The lines of a JSONL file without their ends; blank ones are skipped with warning E-DS-11. E-IO-01 to -03, -05, E-JS-01.
+// The lines of a JSONL file without their ends; blank ones are skipped with warning E-DS-11. E-IO-01 to -03, -05,
+// E-JS-01.
 typedef bool (*LineCallback)(void *ctx, const char *line, size_t len, int64_t line_number, Err *e);
 bool lines_read(const char *path, LineCallback each, void *ctx, Err *e);
 // Cuts text at its <image> marks; pictures are numbered from *image on. Returns the number of parts (their text lies in

@@ -1,8 +1,7 @@
 // tokenizer.c - text to token ids and back: the byte-level BPE of Qwen2, its added tokens and its chat template.
 //
 // What it is:  added tokens, NFC, the split pattern as a scanner, byte-pair merging, decoding, the chat template. The
-// ids
-//              are those of the Hugging Face tokenizers library (added_vocabulary.rs, pre_tokenizers/split.rs,
+//              ids are those of the Hugging Face tokenizers library (added_vocabulary.rs, pre_tokenizers/split.rs,
 //              models/bpe/word.rs), for any vocabulary of this form.
 // What it is not: a general tokenizer. A tokenizer.json that asks for anything else is refused, not guessed at.
 // Read before: surgr1.h (the contracts), tokenizer_unicode.h (the character data).  Read next: data/records.c.
@@ -20,8 +19,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 enum { CODE_POINTS = 0x110000, NO_RANK = -1 };
 enum { TOKEN_BYTES = 4096, LINE_BYTES = 8192 }; // LIMIT_TOKEN_BYTES and LIMIT_MERGE_LINE_BYTES, as sizes of arrays
 
-// What the split pattern and NFC ask of a character. Ill-formed UTF-8 is OTHER. UNSETTLED: NFC may change the character,
-// or it may compose with what is before it.
+// What the split pattern and NFC ask of a character. Ill-formed UTF-8 is OTHER. UNSETTLED: NFC may change the
+// character, or it may compose with what is before it.
 enum { OTHER, LETTER, NUMBER, SPACE, KIND = 3, UNSETTLED = 4 };
 
 enum { HAS_TOKEN = 1, ADDED = 2, SPECIAL = 4, NORMALIZED = 8 };

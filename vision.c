@@ -6,8 +6,8 @@
 // Read before: block.c.  Read next: model.c.
 //
 // Words: a patch is `patch` x `patch` pixels. A unit is `merge` x `merge` patches: it becomes one row of the decoder. A
-// window is (window / patch / merge) squared units. Rows of a picture come in raster order of units, and inside a unit in
-// raster order of its patches.
+// window is (window / patch / merge) squared units. Rows of a picture come in raster order of units, and inside a unit
+// in raster order of its patches.
 #include "surgr1.h"
 
 // ------------------------------------------------------------------------------------------------------ preprocessing
@@ -62,8 +62,8 @@ bool image_to_patches(const VisionConfig *c, const Image *im, const char *name, 
 
 // -------------------------------------------------------------------------------------------------------- window order
 
-// transformers get_window_index: for every frame, window rows, window columns, then the units inside, skipping what lies
-// outside the picture. Windows at the right and bottom edge may be partial; none spans frames or pictures.
+// transformers get_window_index: for every frame, window rows, window columns, then the units inside, skipping what
+// lies outside the picture. Windows at the right and bottom edge may be partial; none spans frames or pictures.
 void window_order(WindowOrder *o, const VisionConfig *c, const Grid *grids, int n) {
     int64_t side = c->window / c->merge / c->patch, units = 0, windows = 0, frames = 0;
     for (int i = 0; i < n; i++) {
@@ -83,7 +83,8 @@ void window_order(WindowOrder *o, const VisionConfig *c, const Grid *grids, int 
             for (int64_t wy = 0; wy < h; wy += side)
                 for (int64_t wx = 0; wx < w; wx += side) {
                     for (int64_t y = wy; y < h && y < wy + side; y++)
-                        for (int64_t x = wx; x < w && x < wx + side; x++) o->index[o->units++] = (int32_t)(base + y * w + x);
+                        for (int64_t x = wx; x < w && x < wx + side; x++)
+                            o->index[o->units++] = (int32_t)(base + y * w + x);
                     o->starts[++o->n_windows] = (int32_t)o->units * unit_patches;
                 }
             o->full_starts[++o->n_frames] = (int32_t)o->units * unit_patches;
@@ -96,9 +97,9 @@ void window_order_free(WindowOrder *o) {
     memset(o, 0, sizeof *o);
 }
 
-// cos | sin of the 2-D rotary embedding for patches in window order, F32 [patches, dim]. The first dim/4 angles turn with
-// the row, the next dim/4 with the column: position * 10000^(-2k / (dim/2)), in fp32 as torch computes it. Positions are
-// those in the whole picture.
+// cos | sin of the 2-D rotary embedding for patches in window order, F32 [patches, dim]. The first dim/4 angles turn
+// with the row, the next dim/4 with the column: position * 10000^(-2k / (dim/2)), in fp32 as torch computes it.
+// Positions are those in the whole picture.
 static void rotary_table(const VisionConfig *c, const WindowOrder *o, const Grid *grids, int n, float *table) {
     int64_t quarter = c->dim / 4, m = c->merge, picture = 0, first = 0;
     float inverse[128]; // dim <= 512
@@ -127,17 +128,18 @@ static void rotary_table(const VisionConfig *c, const WindowOrder *o, const Grid
 // ------------------------------------------------------------------------------------------------------------- tower
 
 typedef struct VisionScratch {
-    Mat pixels;                // F32 [P, patch length]
-    Mat cast;                  // the same in the activation type, when that is another
-    Mat embedded, x;           // [P, C] in raster and in window order
-    Mat angles;                // F32 [P, dim]
-    Mat order, inverse;        // I32 [P / unit, 1]
-    Mat windows, full;         // I32 [spans, 5]
+    Mat pixels;         // F32 [P, patch length]
+    Mat cast;           // the same in the activation type, when that is another
+    Mat embedded, x;    // [P, C] in raster and in window order
+    Mat angles;         // F32 [P, dim]
+    Mat order, inverse; // I32 [P / unit, 1]
+    Mat windows, full;  // I32 [spans, 5]
     BlockScratch block;
-    Mat hidden, merged;        // [P / unit, C * unit], [P / unit, out]
+    Mat hidden, merged; // [P / unit, C * unit], [P / unit, out]
 } VisionScratch;
 
-static void scratch_place(VisionScratch *s, Arena *a, const VisionConfig *c, int64_t P, const WindowOrder *o, Type act) {
+static void scratch_place(VisionScratch *s, Arena *a, const VisionConfig *c, int64_t P, const WindowOrder *o,
+                          Type act) {
     int64_t unit = c->merge * c->merge, length = c->channels * c->temporal * c->patch * c->patch;
     s->pixels = arena_mat(a, P, length, F32);
     s->cast = act == F32 ? s->pixels : arena_mat(a, P, length, act);
@@ -165,13 +167,14 @@ static Spans spans_between(const Ops *d, const int32_t *starts, int64_t n, Mat r
     return s;
 }
 
-bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, const Grid *grids, int n, Arena *arena, Tap tap,
-                    void *tap_ctx, Err *e) {
+bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, const Grid *grids, int n, Arena *arena,
+                    Tap tap, void *tap_ctx, Err *e) {
     const VisionConfig *c = &v->c;
     BlockShape shape = {c->C, c->heads, c->heads, c->dim, c->F, c->eps};
     int64_t unit = c->merge * c->merge, P = 0;
     for (int i = 0; i < n; i++) P += grid_patches(grids[i]);
-    CHECK(y.rows == P / unit && y.cols == c->out, "vision_forward: %lld rows for %lld patches", (long long)y.rows, (long long)P);
+    CHECK(y.rows == P / unit && y.cols == c->out, "vision_forward: %lld rows for %lld patches", (long long)y.rows,
+          (long long)P);
 
     WindowOrder o;
     window_order(&o, c, grids, n);
@@ -192,7 +195,8 @@ bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, c
     d->upload(s.angles, mat(table, P, c->dim, F32));
     d->upload(s.order, mat(o.index, o.units, 1, I32));
     d->upload(s.inverse, mat(inverse, o.units, 1, I32));
-    Spans windows = spans_between(d, o.starts, o.n_windows, s.windows), full = spans_between(d, o.full_starts, o.n_frames, s.full);
+    Spans windows = spans_between(d, o.starts, o.n_windows, s.windows),
+          full = spans_between(d, o.full_starts, o.n_frames, s.full);
 
     char name[64];
     trace_where("vision.patch_embed");
@@ -204,7 +208,8 @@ bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, c
     for (int64_t j = 0; j < c->depth; j++) {
         snprintf(name, sizeof name, "vision.block.%lld", (long long)j);
         trace_where(name);
-        block_forward(d, &v->blocks[j], shape, s.block, s.x, s.angles, c->full[j] ? full : windows, NULL, NULL, NULL, NULL, NULL);
+        block_forward(d, &v->blocks[j], shape, s.block, s.x, s.angles, c->full[j] ? full : windows, NULL, NULL, NULL,
+                      NULL, NULL);
         if (tap) tap(tap_ctx, name, d, s.x);
     }
 

@@ -532,7 +532,7 @@ static int run_ask(char **args, int n) {
     tokenizer_free(s.t);
     pool_stop();
     warn_summary();
-    return !ok ? report(&e) : interrupted ? EXIT_STOPPED : EXIT_OK;
+    return !ok ? err_report(&e) : interrupted ? EXIT_STOPPED : EXIT_OK;
 }
 
 const Command command_ask = {

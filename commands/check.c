@@ -30,7 +30,7 @@ static struct {
 
 static void problem(void *ctx, const Err *e) {
     (void)ctx;
-    int rc = ++problems.found <= LIMIT_LISTED ? report(e) : err_exit_code(e);
+    int rc = ++problems.found <= LIMIT_LISTED ? err_report(e) : err_exit_code(e);
     if (rc > problems.rc) problems.rc = rc;
     problems.last = *e;
 }

@@ -58,7 +58,6 @@ extern const Command command_ask, command_info, command_check;
 int command_run(const Command *c, int argc, char **argv);
 // One line of the usual form, E-CL-01, "command line: field ..."; returns EXIT_USAGE.
 int usage(const char *field, const char *expected, const char *found, const char *todo);
-int report(const Err *e);                            // prints the error and returns its exit code
 int choice_of(const char *words, const char *text);  // which of "a|b|c" text is; -1 when it is none
 int word_distance(const char *a, const char *b);     // Levenshtein, for "did you mean"
 Option *option_of(Option *table, const void *value); // the row whose value this is

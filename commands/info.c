@@ -161,7 +161,7 @@ static int run_info(char **args, int n) {
     bool ok = info.image ? info_image(&e) : info.adapter ? info_adapter(&e) : info_model(&e);
     if (ok) printf("%s%s", facts.p, info.json ? "}\n" : "");
     text_free(&facts);
-    return ok ? EXIT_OK : report(&e);
+    return ok ? EXIT_OK : err_report(&e);
 }
 
 const Command command_info = {

@@ -19,19 +19,13 @@ static Option common_options[] = {
     END};
 // clang-format on
 
-// Prints the error and gives its exit code.
-int report(const Err *e) {
-    int rc = err_report(e);
-    return strncmp(e->code, "E-CL", 4) ? rc : EXIT_USAGE;
-}
-
 // A wrong command line: one line of the usual form, exit 2.
 int usage(const char *field, const char *expected, const char *found, const char *todo) {
     Err e = {0};
     log_setup(common.quiet ? LOG_QUIET : LOG_NORMAL, common.log_format == 1);
     err_set(&e, "E-CL-01", AT(.file = "command line", .field = field), "expected %s; found %s; do: %s", expected, found,
             todo);
-    return report(&e);
+    return err_report(&e);
 }
 
 static int smaller(int a, int b) { return a < b ? a : b; }

@@ -25,7 +25,7 @@ static const struct {
     int exit_code;
 } families[] = {
     {"JS", EXIT_REFUSED},    {"CF", EXIT_REFUSED}, {"ST", EXIT_REFUSED}, {"IX", EXIT_REFUSED}, {"TK", EXIT_REFUSED},
-    {"DS", EXIT_REFUSED},    {"IM", EXIT_REFUSED}, {"TA", EXIT_REFUSED}, {"AD", EXIT_REFUSED}, {"US", EXIT_USAGE},
+    {"DS", EXIT_REFUSED},    {"IM", EXIT_REFUSED}, {"TA", EXIT_REFUSED}, {"AD", EXIT_REFUSED}, {"CL", EXIT_USAGE},
     {"IO", EXIT_READ},       {"WR", EXIT_WRITE},   {"ME", EXIT_MEMORY},  {"DV", EXIT_DEVICE},  {"NU", EXIT_NUMBERS},
     {"CK", EXIT_CHECKPOINT}, {"LK", EXIT_LOCKED},  {"BG", EXIT_BUG},
 };
@@ -239,9 +239,9 @@ void warn_summary(void) {
 
 // ------------------------------------------------------------------------------------------------ ends of the program
 
-// The last message. Building it takes a little memory and the lock: when memory is gone for that too (then this function
-// comes here again) or another thread holds the lock, a plain line must do. _exit: no destructor of a program that is
-// known to be broken runs.
+// The last message. Building it takes a little memory and the lock: when memory is gone for that too (then this
+// function comes here again) or another thread holds the lock, a plain line must do. _exit: no destructor of a program
+// that is known to be broken runs.
 NO_RETURN static void end_with(Err *e, const char *code, const char *todo, int exit_code) {
     static int ending;
     snprintf(e->code, sizeof e->code, "%s", code);

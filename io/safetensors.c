@@ -108,7 +108,8 @@ void tensor_to_i64(const Tensor *t, int64_t first, int64_t count, int64_t *out) 
 #undef EACH
 
 // A float is infinite or NaN when all its exponent bits are set. With everything else masked away, adding the lowest
-// exponent bit then carries into the sign's place and no further, so eight bytes are tested at once, whatever the width.
+// exponent bit then carries into the sign's place and no further, so eight bytes are tested at once, whatever the
+// width.
 typedef struct Lanes { // the same in every lane of 8 bytes
     uint64_t exponent, lowest, sign;
 } Lanes;

@@ -51,7 +51,8 @@ static char test_skip_reason[300];
 #define EXPECT_NEAR(got, want, limit)                                                                                  \
     do {                                                                                                               \
         double g_ = (double)(got), w_ = (double)(want);                                                                \
-        if (!(fabs(g_ - w_) <= (limit))) FAIL("%s: expected %.9g, got %.9g (limit %.3g)", #got, w_, g_, (double)(limit)); \
+        if (!(fabs(g_ - w_) <= (limit)))                                                                               \
+            FAIL("%s: expected %.9g, got %.9g (limit %.3g)", #got, w_, g_, (double)(limit));                           \
     } while (0)
 #define SKIP(...)                                                                                                      \
     do {                                                                                                               \

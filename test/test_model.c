@@ -6,14 +6,19 @@
 #include "test.h"
 #include <sys/stat.h>
 
-static const char *FLAT =
-    "{\"model_type\":\"qwen2_5_vl\",\"vocab_size\":50,\"hidden_size\":24,\"intermediate_size\":20,\"num_hidden_layers\":2,"
-    "\"num_attention_heads\":3,\"num_key_value_heads\":1,\"max_position_embeddings\":200,\"rms_norm_eps\":1e-6,\"rope_theta\":10000.0,"
-    "\"rope_scaling\":{\"type\":\"mrope\",\"mrope_section\":[1,1,2]},\"hidden_act\":\"silu\",\"tie_word_embeddings\":false,"
-    "\"image_token_id\":40,\"video_token_id\":41,\"vision_start_token_id\":42,\"vision_end_token_id\":43,\"eos_token_id\":44,"
-    "\"vision_config\":{\"depth\":2,\"hidden_size\":16,\"intermediate_size\":12,\"num_heads\":2,\"patch_size\":4,\"window_size\":16,"
-    "\"out_hidden_size\":24,\"fullatt_block_indexes\":[1]}}";
-static const char *PREPROCESSOR = "{\"min_pixels\":64,\"max_pixels\":4096,\"patch_size\":4,\"merge_size\":2,\"temporal_patch_size\":2}";
+static const char *FLAT = "{\"model_type\":\"qwen2_5_vl\",\"vocab_size\":50,\"hidden_size\":24,\"intermediate_size\":"
+                          "20,\"num_hidden_layers\":2,"
+                          "\"num_attention_heads\":3,\"num_key_value_heads\":1,\"max_position_embeddings\":200,\"rms_"
+                          "norm_eps\":1e-6,\"rope_theta\":10000.0,"
+                          "\"rope_scaling\":{\"type\":\"mrope\",\"mrope_section\":[1,1,2]},\"hidden_act\":\"silu\","
+                          "\"tie_word_embeddings\":false,"
+                          "\"image_token_id\":40,\"video_token_id\":41,\"vision_start_token_id\":42,\"vision_end_token_"
+                          "id\":43,\"eos_token_id\":44,"
+                          "\"vision_config\":{\"depth\":2,\"hidden_size\":16,\"intermediate_size\":12,\"num_heads\":2,"
+                          "\"patch_size\":4,\"window_size\":16,"
+                          "\"out_hidden_size\":24,\"fullatt_block_indexes\":[1]}}";
+static const char *PREPROCESSOR =
+    "{\"min_pixels\":64,\"max_pixels\":4096,\"patch_size\":4,\"merge_size\":2,\"temporal_patch_size\":2}";
 
 static char folder[200];
 static const char *in_folder(const char *name) {
@@ -53,12 +58,17 @@ static const char *checkpoint(const char *config, bool renamed) {
         Param *p = &m.params[i];
         if (p->tied) continue;
         bool visual = !strncmp(p->name, "visual.", 7), text = !strncmp(p->name, "model.", 6);
-        snprintf(names[n], sizeof names[n], "%s%s", renamed && visual ? "model." : renamed && text ? "model.language_model." : "",
+        snprintf(names[n], sizeof names[n], "%s%s",
+                 renamed && visual ? "model."
+                 : renamed && text ? "model.language_model."
+                                   : "",
                  renamed && text ? p->name + 6 : p->name);
         float *data = alloc_or_die((size_t)(p->rows * p->cols), sizeof *data, "test");
         for (int64_t k = 0; k < p->rows * p->cols; k++) {
             double u = 2 * random_uniform(5, RANDOM_TEST, (uint64_t)i, (uint32_t)k) - 1;
-            data[k] = (float)(p->rows == 1 ? 1 + 0.2 * u : i == 0 || p->rows == m.c.V ? u : 2 * u / sqrt((double)p->cols));
+            data[k] = (float)(p->rows == 1                 ? 1 + 0.2 * u
+                              : i == 0 || p->rows == m.c.V ? u
+                                                           : 2 * u / sqrt((double)p->cols));
         }
         out[n] = (TensorOut){.name = names[n], .type = FT_F32, .dims = p->dims, .data = data};
         memcpy(out[n].shape, p->shape, sizeof p->shape);
@@ -81,11 +91,12 @@ static Model open_model(const char *dir, const Ops *d) {
 // ------------------------------------------------------------------------------------------------------ preprocessing
 
 TEST(smart_resize_gives_the_published_values) {
-    static const int64_t rows[][6] = {// height, width, out; out with max_pixels 1003520
-                                      {480, 640, 476, 644, 476, 644},   {1080, 1920, 1092, 1932, 728, 1316}, {4000, 6000, 2912, 4368, 812, 1204},
-                                      {42, 70, 56, 56, 56, 56},         {70, 98, 56, 112, 56, 112},          {126, 154, 112, 168, 112, 168},
-                                      {10, 10, 56, 56, 56, 56},         {13, 2000, 28, 700, 28, 700},        {20, 4000, 28, 4004, 28, 4004},
-                                      {1, 200, 28, 812, 28, 812}};
+    static const int64_t rows[][6] = {
+        // height, width, out; out with max_pixels 1003520
+        {480, 640, 476, 644, 476, 644}, {1080, 1920, 1092, 1932, 728, 1316}, {4000, 6000, 2912, 4368, 812, 1204},
+        {42, 70, 56, 56, 56, 56},       {70, 98, 56, 112, 56, 112},          {126, 154, 112, 168, 112, 168},
+        {10, 10, 56, 56, 56, 56},       {13, 2000, 28, 700, 28, 700},        {20, 4000, 28, 4004, 28, 4004},
+        {1, 200, 28, 812, 28, 812}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         for (int k = 0; k < 2; k++) {
             int64_t h = 0, w = 0;
@@ -98,14 +109,15 @@ TEST(smart_resize_gives_the_published_values) {
     int64_t h, w;
     EXPECT(!smart_resize(1, 201, 28, 3136, 12845056, &h, &w, "thin.png", &e));
     char line[2000];
-    EXPECT_STR(err_line(&e, "error", line, sizeof line),
-               "surgr1: error E-IM-02: thin.png: expected sides with a ratio of at most 200; found 201 x 1 pixels; do: crop the picture");
+    EXPECT_STR(err_line(&e, "error", line, sizeof line), "surgr1: error E-IM-02: thin.png: expected sides with a ratio "
+                                                         "of at most 200; found 201 x 1 pixels; do: crop the picture");
 }
 
 TEST(window_order_gives_the_published_values) {
     VisionConfig c = {.patch = 14, .merge = 2, .window = 112};
-    static const int32_t want[] = {0,  1,  2,  3,  10, 11, 12, 13, 20, 21, 22, 23, 30, 31, 32, 33, 4,  5,  6,  7,  14, 15, 16, 17, 24, 25, 26, 27, 34, 35,
-                                   36, 37, 8,  9,  18, 19, 28, 29, 38, 39, 40, 41, 42, 43, 50, 51, 52, 53, 44, 45, 46, 47, 54, 55, 56, 57, 48, 49, 58, 59};
+    static const int32_t want[] = {0,  1,  2,  3,  10, 11, 12, 13, 20, 21, 22, 23, 30, 31, 32, 33, 4,  5,  6,  7,
+                                   14, 15, 16, 17, 24, 25, 26, 27, 34, 35, 36, 37, 8,  9,  18, 19, 28, 29, 38, 39,
+                                   40, 41, 42, 43, 50, 51, 52, 53, 44, 45, 46, 47, 54, 55, 56, 57, 48, 49, 58, 59};
     static const int32_t starts[] = {0, 64, 128, 160, 192, 224, 240};
     WindowOrder o;
     window_order(&o, &c, &(Grid){1, 12, 20}, 1);
@@ -124,7 +136,9 @@ TEST(window_order_gives_the_published_values) {
 TEST(positions_give_the_published_values) {
     Config c = {.image_id = 9, .video_id = 8, .vision = {.merge = 2}};
     int32_t ids[] = {1, 2, 3, 4, 9, 9, 9, 9, 9, 9, 5, 6, 7}, pos[39];
-    int32_t want[3][13] = {{0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 7, 8, 9}, {0, 1, 2, 3, 4, 4, 4, 5, 5, 5, 7, 8, 9}, {0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 9}};
+    int32_t want[3][13] = {{0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 7, 8, 9},
+                           {0, 1, 2, 3, 4, 4, 4, 5, 5, 5, 7, 8, 9},
+                           {0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 9}};
     Grid g[] = {{1, 4, 6}, {1, 2, 2}};
     int64_t next = 0;
     Err e = {0};
@@ -150,17 +164,24 @@ TEST(positions_give_the_published_values) {
 TEST(three_config_layouts_say_the_same) {
     const char *layouts[] = {
         FLAT,
-        "{\"model_type\":\"qwen2_5_vl\",\"text_config\":{\"model_type\":\"qwen2_5_vl_text\",\"vocab_size\":50,\"hidden_size\":24,\"intermediate_size\":20,"
-        "\"num_hidden_layers\":2,\"num_attention_heads\":3,\"num_key_value_heads\":1,\"max_position_embeddings\":200,\"rms_norm_eps\":1e-6,"
-        "\"rope_theta\":10000.0,\"rope_scaling\":{\"rope_type\":\"default\",\"type\":\"default\",\"mrope_section\":[1,1,2]}},\"hidden_size\":9999,"
-        "\"tie_word_embeddings\":false,\"image_token_id\":40,\"video_token_id\":41,\"vision_start_token_id\":42,\"vision_end_token_id\":43,"
-        "\"vision_config\":{\"depth\":2,\"hidden_size\":16,\"intermediate_size\":12,\"num_heads\":2,\"patch_size\":4,\"window_size\":16,"
+        "{\"model_type\":\"qwen2_5_vl\",\"text_config\":{\"model_type\":\"qwen2_5_vl_text\",\"vocab_size\":50,\"hidden_"
+        "size\":24,\"intermediate_size\":20,"
+        "\"num_hidden_layers\":2,\"num_attention_heads\":3,\"num_key_value_heads\":1,\"max_position_embeddings\":200,"
+        "\"rms_norm_eps\":1e-6,"
+        "\"rope_theta\":10000.0,\"rope_scaling\":{\"rope_type\":\"default\",\"type\":\"default\",\"mrope_section\":[1,"
+        "1,2]}},\"hidden_size\":9999,"
+        "\"tie_word_embeddings\":false,\"image_token_id\":40,\"video_token_id\":41,\"vision_start_token_id\":42,"
+        "\"vision_end_token_id\":43,"
+        "\"vision_config\":{\"depth\":2,\"hidden_size\":16,\"intermediate_size\":12,\"num_heads\":2,\"patch_size\":4,"
+        "\"window_size\":16,"
         "\"out_hidden_size\":24,\"fullatt_block_indexes\":[1]}}",
         "{\"model_type\":\"qwen2_5_vl\",\"text_config\":{\"vocab_size\":50,\"hidden_size\":24,\"intermediate_size\":20,"
-        "\"num_hidden_layers\":2,\"num_attention_heads\":3,\"num_key_value_heads\":1,\"max_position_embeddings\":200,\"rms_norm_eps\":1e-6,"
+        "\"num_hidden_layers\":2,\"num_attention_heads\":3,\"num_key_value_heads\":1,\"max_position_embeddings\":200,"
+        "\"rms_norm_eps\":1e-6,"
         "\"rope_parameters\":{\"rope_theta\":10000.0,\"rope_type\":\"default\",\"mrope_section\":[1,1,2]}},"
         "\"image_token_id\":40,\"video_token_id\":41,\"vision_start_token_id\":42,\"vision_end_token_id\":43,"
-        "\"vision_config\":{\"depth\":2,\"hidden_size\":16,\"intermediate_size\":12,\"num_heads\":2,\"patch_size\":4,\"window_size\":16,"
+        "\"vision_config\":{\"depth\":2,\"hidden_size\":16,\"intermediate_size\":12,\"num_heads\":2,\"patch_size\":4,"
+        "\"window_size\":16,"
         "\"out_hidden_size\":24,\"fullatt_block_indexes\":[1]}}"};
     Text first = {0};
     for (int i = 0; i < 3; i++) {
@@ -196,7 +217,8 @@ TEST(a_bad_config_is_refused_by_field) {
         {"\"num_heads\":2", "\"num_heads\":3", "E-CF-03", "vision_config.num_heads"},
         {"\"out_hidden_size\":24", "\"out_hidden_size\":32", "E-CF-03", "out_hidden_size"},
         {"\"window_size\":16", "\"window_size\":7", "E-CF-03", "window_size"},
-        {"\"tie_word_embeddings\":false", "\"tie_word_embeddings\":false,\"use_sliding_window\":true", "E-CF-02", "use_sliding_window"},
+        {"\"tie_word_embeddings\":false", "\"tie_word_embeddings\":false,\"use_sliding_window\":true", "E-CF-02",
+         "use_sliding_window"},
         {"\"tie_word_embeddings\":false", "\"quantization_config\":{}", "E-CF-02", "quantization_config"},
         {"\"vocab_size\":50", "\"vocab_size\":50,\"vocab_size\":51", "E-JS-08", "vocab_size"},
     };
@@ -212,7 +234,8 @@ TEST(a_bad_config_is_refused_by_field) {
         err_line(&e, "error", line, sizeof line);
         if (strcmp(e.code, cases[i].code) || !strstr(line, cases[i].says)) FAIL("%s: %s", cases[i].put, line);
     }
-    write_text("config.json", FLAT), write_text("preprocessor_config.json", "{\"min_pixels\":5000,\"max_pixels\":4096,\"patch_size\":4}");
+    write_text("config.json", FLAT),
+        write_text("preprocessor_config.json", "{\"min_pixels\":5000,\"max_pixels\":4096,\"patch_size\":4}");
     Config c;
     Err e = {0};
     EXPECT(!config_load(&c, folder, &e) && !strcmp(e.code, "E-CF-03"));
@@ -306,7 +329,8 @@ static float *prompt_logits(Model *m) {
     int32_t pos[3 * N_PROMPT];
     int64_t next;
     float *pixels = picture(m);
-    Mat rows = mat(m->d->alloc(6 * 24 * 4), 6, 24, F32), logits = mat(m->d->alloc((size_t)(N_PROMPT * m->c.V) * 4), N_PROMPT, m->c.V, F32);
+    Mat rows = mat(m->d->alloc(6 * 24 * 4), 6, 24, F32),
+        logits = mat(m->d->alloc((size_t)(N_PROMPT * m->c.V) * 4), N_PROMPT, m->c.V, F32);
     if (!vision_forward(m->d, &m->vision, rows, pixels, &GRID, 1, &m->activations, NULL, NULL, &e) ||
         !mrope_positions(&m->c, PROMPT, N_PROMPT, &GRID, 1, pos, &next, &e))
         err_report(&e), exit(99);
@@ -335,7 +359,8 @@ TEST(both_tensor_layouts_and_both_devices_give_the_same_model) {
 TEST(tied_embeddings_are_the_head) {
     char text[3000];
     const char *at = strstr(FLAT, "\"tie_word_embeddings\":false");
-    snprintf(text, sizeof text, "%.*s\"tie_word_embeddings\":true%s", (int)(at - FLAT), FLAT, at + strlen("\"tie_word_embeddings\":false"));
+    snprintf(text, sizeof text, "%.*s\"tie_word_embeddings\":true%s", (int)(at - FLAT), FLAT,
+             at + strlen("\"tie_word_embeddings\":false"));
     Model m = open_model(checkpoint(text, false), ops_ref());
     EXPECT(m.head.w.v.p == m.embed.v.p && m.head.w.v.rows == m.c.V);
     model_free(&m);
@@ -366,8 +391,10 @@ TEST(decoding_with_a_cache_is_the_forward_pass) {
     memcpy(ids, PROMPT, sizeof PROMPT), memcpy(ids + N_PROMPT, c.ids.p, 12 * 4);
     int64_t n = N_PROMPT + 12, next;
     Err e = {0};
-    Mat rows = mat(m.d->alloc(6 * 24 * 4), 6, 24, F32), logits = mat(m.d->alloc((size_t)(n * m.c.V) * 4), n, m.c.V, F32);
-    EXPECT(vision_forward(m.d, &m.vision, rows, pixels, &GRID, 1, &m.activations, NULL, NULL, &e) && mrope_positions(&m.c, ids, n, &GRID, 1, pos, &next, &e));
+    Mat rows = mat(m.d->alloc(6 * 24 * 4), 6, 24, F32),
+        logits = mat(m.d->alloc((size_t)(n * m.c.V) * 4), n, m.c.V, F32);
+    EXPECT(vision_forward(m.d, &m.vision, rows, pixels, &GRID, 1, &m.activations, NULL, NULL, &e) &&
+           mrope_positions(&m.c, ids, n, &GRID, 1, pos, &next, &e));
     Span span = {0, (int32_t)n, 0, 0, 1};
     TextInput in = {.ids = ids, .N = n, .pos = pos, .spans = &span, .n_spans = 1, .image_rows = rows};
     EXPECT(text_forward(&m, &in, logits, NULL, NULL, &e));
@@ -390,9 +417,15 @@ TEST(a_batch_gives_each_prompt_what_it_gets_alone_bit_for_bit) {
     Model m = open_model(checkpoint(FLAT, false), ops_cpu());
     float *pixels = picture(&m);
     int32_t other[] = {3, 4, 5};
-    GenerationConfig g = {.sample = {.repetition_penalty = 1.1, .do_sample = 1, .temperature = 1.5, .top_k = 30, .top_p = 0.95, .seed = 11},
-                          .max_new_tokens = 20, .stop = {44}, .n_stop = 1};
-    Request all[] = {{other, 3, NULL, NULL, 0, 100, 1}, {PROMPT, N_PROMPT, pixels, &GRID, 1, 7, 3}, {PROMPT + 10, 6, NULL, NULL, 0, 200, 2}};
+    GenerationConfig g = {
+        .sample =
+            {.repetition_penalty = 1.1, .do_sample = 1, .temperature = 1.5, .top_k = 30, .top_p = 0.95, .seed = 11},
+        .max_new_tokens = 20,
+        .stop = {44},
+        .n_stop = 1};
+    Request all[] = {{other, 3, NULL, NULL, 0, 100, 1},
+                     {PROMPT, N_PROMPT, pixels, &GRID, 1, 7, 3},
+                     {PROMPT + 10, 6, NULL, NULL, 0, 200, 2}};
     Completion batch[6], alone[6];
     int threads[] = {1, 2, 3, 8};
     for (int t = 0; t < 4; t++) {
@@ -438,7 +471,8 @@ TEST(generation_stops_at_an_end_token_or_the_limit) {
     Err e = {0};
     char line[2000];
     EXPECT(!generate(&m, &r, 1, &g, NULL, NULL, &c, &e));
-    EXPECT(strstr(err_line(&e, "error", line, sizeof line), "E-ME-02: prompt: expected 1 to 200 tokens in all; found 3 in the prompt and up to 198 new") != NULL);
+    EXPECT(strstr(err_line(&e, "error", line, sizeof line),
+                  "E-ME-02: prompt: expected 1 to 200 tokens in all; found 3 in the prompt and up to 198 new") != NULL);
     model_free(&m);
 }
 
@@ -485,9 +519,11 @@ TEST(generation_settings_come_from_the_file_and_hf_defaults) {
     Err e = {0};
     EXPECT(generation_config_load(&g, folder, &from_file, &e));
     EXPECT(!from_file && !g.sample.do_sample && g.sample.top_k == 50 && g.n_stop == 1 && g.stop[0] == 44);
-    write_text("generation_config.json", "{\"do_sample\":true,\"eos_token_id\":[44,45],\"pad_token_id\":45,\"repetition_penalty\":1.05,\"temperature\":0.000001}");
+    write_text("generation_config.json", "{\"do_sample\":true,\"eos_token_id\":[44,45],\"pad_token_id\":45,"
+                                         "\"repetition_penalty\":1.05,\"temperature\":0.000001}");
     EXPECT(generation_config_load(&g, folder, &from_file, &e));
-    EXPECT(from_file && g.sample.do_sample && g.sample.temperature == 1e-6 && g.sample.repetition_penalty == 1.05 && g.sample.top_k == 50 && g.sample.top_p == 1);
+    EXPECT(from_file && g.sample.do_sample && g.sample.temperature == 1e-6 && g.sample.repetition_penalty == 1.05 &&
+           g.sample.top_k == 50 && g.sample.top_p == 1);
     EXPECT(g.n_stop == 2 && g.stop[1] == 45 && g.pad == 45);
     write_text("generation_config.json", "{\"temperature\":0}");
     EXPECT(!generation_config_load(&g, folder, &from_file, &e) && !strcmp(e.code, "E-CF-02"));
