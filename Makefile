@@ -21,7 +21,7 @@ FUZZ    ?=
 ROOT    ?= ../shared
 DEVICE  ?= cpu
 THREADS ?= 0
-MAKEFLAGS += --no-builtin-rules
+MAKEFLAGS += --no-builtin-rules --no-print-directory
 Q       := $(if $(V),,@)
 .DEFAULT_GOAL := all
 

@@ -180,83 +180,103 @@ static bool draw(Batch *b, int64_t first, int64_t n, const Request *requests, co
     return go_on;
 }
 
-// Prefills requests [r0, r1) in one packed pass and draws the first token of each of their completions.
-static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first_out, int32_t *next_slot,
+// One packed pass over several prompts, on the host.
+typedef struct Pass {
+    int64_t N, images;                     // tokens and picture rows so far
+    int64_t all_N, all_images;             // of the whole pass
+    int32_t *ids, *pos, *slots, *image_at; // [all_N], [3, all_N], [all_N], [all_images]
+    int32_t *last;                         // [n] the last row of each prompt
+    Span *spans;                           // [n]
+    int n;
+    Arena arena;
+    Mat image_rows; // [all_images, C]
+} Pass;
+
+static int64_t picture_rows(const Model *m, const Request *q) {
+    int64_t rows = 0;
+    for (int k = 0; k < q->n_grids; k++) rows += grid_patches(q->grids[k]) / (m->c.vision.merge * m->c.vision.merge);
+    return rows;
+}
+
+static bool pass_open(Pass *p, const Model *m, const Request *requests, int n, Err *e) {
+    *p = (Pass){.arena = {.role = "picture rows"}, .image_rows = mat_none()};
+    for (int r = 0; r < n; r++) p->all_N += requests[r].n, p->all_images += picture_rows(m, &requests[r]);
+    p->ids = alloc_or_die((size_t)(5 * p->all_N + p->all_images + n), sizeof *p->ids, "prompts");
+    p->pos = p->ids + p->all_N, p->slots = p->pos + 3 * p->all_N, p->image_at = p->slots + p->all_N;
+    p->last = p->image_at + p->all_images;
+    p->spans = alloc_or_die((size_t)n, sizeof *p->spans, "attention spans");
+    if (!p->all_images) return true;
+    Type type = m->d->act_type;
+    if (!arena_reserve(&p->arena, m->d, (size_t)(p->all_images * m->c.C) * type_size(type) + 64, e)) return false;
+    p->image_rows = arena_mat(&p->arena, p->all_images, m->c.C, type);
+    return true;
+}
+
+static void pass_close(Pass *p, const Model *m) {
+    arena_release(&p->arena, m->d);
+    free(p->ids), free(p->spans);
+}
+
+// Appends a prompt whose cache slots begin at `slot`; *next is the position of the first new token.
+static bool pass_add(Pass *p, Model *m, const Request *q, int32_t slot, int64_t *next, Err *e) {
+    int64_t images = picture_rows(m, q);
+    int32_t *pos = alloc_or_die((size_t)(3 * q->n), sizeof *pos, "positions");
+    bool ok = mrope_positions(&m->c, q->ids, q->n, q->n, q->grids, q->n_grids, pos, next, e);
+    for (int axis = 0; axis < 3; axis++)
+        memcpy(p->pos + axis * p->all_N + p->N, pos + axis * q->n, (size_t)q->n * sizeof *pos);
+    free(pos);
+    if (ok && images)
+        ok = vision_forward(m->d, &m->vision, mat_rows(p->image_rows, p->images, images), q->pixels, q->grids,
+                            q->n_grids, &m->activations, NULL, NULL, e);
+    if (!ok) return false;
+    memcpy(p->ids + p->N, q->ids, (size_t)q->n * sizeof *p->ids);
+    for (int64_t t = 0; t < q->n; t++) p->slots[p->N + t] = slot + (int32_t)t;
+    if (images) image_places(&m->c, q->ids, q->n, p->N, p->image_at + p->images);
+    p->spans[p->n] = (Span){(int32_t)p->N, (int32_t)(p->N + q->n), 0, 0, 1};
+    p->last[p->n++] = (int32_t)(p->N + q->n - 1);
+    p->N += q->n, p->images += images;
+    return true;
+}
+
+// Prefills requests [r0, r1) in one packed pass and draws the first token of each of their completions. *slot: the next
+// free cache slot.
+static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first_out, int32_t *slot,
                     const int *request_of, Completion *out, TokenCallback on_token, void *ctx, bool *go_on, Err *e) {
     Model *m = b->m;
-    const Config *c = &m->c;
-    int64_t N = 0, units = 0, unit = c->vision.merge * c->vision.merge;
-    for (int r = r0; r < r1; r++) {
-        N += requests[r].n;
-        for (int k = 0; k < requests[r].n_grids; k++) units += grid_patches(requests[r].grids[k]) / unit;
-    }
-    int n = r1 - r0;
-    int32_t *ids = alloc_or_die((size_t)(5 * N + n), sizeof *ids, "prompt"), *pos = ids + N, *slots = pos + 3 * N,
-            *last = slots + N;
-    int32_t *own = NULL;
-    int64_t *next = alloc_or_die((size_t)n, sizeof *next, "positions");
-    Span *spans = alloc_or_die((size_t)n, sizeof *spans, "attention spans");
-    Arena pictures = {.role = "picture rows"};
-    Mat image_rows = mat_none();
-    bool ok = !units || arena_reserve(&pictures, m->d, (size_t)(units * c->C) * type_size(m->d->act_type) + 64, e);
-    if (ok && units) image_rows = arena_mat(&pictures, units, c->C, m->d->act_type);
-
-    int32_t at = 0;
-    int64_t unit_at = 0;
+    Pass p;
+    int64_t next, first_row = b->n_rows, drawn = 0;
+    bool ok = pass_open(&p, m, requests + r0, r1 - r0, e);
+    uint32_t *bits = alloc_or_die((size_t)b->seen.cols, sizeof *bits, "seen tokens");
     for (int r = r0; ok && r < r1; r++) {
         const Request *q = &requests[r];
-        int i = r - r0;
-        int64_t q_units = 0;
-        for (int k = 0; k < q->n_grids; k++) q_units += grid_patches(q->grids[k]) / unit;
-        own = alloc_or_die((size_t)(3 * q->n), sizeof *own, "positions");
-        ok = mrope_positions(c, q->ids, q->n, q->grids, q->n_grids, own, &next[i], e);
-        for (int k = 0; ok && k < 3; k++) memcpy(pos + k * N + at, own + k * q->n, (size_t)q->n * sizeof *pos);
-        free(own);
-        if (ok && q_units)
-            ok = vision_forward(m->d, &m->vision, mat_rows(image_rows, unit_at, q_units), q->pixels, q->grids,
-                                q->n_grids, &m->activations, NULL, NULL, e);
+        int32_t prompt = *slot;
+        ok = pass_add(&p, m, q, prompt, &next, e);
         if (!ok) break;
-        memcpy(ids + at, q->ids, (size_t)q->n * sizeof *ids);
-        for (int64_t t = 0; t < q->n; t++) slots[at + t] = *next_slot + (int32_t)t;
-        spans[i] = (Span){at, at + (int32_t)q->n, 0, 0, 1};
-        last[i] = at + (int32_t)q->n - 1;
-        at += (int32_t)q->n, unit_at += q_units;
-
-        // its completions
-        uint32_t *bits = alloc_or_die((size_t)b->seen.cols, sizeof *bits, "seen tokens");
+        *slot += (int32_t)q->n;
+        memset(bits, 0, (size_t)b->seen.cols * sizeof *bits);
         for (int64_t t = 0; t < q->n; t++) bits[q->ids[t] / 32] |= 1u << (q->ids[t] % 32);
-        int32_t prompt = *next_slot;
-        *next_slot += (int32_t)q->n;
         for (int g = 0; g < q->completions; g++) {
             m->d->upload(mat_rows(b->seen, b->n_rows, 1), mat(bits, 1, b->seen.cols, I32));
-            b->rows[b->n_rows++] = (Row){first_out++, prompt, prompt + (int32_t)q->n, *next_slot, next[i], -1, 0};
-            *next_slot += (int32_t)b->g->max_new_tokens;
+            b->rows[b->n_rows++] = (Row){first_out++, prompt, prompt + (int32_t)q->n, *slot, next, -1, 0};
+            b->host[drawn++] = r - r0; // every completion of a prompt starts from the same logits
+            *slot += (int32_t)b->g->max_new_tokens;
         }
-        free(bits);
     }
     if (ok) {
-        TextInput in = {.ids = ids,
-                        .N = N,
-                        .pos = pos,
-                        .spans = spans,
-                        .n_spans = n,
-                        .image_rows = image_rows,
-                        .head_rows = last,
-                        .n_head = n,
-                        .cache = &b->cache,
-                        .slots = slots};
-        ok = text_forward(m, &in, mat_rows(b->logits, 0, n), NULL, NULL, e);
+        TextInput in = {.ids = p.ids, .N = p.N, .pos = p.pos, .spans = p.spans, .n_spans = p.n};
+        in.image_rows = p.image_rows, in.image_at = p.image_at;
+        in.head_rows = p.last, in.n_head = p.n;
+        in.cache = &b->cache, in.slots = p.slots;
+        ok = text_forward(m, &in, mat_rows(b->logits, 0, p.n), NULL, NULL, e);
     }
-    if (ok) { // every completion of a prompt starts from the same logits
-        int64_t drawn = 0;
-        for (int r = r0; r < r1; r++)
-            for (int g = 0; g < requests[r].completions; g++) b->host[drawn++] = r - r0;
+    if (ok) {
         m->d->upload(mat_rows(b->spread, 0, drawn), mat(b->host, drawn, 1, I32));
-        gather_rows(m->d, mat_rows(b->row_logits, 0, drawn), mat_rows(b->logits, 0, n), mat_rows(b->spread, 0, drawn));
-        *go_on = draw(b, b->n_rows - drawn, drawn, requests, request_of, out, on_token, ctx);
+        gather_rows(m->d, mat_rows(b->row_logits, 0, drawn), mat_rows(b->logits, 0, p.n),
+                    mat_rows(b->spread, 0, drawn));
+        *go_on = draw(b, first_row, drawn, requests, request_of, out, on_token, ctx);
     }
-    arena_release(&pictures, m->d);
-    free(ids), free(next), free(spans);
+    pass_close(&p, m);
+    free(bits);
     return ok;
 }
 

@@ -587,24 +587,24 @@ void model_free(Model *m) {
 
 // transformers get_rope_index: text counts up by one on all three axes; a picture of h x w units takes (start, start +
 // y, start + x) in raster order, and text goes on at 1 + the largest position of the picture.
-bool mrope_positions(const Config *c, const int32_t *ids, int64_t n, const Grid *grids, int n_grids, int32_t *pos,
-                     int64_t *next, Err *e) {
+bool mrope_positions(const Config *c, const int32_t *ids, int64_t n, int64_t n_prompt, const Grid *grids, int n_grids,
+                     int32_t *pos, int64_t *next, Err *e) {
     int32_t *axis[3] = {pos, pos + n, pos + 2 * n};
     int64_t at = 0, m = c->vision.merge;
     int picture = 0;
     for (int64_t i = 0; i < n;) {
-        if (ids[i] == c->video_id && c->video_id >= 0)
+        if (i < n_prompt && ids[i] == c->video_id && c->video_id >= 0)
             return err_set(
                 e, "E-DS-10", AT(.file = "prompt"),
                 "expected text and pictures; found a video token at position %lld; do: give frames as pictures",
                 (long long)i);
-        if (ids[i] != c->image_id || c->image_id < 0) {
+        if (i >= n_prompt || ids[i] != c->image_id || c->image_id < 0) {
             for (int k = 0; k < 3; k++) axis[k][i] = (int32_t)at;
             i++, at++;
             continue;
         }
         int64_t run = 0;
-        while (i + run < n && ids[i + run] == c->image_id) run++;
+        while (i + run < n_prompt && ids[i + run] == c->image_id) run++;
         if (picture == n_grids)
             return err_set(
                 e, "E-DS-10", AT(.file = "prompt"),
@@ -632,6 +632,13 @@ bool mrope_positions(const Config *c, const int32_t *ids, int64_t n, const Grid 
     return true;
 }
 
+int64_t image_places(const Config *c, const int32_t *ids, int64_t n, int64_t first, int32_t *at) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (c->image_id >= 0 && ids[i] == c->image_id) at[found++] = (int32_t)(first + i);
+    return found;
+}
+
 // Angle j of a head (half of dim) turns with the t position for the first mrope[0] of them, then h, then w:
 // position * theta^(-2j/dim), in fp32 as torch computes it.
 void mrope_table(const Config *c, const int32_t *pos, int64_t n, float *table) {
@@ -652,7 +659,7 @@ void mrope_table(const Config *c, const int32_t *pos, int64_t n, float *table) {
 typedef struct TextScratch {
     Mat x;                  // [N, C] the residual stream
     Mat angles;             // F32 [N, dim]
-    Mat index, where;       // I32 [N, 1] token ids (-1 at pictures); I32 [n_pictures, 1] their rows
+    Mat index, image_at;    // I32 [N, 1] token ids, -1 at picture rows; I32 [n_images, 1] where those are
     Mat spans;              // I32 [n_spans, 5]
     Mat slots;              // I32 [N, 1]
     Mat head_index, head_x; // I32 [n_head, 1]; [n_head, C]
@@ -663,7 +670,7 @@ static void text_place(TextScratch *s, Arena *a, const Config *c, const TextInpu
     s->x = arena_mat(a, in->N, c->C, act);
     s->angles = arena_mat(a, in->N, c->dim, F32);
     s->index = arena_mat(a, in->N, 1, I32);
-    s->where = arena_mat(a, n_images, 1, I32);
+    s->image_at = arena_mat(a, n_images, 1, I32);
     s->spans = arena_mat(a, in->n_spans, 5, I32);
     s->slots = arena_mat(a, in->cache ? in->N : 0, 1, I32);
     s->head_index = arena_mat(a, in->head_rows ? in->n_head : 0, 1, I32);
@@ -675,16 +682,15 @@ bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_
     const Config *c = &m->c;
     const Ops *d = m->d;
     BlockShape shape = {c->C, c->heads, c->kv_heads, c->dim, c->F, c->eps};
-    int64_t n_images = 0;
+    int64_t n_images = in->image_rows.p ? in->image_rows.rows : 0;
     CHECK(!in->head_rows || in->n_head <= in->N, "text_forward: %lld head rows of %lld", (long long)in->n_head,
           (long long)in->N);
-    for (int64_t i = 0; i < in->N; i++) {
+    for (int64_t i = 0; i < in->N; i++)
         CHECK(in->ids[i] >= 0 && in->ids[i] < c->V, "text_forward: id %d of a vocabulary of %lld", in->ids[i],
               (long long)c->V);
-        n_images += in->image_rows.p && in->ids[i] == c->image_id;
-    }
-    CHECK(!in->image_rows.p || n_images == in->image_rows.rows, "text_forward: %lld image tokens, %lld image rows",
-          (long long)n_images, (long long)in->image_rows.rows);
+    for (int64_t i = 0; i < n_images; i++)
+        CHECK(in->image_at[i] >= 0 && in->image_at[i] < in->N, "text_forward: picture row at %d of %lld",
+              in->image_at[i], (long long)in->N);
 
     TextScratch s;
     Arena count = {.role = "activations"};
@@ -692,12 +698,9 @@ bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_
     if (!arena_reserve(&m->activations, d, count.used, e)) return false;
     text_place(&s, &m->activations, c, in, n_images, d->act_type);
 
-    int32_t *index = alloc_or_die((size_t)(in->N + n_images), sizeof *index, "token rows"), *where = index + in->N;
-    for (int64_t i = 0, k = 0; i < in->N; i++) {
-        bool image = in->image_rows.p && in->ids[i] == c->image_id;
-        index[i] = image ? -1 : in->ids[i];
-        if (image) where[k++] = (int32_t)i;
-    }
+    int32_t *index = alloc_or_die((size_t)in->N, sizeof *index, "token rows");
+    memcpy(index, in->ids, (size_t)in->N * sizeof *index);
+    for (int64_t i = 0; i < n_images; i++) index[in->image_at[i]] = -1; // zero until the picture's row is added
     float *table = alloc_or_die((size_t)in->N, (size_t)c->dim * sizeof *table, "rotary table");
     mrope_table(c, in->pos, in->N, table);
     Spans spans = {s.spans, in->spans, in->n_spans, 0};
@@ -705,7 +708,7 @@ bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_
         if (in->spans[i].last - in->spans[i].first > spans.longest)
             spans.longest = in->spans[i].last - in->spans[i].first;
     d->upload(s.index, mat(index, in->N, 1, I32));
-    d->upload(s.where, mat(where, n_images, 1, I32));
+    if (n_images) d->upload(s.image_at, mat((void *)(uintptr_t)in->image_at, n_images, 1, I32));
     d->upload(s.angles, mat(table, in->N, c->dim, F32));
     d->upload(s.spans, mat((void *)(uintptr_t)in->spans, in->n_spans, 5, I32));
     if (in->cache) d->upload(s.slots, mat((void *)(uintptr_t)in->slots, in->N, 1, I32));
@@ -713,7 +716,7 @@ bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_
 
     trace_where("text.embeddings");
     gather_rows(d, s.x, m->embed.v, s.index);
-    if (n_images) scatter_add_rows(d, s.x, in->image_rows, s.where);
+    if (n_images) scatter_add_rows(d, s.x, in->image_rows, s.image_at);
     if (tap) tap(tap_ctx, "text.embeddings", d, s.x);
     for (int64_t i = 0; i < c->L; i++) {
         char name[64], attention[64], mlp[64];

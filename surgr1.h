@@ -491,10 +491,13 @@ bool model_describe(Model *m, const char *dir, Err *e);
 // Original tensor name of a tensor in either layout ("model.visual.X" -> "visual.X", ...) into out.
 void canonical_name(char *out, size_t size, const char *name);
 
-// M-RoPE positions (transformers get_rope_index): pos [3, n] for ids with pictures of the given grids, in order.
-// *next is the position of the first generated token. E-DS-10 when image tokens and grids do not fit each other.
-bool mrope_positions(const Config *c, const int32_t *ids, int64_t n, const Grid *grids, int n_grids, int32_t *pos,
-                     int64_t *next, Err *e);
+// M-RoPE positions (transformers get_rope_index): pos [3, n] for ids with pictures of the given grids, in order. Ids
+// from n_prompt on were drawn by the model and are text, whatever they are: a model may draw <|image_pad|>.
+// *next is the position behind the last id. E-DS-10 when image tokens and grids do not fit each other.
+bool mrope_positions(const Config *c, const int32_t *ids, int64_t n, int64_t n_prompt, const Grid *grids, int n_grids,
+                     int32_t *pos, int64_t *next, Err *e);
+// The places of image tokens in a prompt, plus `first`, into at (room for n); returns how many.
+int64_t image_places(const Config *c, const int32_t *ids, int64_t n, int64_t first, int32_t *at);
 // cos | sin table, F32 [n, dim] on the host, for positions pos [3, n].
 void mrope_table(const Config *c, const int32_t *pos, int64_t n, float *table);
 
@@ -505,7 +508,8 @@ typedef struct TextInput {
     const int32_t *pos;       // host [3, N]
     const Span *spans;        // host [n_spans]; of the N rows, or of cache rows when decoding
     int64_t n_spans;          //
-    Mat image_rows;           // [number of image tokens in ids, C], or absent
+    Mat image_rows;           // [n_images, C] rows of the pictures, or absent
+    const int32_t *image_at;  // host [n_images]: which of the N rows each of them takes (image_places)
     const int32_t *head_rows; // host [n_head]: rows whose logits are wanted; NULL = all N
     int64_t n_head;           //
     struct Cache *cache;      // NULL: no cache

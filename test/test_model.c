@@ -142,20 +142,24 @@ TEST(positions_give_the_published_values) {
     Grid g[] = {{1, 4, 6}, {1, 2, 2}};
     int64_t next = 0;
     Err e = {0};
-    EXPECT(mrope_positions(&c, ids, 13, g, 1, pos, &next, &e));
+    EXPECT(mrope_positions(&c, ids, 13, 13, g, 1, pos, &next, &e));
     EXPECT(!memcmp(pos, want, sizeof want));
     EXPECT_INT(next, 10);
-    EXPECT(!mrope_positions(&c, ids, 13, g, 2, pos, &next, &e)); // a picture without a place
+    ids[11] = 9, ids[12] = 8; // an image and a video token that the model drew are text
+    EXPECT(mrope_positions(&c, ids, 13, 11, g, 1, pos, &next, &e));
+    EXPECT(!memcmp(pos, want, sizeof want));
+    ids[11] = 6, ids[12] = 7;
+    EXPECT(!mrope_positions(&c, ids, 13, 13, g, 2, pos, &next, &e)); // a picture without a place
     EXPECT_STR(e.code, "E-DS-10");
     e = (Err){0};
-    EXPECT(!mrope_positions(&c, ids, 13, g, 0, pos, &next, &e)); // a place without a picture
+    EXPECT(!mrope_positions(&c, ids, 13, 13, g, 0, pos, &next, &e)); // a place without a picture
     EXPECT_STR(e.code, "E-DS-10");
     e = (Err){0};
-    EXPECT(!mrope_positions(&c, ids, 8, g, 1, pos, &next, &e)); // too few image tokens
+    EXPECT(!mrope_positions(&c, ids, 8, 8, g, 1, pos, &next, &e)); // too few image tokens
     EXPECT_STR(e.code, "E-DS-10");
     e = (Err){0};
     ids[0] = 8;
-    EXPECT(!mrope_positions(&c, ids, 13, g, 1, pos, &next, &e)); // a video token
+    EXPECT(!mrope_positions(&c, ids, 13, 13, g, 1, pos, &next, &e)); // a video token
     EXPECT_STR(e.code, "E-DS-10");
 }
 
@@ -316,6 +320,7 @@ TEST(a_checkpoint_that_does_not_fit_is_refused_by_tensor) {
 // Logits of a text + picture prompt, [N, V].
 enum { N_PROMPT = 16 };
 static const int32_t PROMPT[N_PROMPT] = {1, 2, 42, 40, 40, 40, 40, 40, 40, 43, 7, 8, 9, 10, 11, 12};
+static const int32_t PLACES[] = {3, 4, 5, 6, 7, 8};
 static const Grid GRID = {1, 4, 6};
 static float *picture(const Model *m) {
     const VisionConfig *v = &m->c.vision;
@@ -332,10 +337,11 @@ static float *prompt_logits(Model *m) {
     Mat rows = mat(m->d->alloc(6 * 24 * 4), 6, 24, F32),
         logits = mat(m->d->alloc((size_t)(N_PROMPT * m->c.V) * 4), N_PROMPT, m->c.V, F32);
     if (!vision_forward(m->d, &m->vision, rows, pixels, &GRID, 1, &m->activations, NULL, NULL, &e) ||
-        !mrope_positions(&m->c, PROMPT, N_PROMPT, &GRID, 1, pos, &next, &e))
+        !mrope_positions(&m->c, PROMPT, N_PROMPT, N_PROMPT, &GRID, 1, pos, &next, &e))
         err_report(&e), exit(99);
     Span span = {0, N_PROMPT, 0, 0, 1};
-    TextInput in = {.ids = PROMPT, .N = N_PROMPT, .pos = pos, .spans = &span, .n_spans = 1, .image_rows = rows};
+    TextInput in = {
+        .ids = PROMPT, .N = N_PROMPT, .pos = pos, .spans = &span, .n_spans = 1, .image_rows = rows, .image_at = PLACES};
     if (!text_forward(m, &in, logits, NULL, NULL, &e)) err_report(&e), exit(99);
     free(pixels), m->d->release(rows.p);
     return logits.p;
@@ -394,9 +400,10 @@ TEST(decoding_with_a_cache_is_the_forward_pass) {
     Mat rows = mat(m.d->alloc(6 * 24 * 4), 6, 24, F32),
         logits = mat(m.d->alloc((size_t)(n * m.c.V) * 4), n, m.c.V, F32);
     EXPECT(vision_forward(m.d, &m.vision, rows, pixels, &GRID, 1, &m.activations, NULL, NULL, &e) &&
-           mrope_positions(&m.c, ids, n, &GRID, 1, pos, &next, &e));
+           mrope_positions(&m.c, ids, n, N_PROMPT, &GRID, 1, pos, &next, &e));
     Span span = {0, (int32_t)n, 0, 0, 1};
-    TextInput in = {.ids = ids, .N = n, .pos = pos, .spans = &span, .n_spans = 1, .image_rows = rows};
+    TextInput in = {
+        .ids = ids, .N = n, .pos = pos, .spans = &span, .n_spans = 1, .image_rows = rows, .image_at = PLACES};
     EXPECT(text_forward(&m, &in, logits, NULL, NULL, &e));
     double logprob = 0;
     for (int64_t i = N_PROMPT - 1; i < n - 1; i++) {

@@ -363,6 +363,7 @@ typedef struct Prompt {
     const float *pixels;
     const Grid *grids;
     int n_grids;
+    int64_t n_answer; // the last of the n ids, drawn by the model: text, whatever they are
 } Prompt;
 
 // Logits of rows [first, first + rows) in one pass without a cache: [rows, V] on the host (free), or NULL.
@@ -374,11 +375,13 @@ static float *logits_of(Case *c, Model *m, Prompt p, int64_t first, int64_t rows
     Arena arena = {.role = "pictures"};
     Mat image = mat_none(), out = mat(d->alloc((size_t)(rows * m->c.V) * sizeof(float)), rows, m->c.V, F32);
     int32_t *pos = alloc_or_die((size_t)(3 * p.n), sizeof *pos, "positions"),
-            *head = alloc_or_die((size_t)rows, sizeof *head, "rows");
+            *head = alloc_or_die((size_t)rows, sizeof *head, "rows"),
+            *places = alloc_or_die((size_t)p.n, sizeof *places, "picture rows");
+    image_places(&m->c, p.ids, p.n - p.n_answer, 0, places);
     for (int64_t i = 0; i < rows; i++) head[i] = (int32_t)(first + i);
     Span span = {.first = 0, .last = (int32_t)p.n, .causal = 1};
     float *logits = NULL;
-    bool ok = mrope_positions(&m->c, p.ids, p.n, p.grids, p.n_grids, pos, &next, &e);
+    bool ok = mrope_positions(&m->c, p.ids, p.n, p.n - p.n_answer, p.grids, p.n_grids, pos, &next, &e);
     if (ok && units) {
         image = mat(d->alloc((size_t)(units * m->c.C) * type_size(d->act_type)), units, m->c.C, d->act_type);
         ok = vision_forward(d, &m->vision, image, p.pixels, p.grids, p.n_grids, &arena, tap, ctx, &e);
@@ -389,6 +392,7 @@ static float *logits_of(Case *c, Model *m, Prompt p, int64_t first, int64_t rows
                     .spans = &span,
                     .n_spans = 1,
                     .image_rows = image,
+                    .image_at = places,
                     .head_rows = head,
                     .n_head = rows};
     ok = ok && text_forward(m, &in, out, tap, ctx, &e);
@@ -396,7 +400,7 @@ static float *logits_of(Case *c, Model *m, Prompt p, int64_t first, int64_t rows
         logits = alloc_or_die((size_t)(rows * m->c.V), sizeof *logits, "logits");
         d->download(mat(logits, rows, m->c.V, F32), out);
     } else case_refused(c, &e);
-    free(pos), free(head);
+    free(pos), free(head), free(places);
     d->release(out.p);
     if (image.p) d->release(image.p);
     arena_release(&arena, d);
@@ -508,7 +512,7 @@ static bool case_positions(ModelCase *mc, Prompt p) {
     Err e = {0};
     int64_t next;
     int32_t *pos = alloc_or_die((size_t)(3 * p.n), sizeof *pos, "positions");
-    bool ok = mrope_positions(&mc->m->c, p.ids, p.n, p.grids, p.n_grids, pos, &next, &e);
+    bool ok = mrope_positions(&mc->m->c, p.ids, p.n, p.n, p.grids, p.n_grids, pos, &next, &e);
     if (ok) {
         int32_t delta = (int32_t)(next - p.n);
         compare_stored_ints(mc, "positions", pos, 3 * p.n);
@@ -542,7 +546,7 @@ static void case_greedy(ModelCase *mc, Prompt p) {
     if (needed_ints(mc, "greedy_ids", &want) && greedy_of(mc->c, mc->m, p, want.n, &got)) {
         compare_ints(mc->c, "greedy_ids", got.p, got.n, want.p, want.n);
         Ids all = continued(p, want.p, want.n); // the stored ids: the logits are compared even where the ids differ
-        p.ids = all.p, p.n = all.n;
+        p.ids = all.p, p.n_answer = all.n - p.n, p.n = all.n;
         float *logits = logits_of(mc->c, mc->m, p, all.n - want.n, want.n, NULL, NULL);
         if (logits) compare_stored(mc, STATE, "greedy_logits", logits, want.n * mc->m->c.V);
         free(logits), ids_free(&all);
@@ -560,7 +564,7 @@ static void run_model_case(Case *c, Model *m, const char *dir, const Json *entry
         return;
     }
     if (case_inputs(&mc, dir, entry)) {
-        Prompt p = {mc.ids.p, mc.ids.n, mc.pixels, mc.pictures.grids, mc.pictures.n};
+        Prompt p = {mc.ids.p, mc.ids.n, mc.pixels, mc.pictures.grids, mc.pictures.n, 0};
         if (case_positions(&mc, p)) case_forward(&mc, p), case_greedy(&mc, p);
     }
     ids_free(&mc.ids), ids_free(&mc.grid), free(mc.pictures.pixels), free(mc.pixels);
@@ -884,7 +888,7 @@ static void compare_scores(Case *c, Ask *a, Prompt p, const Ids *answer, const I
         return;
     }
     Ids all = continued(p, answer->p, answer->n);
-    p.ids = all.p, p.n = all.n;
+    p.ids = all.p, p.n_answer = all.n - p.n, p.n = all.n;
     float *logits = logits_of(c, &a->m, p, all.n - answer->n, answer->n, NULL, NULL);
     for (int64_t i = 0; logits && i < n; i++) got[i] = logits[i / each * a->m.c.V + best->p[i]];
     if (logits) compare_floats(c, STATE, "top5_logits", got, want, n);
@@ -923,7 +927,7 @@ static void ask_row(void *ctx, const Json *row, int64_t line) {
         compare_grids(&c, &pictures, grid.p, grid.n);
         if (chat_encode(a->t, v.messages, v.n, true, tokens, pictures.n, true, &ids, &e)) {
             compare_ints(&c, "input_ids", ids.p, ids.n, want.p, want.n);
-            compare_answer(&c, a, (Prompt){ids.p, ids.n, pictures.pixels, pictures.grids, pictures.n}, row);
+            compare_answer(&c, a, (Prompt){ids.p, ids.n, pictures.pixels, pictures.grids, pictures.n, 0}, row);
         } else case_refused(&c, &e);
     }
     conversation_free(&v), free(pictures.pixels), ids_free(&grid), ids_free(&ids), ids_free(&want);
