@@ -166,6 +166,11 @@ typedef struct Product {
     int64_t block_j; // rows of b in one chunk
     float alpha, beta;
 } Product;
+// One element of y: the first block of k starts it (beta y is read only where beta is not 0), the others add.
+static inline void put(float *y, float sum, bool first, float alpha, float beta) {
+    float v = alpha * sum;
+    *y = !first ? v + *y : beta != 0 ? v + beta * *y : v;
+}
 enum { K_BLOCK = 512, PACKED_ROW = K_BLOCK + 16, J_BLOCK = 96, I_BLOCK = 288, X_GROUP = 6, FEW_ROWS = 12 };
 
 // An op over rows: its matrices (what each is, stands at the kernel), and which rows a chunk has.
@@ -292,8 +297,8 @@ static void cpu_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float be
     g.a = (Operand){x.p, layout == TN ? sx : x.stride * sx, layout == TN ? x.stride * sx : sx, false};
     g.b = (Operand){w.p, layout == NT ? w.stride * sw : sw, layout == NT ? sw : w.stride * sw, w.type == BF16};
     if (layout == NT && g.I <= FEW_ROWS) {
-        // chunks of about 128 KiB of weights
-        int64_t rows = (1 << 17) / (K * sw) / 4 * 4;
+        // chunks of about 512 KiB of weights
+        int64_t rows = (1 << 19) / (K * sw) / 4 * 4;
         g.block_j = rows < 4 ? 4 : rows > 256 ? 256 : rows;
         parallel_for((g.J + g.block_j - 1) / g.block_j, isa()->lanes->few_rows, &g);
     } else {

@@ -93,8 +93,7 @@ INLINE Vec L(exp)(Vec x) {
 // ------------------------------------------------------------------------------------------------------------ matmul
 
 // sums[r] = the four dot products of a[r] with b[0..3], over n elements: one chain of FMAs per pair and lane, then sum4.
-// a is F32, b F32 or BF16. Whatever `rows` is, the sum of a pair is made in the same order. `ahead`: prefetch b so many
-// bytes further on (0: not).
+// a is F32, b F32 or BF16. Whatever `rows` is, the sum of a pair is made in the same order.
 INLINE void L(step)(Vec acc[][4], const char *const *a, const char *const *b, bool bf16, int64_t k, const int rows) {
     Vec x[TILE_ROWS];
 #pragma GCC unroll 8
@@ -107,19 +106,12 @@ INLINE void L(step)(Vec acc[][4], const char *const *a, const char *const *b, bo
     }
 }
 INLINE void L(tile)(V4 *sums, const char *const *a, const char *const *b, bool bf16, int64_t n, const int rows,
-                    int64_t ahead, const bool tail) {
+                    const bool tail) {
     Vec acc[TILE_ROWS][4];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = (Vec){0};
-    const int64_t size = bf16 ? 2 : 4, line = 64 / size;
+    const int64_t size = bf16 ? 2 : 4;
     int64_t k = 0;
-    if (ahead)
-        for (; k + line <= n; k += line) {
-#pragma GCC unroll 4
-            for (int c = 0; c < 4; c++) __builtin_prefetch(b[c] + size * k + ahead, 0, 3);
-#pragma GCC unroll 8
-            for (int64_t u = 0; u < line; u += LANES) L(step)(acc, a, b, bf16, k + u, rows);
-        }
     for (; k + LANES <= n; k += LANES) L(step)(acc, a, b, bf16, k, rows);
     if (tail && k < n)
 #pragma GCC unroll 4
@@ -132,52 +124,74 @@ INLINE void L(tile)(V4 *sums, const char *const *a, const char *const *b, bool b
     for (int r = 0; r < rows; r++) sums[r] = L(sum4)(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
 }
 
-// y[0..n) of one row, n <= 4: the first block of k starts it (beta y is read only where beta is not 0), others add.
+// The same for four neighbours in a row, of which n exist.
 INLINE void L(put4)(float *y, V4 sums, int64_t n, bool first, float alpha, float beta) {
     typedef float V4Any __attribute__((vector_size(16), aligned(4), may_alias));
-    V4 old = {0}, v = alpha * sums;
-    if (!first || beta != 0) {
-        if (n == 4) old = *(V4Any *)y;
-        else
-            for (int c = 0; c < n; c++) old[c] = y[c];
-    }
-    if (!first) v += old;
-    else if (beta != 0) v += beta * old;
-    if (n == 4) *(V4Any *)y = v;
-    else
-        for (int c = 0; c < n; c++) y[c] = v[c];
+    if (n == 4 && (!first || beta == 0)) {
+        V4 v = alpha * sums;
+        *(V4Any *)y = first ? v : v + *(V4Any *)y;
+    } else
+        for (int c = 0; c < n; c++) put(y + c, sums[c], first, alpha, beta);
 }
 
-// Few rows: w is read once, straight from where it lies, four of its rows at a time; the next four are prefetched.
+// The tile for a number of rows that is not known before. Whole vectors get code of their own: what a call in the tail
+// would save and restore costs as much as a short tile.
+INLINE void L(tile_of)(V4 *sums, const char *const *a, const char *const *b, bool bf16, int64_t n, int64_t rows) {
+#define TILE_CASE(r)                                                                                                   \
+    case r:                                                                                                            \
+        if (n % LANES) L(tile)(sums, a, b, bf16, n, r, true);                                                          \
+        else L(tile)(sums, a, b, bf16, n, r, false);                                                                   \
+        break;
+    switch (rows) {
+        TILE_CASE(1)
+        TILE_CASE(2)
+        TILE_CASE(3)
+#if TILE_ROWS == 6
+        TILE_CASE(4)
+        TILE_CASE(5)
+        TILE_CASE(6)
+#endif
+    }
+#undef TILE_CASE
+}
+
+// dst[0..n) = n elements at p as floats, then zeros up to a whole vector.
+INLINE void L(widen_row)(float *dst, const char *p, bool bf16, int64_t n) {
+    int64_t k = 0, size = bf16 ? 2 : 4;
+    for (; k + LANES <= n; k += LANES) STORE(dst + k, L(load_as)(p + k * size, bf16));
+    if (k < n) STORE(dst + k, L(load_part)(p + k * size, bf16, n - k));
+}
+
+// Few rows: w is read once, straight from where it lies, as four streams that run through a quarter of the chunk each:
+// memory likes long runs (software prefetch and four neighbouring rows were both slower). With more rows than one tile
+// holds, bf16 is widened once for all tiles.
 INLINE void L(few_rows)(const Product *g, int64_t chunk, bool bf16) {
-    int64_t j_end = (chunk + 1) * g->block_j < g->J ? (chunk + 1) * g->block_j : g->J;
-    for (int64_t j = chunk * g->block_j; j < j_end; j += 4) {
-        int64_t nj = j_end - j < 4 ? j_end - j : 4;
+    int64_t j0 = chunk * g->block_j, nj = g->J - j0 < g->block_j ? g->J - j0 : g->block_j, quarter = (nj + 3) / 4;
+    _Alignas(64) float wide[4 * PACKED_ROW];
+    bool widen = bf16 && g->I > TILE_ROWS;
+    for (int64_t t = 0; t < quarter; t++)
         for (int64_t k = 0; k < g->K; k += K_BLOCK) {
-            int64_t n = g->K - k < K_BLOCK ? g->K - k : K_BLOCK;
+            int64_t n = g->K - k < K_BLOCK ? g->K - k : K_BLOCK, j[4];
             const char *b[4];
-            for (int c = 0; c < 4; c++) b[c] = g->b.p + (j + (c < nj ? c : nj - 1)) * g->b.row + k * g->b.col;
-            for (int64_t i = 0, rows; i < g->I; i += rows) {
+            for (int c = 0; c < 4; c++) {
+                j[c] = c * quarter + t < nj ? j0 + c * quarter + t : -1;
+                b[c] = g->b.p + (j[c] < 0 ? j0 : j[c]) * g->b.row + k * g->b.col;
+                if (widen)
+                    L(widen_row)(wide + c * PACKED_ROW, b[c], true, n), b[c] = (const char *)(wide + c * PACKED_ROW);
+            }
+            int64_t groups = (g->I + TILE_ROWS - 1) / TILE_ROWS;
+            for (int64_t i = 0, rows; i < g->I; i += rows, groups--) {
                 const char *a[TILE_ROWS];
                 V4 sums[TILE_ROWS];
-                rows = g->I - i < TILE_ROWS ? g->I - i : TILE_ROWS;
+                rows = (g->I - i + groups - 1) / groups;
                 for (int r = 0; r < rows; r++) a[r] = g->a.p + (i + r) * g->a.row + 4 * k;
-                int64_t ahead = i == 0 ? 4 * g->b.row : 0;
-                switch (rows) {
-                case 1: L(tile)(sums, a, b, bf16, n, 1, ahead, true); break;
-                case 2: L(tile)(sums, a, b, bf16, n, 2, ahead, true); break;
-                case 3: L(tile)(sums, a, b, bf16, n, 3, ahead, true); break;
-#if TILE_ROWS == 6
-                case 4: L(tile)(sums, a, b, bf16, n, 4, ahead, true); break;
-                case 5: L(tile)(sums, a, b, bf16, n, 5, ahead, true); break;
-                case 6: L(tile)(sums, a, b, bf16, n, 6, ahead, true); break;
-#endif
-                }
+                if (widen) L(tile_of)(sums, a, b, false, n, rows);
+                else L(tile_of)(sums, a, b, bf16, n, rows);
                 for (int r = 0; r < rows; r++)
-                    L(put4)(g->y + (i + r) * g->ldy + j, sums[r], nj, k == 0, g->alpha, g->beta);
+                    for (int c = 0; c < 4; c++)
+                        if (j[c] >= 0) put(g->y + (i + r) * g->ldy + j[c], sums[r][c], k == 0, g->alpha, g->beta);
             }
         }
-    }
 }
 FN void L(few_rows_job)(void *ctx, int64_t chunk, int thread) {
     const Product *g = ctx;
@@ -192,12 +206,7 @@ FN void L(pack)(float *dst, Operand o, int64_t row0, int64_t rows, int64_t pad_r
     int64_t pad_n = (n + LANES - 1) / LANES * LANES;
     const char *p = o.p + row0 * o.row + k0 * o.col;
     if (o.col == (o.bf16 ? 2 : 4)) {
-        for (int64_t r = 0; r < rows; r++) {
-            const char *row = p + r * o.row;
-            int64_t k = 0;
-            for (; k + LANES <= n; k += LANES) STORE(dst + r * PACKED_ROW + k, L(load_as)(row + k * o.col, o.bf16));
-            if (k < n) STORE(dst + r * PACKED_ROW + k, L(load_part)(row + k * o.col, o.bf16, n - k));
-        }
+        for (int64_t r = 0; r < rows; r++) L(widen_row)(dst + r * PACKED_ROW, p + r * o.row, o.bf16, n);
     } else { // transposed: squares of 16, so that both sides stay in the first cache
         for (int64_t r0 = 0; r0 < rows; r0 += 16)
             for (int64_t c0 = 0; c0 < pad_n; c0 += 16)
@@ -238,12 +247,11 @@ FN void L(many_rows_job)(void *ctx, int64_t chunk, int thread) {
                 for (int c = 0; c < 4; c++) b[c] = (const char *)(w + (j + c) * PACKED_ROW);
                 for (int64_t r0 = 0; r0 < rows; r0 += TILE_ROWS) {
                     V4 sums[TILE_ROWS];
-                    if (n % LANES == 0) L(tile)(sums, a + r0, b, false, n, TILE_ROWS, 0, false);
-                    else L(tile)(sums, a + r0, b, false, n, TILE_ROWS, 0, true);
-                    for (int64_t r = 0; r < TILE_ROWS && r0 + r < rows; r++)
-                        L(put4)
-                        (g->y + (i0 + i + r0 + r) * g->ldy + j0 + j, sums[r], nj - j < 4 ? nj - j : 4, k == 0, g->alpha,
-                         g->beta);
+                    if (n % LANES == 0) L(tile)(sums, a + r0, b, false, n, TILE_ROWS, false);
+                    else L(tile)(sums, a + r0, b, false, n, TILE_ROWS, true);
+                    for (int64_t r = 0; r < TILE_ROWS && r0 + r < rows; r++) L(put4)
+                    (g->y + (i0 + i + r0 + r) * g->ldy + j0 + j, sums[r], nj - j < 4 ? nj - j : 4, k == 0, g->alpha,
+                     g->beta);
                 }
             }
         }
@@ -432,8 +440,8 @@ FN void L(attend)(const Attention *g, const char *q, int64_t q_row, char *out, i
                     const char *a[TILE_ROWS];
                     V4 scores[TILE_ROWS];
                     for (int64_t c = 0; c < TILE_ROWS; c++) a[c] = (const char *)(qs + (r + c) * OUT_ROW);
-                    if (dim % LANES == 0) L(tile)(scores, a, b, false, dim, TILE_ROWS, 0, false);
-                    else L(tile)(scores, a, b, false, dim, TILE_ROWS, 0, true);
+                    if (dim % LANES == 0) L(tile)(scores, a, b, false, dim, TILE_ROWS, false);
+                    else L(tile)(scores, a, b, false, dim, TILE_ROWS, true);
                     for (int64_t c = 0; c < TILE_ROWS; c++)
                         memcpy(s + (r + c) * KEYS + t, &scores[c], sizeof scores[c]);
                 }
