@@ -1,8 +1,7 @@
 // ask.c - surgr1 ask: one question about pictures, or a file of conversations.
 //
 // What it is:  glue from the command line to generate() and back: conversations are made and measured, everything that
-// can
-//              be refused is refused, then weights are loaded, answers stream out, and boxes are drawn.
+//              can be refused is refused, then weights are loaded, answers stream out, and boxes are drawn.
 // What it is not: the prompt (tokenizer.c), the pictures (vision.c), or how an answer is made (generate.c).
 // Read before: commands.h, generate.c.  Read next: info.c.
 #include "commands.h"

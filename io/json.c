@@ -1,8 +1,7 @@
 // json.c - JSON (RFC 8259) in and out, growing text, UTF-8.
 //
 // What it is:  an iterative parser over a length-delimited buffer that builds a tree in a few large blocks of memory,
-// in
-//              linear time; typed access to fields with messages that name the place; the canonical printer.
+//              in linear time; typed access to fields with messages that name the place; the canonical printer.
 // What it is not: lenient. It repairs nothing; a message says what was expected, what stands there, what to do.
 // Read before: base.h.  Read next: safetensors.c, ../model.c (config_load).
 #define _GNU_SOURCE

@@ -1,13 +1,11 @@
 // safetensors.c - checkpoint files: read one or a sharded folder, write one, open a LoRA adapter folder.
 //
 // What it is:  the container. A safetensors file is 8 bytes of header length N (little endian), N bytes of JSON, then
-// the
-//              data; every rule of that layout is checked before a tensor is handed out. Read it from the bottom of the
-//              trust: header_span (is this such a file?), entry_read (is this entry true?), layout_check (do the
+//              the data; every rule of that layout is checked before a tensor is handed out. Read it from the bottom
+//              of the trust: header_span (is this such a file?), entry_read (is this entry true?), layout_check (do the
 //              entries tile the data?), then files, folders, the writer, adapters.
 // What it is not: anything that knows which tensors a model needs, or under which names (model.c); nothing here
-// changes,
-//              converts in place or repairs what a file says.
+//              changes, converts in place or repairs what a file says.
 // Read before: io/json.c, io/files.c.  Read next: model.c.
 // Source: huggingface/safetensors README.md ("Format") and safetensors/src/tensor.rs; huggingface/peft
 // src/peft/tuners/lora.

@@ -4,9 +4,8 @@
 //     build/test_oracle [--root DIR] [--device ref|cpu|cuda] [--threads N] [--only TEXT] [--verbose] [--plant NAME]
 //
 // What it is:     one function per kind of data (the table `kinds`), each of which walks whatever the folder holds. One
-// line
-//                 per case: its worst measured error and the limit of that (when it fails: the first value that went
-//                 wrong, in the order of computation). Exit 1 if one limit is passed. The last line counts.
+//                 line per case: its worst measured error and the limit of that (when it fails: the first value that
+//                 went wrong, in the order of computation). Exit 1 if one limit is passed. The last line counts.
 // What it is not: a list of cases. No case, shape or file of a data set is named here; all limits stand in one table.
 // Read before:    test/compare.h, test/fixtures/README.md.
 #include "compare.h"
