@@ -49,9 +49,10 @@ static bool read_stop(const JsonDoc *doc, const Json *object, GenerationConfig *
     g->n_stop = 0;
     for (; n > 0; n--, x = x->next) {
         if (x->type != JSON_NUMBER || !x->integer || x->i < 0 || x->i >= LIMIT_VOCAB)
-            return err_set(e, "E-CF-02", json_at(doc, x, "eos_token_id"),
-                           "expected token ids; found another value; do: use the generation_config.json that came with "
-                           "the weights");
+            return err_set(
+                e, "E-CF-02", json_at(doc, x, "eos_token_id"),
+                "expected token ids; found %s; do: use the generation_config.json that came with the weights",
+                json_shown(x));
         g->stop[g->n_stop++] = (int32_t)x->i;
     }
     return true;

@@ -36,8 +36,7 @@ static bool field_is(Fields f, const char *name, const char *want) {
     const Json *v = json_get(holder(f, name), name);
     if (!v || v->type == JSON_NULL || json_is(v, want)) return true;
     return err_set(f.e, "E-CF-02", json_at(f.doc, v, name),
-                   "expected \"%s\"; found %s; do: use a Qwen2.5-VL checkpoint", want,
-                   v->type == JSON_STRING ? quoted(v->str, v->len) : "another type");
+                   "expected \"%s\"; found %s; do: use a Qwen2.5-VL checkpoint", want, json_shown(v));
 }
 static bool field_refused(Fields f, const char *name, bool present_is_bad, const char *why) {
     const Json *v = json_get(holder(f, name), name);
@@ -59,7 +58,8 @@ static bool read_rope(Config *c, Fields f) {
     if (rope && rope->type == JSON_NULL) rope = NULL;
     if (rope && rope->type != JSON_OBJECT)
         return err_set(f.e, "E-CF-02", json_at(f.doc, rope, where),
-                       "expected an object; found another type; do: use the config.json that came with the weights");
+                       "expected an object; found %s; do: use the config.json that came with the weights",
+                       json_shown(rope));
     if (!json_double(f.doc, rope, "rope_theta", false, 1, 1e12, &c->theta, f.e)) return false;
     const char *names[] = {"type", "rope_type"};
     for (int i = 0; i < 2; i++) {
@@ -68,7 +68,7 @@ static bool read_rope(Config *c, Fields f) {
             return err_set(f.e, "E-CF-02", json_at(f.doc, type, names[i]),
                            "expected \"mrope\" or \"default\"; found %s; do: remove the rope scaling, long-context "
                            "scaling is not supported",
-                           type->type == JSON_STRING ? quoted(type->str, type->len) : "another type");
+                           json_shown(type));
     }
     const Json *sections = rope ? json_get(rope, "mrope_section") : NULL;
     int64_t default_sections[3] = {16, 24, 24}, sum = 0;
@@ -76,14 +76,16 @@ static bool read_rope(Config *c, Fields f) {
     if (sections) {
         const Json *v = sections->child;
         if (sections->type != JSON_ARRAY || sections->count != 3)
-            return err_set(f.e, "E-CF-02", json_at(f.doc, sections, "mrope_section"),
-                           "expected an array of three integers; found another value; do: use the config.json that "
-                           "came with the weights");
+            return err_set(
+                f.e, "E-CF-02", json_at(f.doc, sections, "mrope_section"),
+                "expected an array of three integers; found %s; do: use the config.json that came with the weights",
+                json_shown(sections));
         for (int i = 0; i < 3; i++, v = v->next) {
             if (v->type != JSON_NUMBER || !v->integer || v->i < 0 || v->i > 4096)
-                return err_set(f.e, "E-CF-02", json_at(f.doc, v, "mrope_section"),
-                               "expected integers 0..4096; found another value; do: use the config.json that came with "
-                               "the weights");
+                return err_set(
+                    f.e, "E-CF-02", json_at(f.doc, v, "mrope_section"),
+                    "expected integers 0..4096; found %s; do: use the config.json that came with the weights",
+                    json_shown(v));
             c->mrope[i] = v->i;
         }
     }
@@ -98,7 +100,8 @@ static bool read_vision(Config *c, Fields f) {
     const Json *section = f.section;
     if (section && section->type != JSON_OBJECT)
         return err_set(f.e, "E-CF-02", json_at(doc, section, "vision_config"),
-                       "expected an object; found another type; do: use the config.json that came with the weights");
+                       "expected an object; found %s; do: use the config.json that came with the weights",
+                       json_shown(section));
     f.doc = doc;
 #define VISION_INT(name, missing, min, max, out)                                                                       \
     (*(out) = (missing), json_int(doc, section, name, false, min, max, out, f.e))
@@ -115,24 +118,25 @@ static bool read_vision(Config *c, Fields f) {
     const Json *act = section ? json_get(section, "hidden_act") : NULL;
     if (act && !json_is(act, "silu"))
         return err_set(f.e, "E-CF-02", json_at(doc, act, "vision_config.hidden_act"),
-                       "expected \"silu\"; found %s; do: use a Qwen2.5-VL checkpoint",
-                       act->type == JSON_STRING ? quoted(act->str, act->len) : "another type");
+                       "expected \"silu\"; found %s; do: use a Qwen2.5-VL checkpoint", json_shown(act));
     v->dim = v->C / v->heads, v->eps = 1e-6f;
     const Json *full = section ? json_get(section, "fullatt_block_indexes") : NULL;
     memset(v->full, 0, sizeof v->full);
     if (!full)
         for (int j = 7; j < 32; j += 8) v->full[j] = true;
     else if (full->type != JSON_ARRAY)
-        return err_set(f.e, "E-CF-02", json_at(doc, full, "fullatt_block_indexes"),
-                       "expected an array of block numbers; found another type; do: use the config.json that came with "
-                       "the weights");
+        return err_set(
+            f.e, "E-CF-02", json_at(doc, full, "fullatt_block_indexes"),
+            "expected an array of block numbers; found %s; do: use the config.json that came with the weights",
+            json_shown(full));
     else
         for (const Json *j = full->child; j; j = j->next) {
             if (j->type != JSON_NUMBER || !j->integer || j->i < 0 ||
                 j->i >= (int64_t)(sizeof v->full / sizeof *v->full))
-                return err_set(f.e, "E-CF-02", json_at(doc, j, "fullatt_block_indexes"),
-                               "expected block numbers 0..511; found another value; do: use the config.json that came "
-                               "with the weights");
+                return err_set(
+                    f.e, "E-CF-02", json_at(doc, j, "fullatt_block_indexes"),
+                    "expected block numbers 0..511; found %s; do: use the config.json that came with the weights",
+                    json_shown(j));
             v->full[j->i] = true; // numbers past the last block have no effect, as in transformers
         }
     if (v->C % v->heads)
@@ -183,10 +187,10 @@ static bool read_preprocessor(Config *c, const char *dir, Err *e) {
             if (good) (k ? v->std : v->mean)[i] = (float)x->number;
         }
         if (!good)
-            ok = err_set(e, "E-CF-02", json_at(&doc, list, names[k]),
-                         "expected three numbers%s; found another value; do: use the preprocessor_config.json that "
-                         "came with the weights",
-                         k ? " above zero" : "");
+            ok = err_set(
+                e, "E-CF-02", json_at(&doc, list, names[k]),
+                "expected three numbers%s; found %s; do: use the preprocessor_config.json that came with the weights",
+                k ? " above zero" : "", json_shown(list));
     }
     if (ok && v->min_pixels > v->max_pixels) ok = cross(&doc, "min_pixels", e, "at most max_pixels", v->min_pixels);
     if (ok && patch != v->patch) ok = cross(&doc, "patch_size", e, "the patch_size of config.json", patch);
@@ -200,14 +204,14 @@ static bool read_preprocessor(Config *c, const char *dir, Err *e) {
 static bool read_config(Config *c, const JsonDoc *doc, Err *e) {
     const Json *type = json_get(doc->root, "model_type");
     if (!type || !json_is(type, "qwen2_5_vl"))
-        return err_set(e, "E-CF-01",
-                       type ? json_at(doc, type, "model_type") : AT(.file = doc->file, .field = "model_type"),
-                       "expected \"qwen2_5_vl\"; found %s; do: use a Qwen2.5-VL checkpoint",
-                       type && type->type == JSON_STRING ? quoted(type->str, type->len) : "no such string");
+        return err_set(
+            e, "E-CF-01", type ? json_at(doc, type, "model_type") : AT(.file = doc->file, .field = "model_type"),
+            "expected \"qwen2_5_vl\"; found %s; do: use a Qwen2.5-VL checkpoint", type ? json_shown(type) : "none");
     const Json *text = json_get(doc->root, "text_config");
     if (text && text->type != JSON_OBJECT)
         return err_set(e, "E-CF-02", json_at(doc, text, "text_config"),
-                       "expected an object; found another type; do: use the config.json that came with the weights");
+                       "expected an object; found %s; do: use the config.json that came with the weights",
+                       json_shown(text));
     Fields f = {doc, text, e}, top = {doc, doc->root, e};
     double eps;
     if (!field_int(f, "vocab_size", 152064, 1, LIMIT_VOCAB, &c->V) ||
@@ -408,14 +412,6 @@ static Named *tensors_by_name(const TensorFile *f, Err *e) {
             return NULL;
         }
     return list;
-}
-
-static const char *shape_text(int dims, const int64_t *shape, char *buffer, size_t size) {
-    size_t n = (size_t)snprintf(buffer, size, "[");
-    for (int i = 0; i < dims && n < size; i++)
-        n += (size_t)snprintf(buffer + n, size - n, "%s%lld", i ? "," : "", (long long)shape[i]);
-    if (n < size) snprintf(buffer + n, size - n, "]");
-    return buffer;
 }
 
 // Finds each parameter's tensor (found[i], NULL for a tied head) and checks its shape and type.

@@ -128,6 +128,8 @@ void text_add_json_string(Text *t, const char *bytes, size_t len);
 void text_add_json_number(Text *t, double v);
 // Canonical JSON of a tree: no spaces, members in file order, shortest numbers, integers kept as written.
 void json_print(Text *t, const Json *v);
+// A value of a file as a message shows it: quoted text, a number as written, or what kind of thing it is.
+const char *json_shown(const Json *v);
 
 // UTF-8. Decodes one code point at text[*pos] (advances *pos), or returns -1 at an ill-formed byte and advances past
 // the maximal invalid subpart (Unicode 3.9, as Python and the WHATWG decoder do), so that each -1 is one U+FFFD.
@@ -183,7 +185,23 @@ void tensor_to_i64(const Tensor *t, int64_t first, int64_t count, int64_t *out);
 // Number of NaN and infinite elements (0 for integer types).
 int64_t tensor_count_nonfinite(const Tensor *t);
 float f16_to_f32(uint16_t h);
+// "[2,3]" into buffer, which is returned.
+const char *shape_text(int dims, const int64_t *shape, char *buffer, size_t size);
 
+// Writing, as the reference library lays files out (by alignment of the type, then by name; header padded to 8 bytes;
+// __metadata__ {"format":"pt"}), through file_write_atomic's protocol but streamed.
+typedef struct TensorOut {
+    const char *name;
+    FileType type;
+    int dims;
+    int64_t shape[8];
+    const void *data; // row-major, host
+} TensorOut;
+bool tensors_write(const char *path, const TensorOut *tensors, int64_t count, Err *e); // E-WR-01, E-WR-02
+// The same with other __metadata__: a JSON object of strings, or NULL for none.
+bool tensors_write_with(const char *path, const char *metadata, const TensorOut *tensors, int64_t count, Err *e);
+
+// =================================================================================================== io/adapter.c
 // A PEFT LoRA adapter folder, described and checked but not applied: adapter_config.json + adapter_model.safetensors.
 typedef struct AdapterInfo {
     int64_t r;
@@ -198,19 +216,6 @@ typedef struct AdapterInfo {
 } AdapterInfo;
 bool adapter_open(AdapterInfo *a, const char *dir, Err *e); // E-AD-01 to -04, E-ST-*, E-JS-*, E-NU-01
 void adapter_close(AdapterInfo *a);
-
-// Writing, as the reference library lays files out (by alignment of the type, then by name; header padded to 8 bytes;
-// __metadata__ {"format":"pt"}), through file_write_atomic's protocol but streamed.
-typedef struct TensorOut {
-    const char *name;
-    FileType type;
-    int dims;
-    int64_t shape[8];
-    const void *data; // row-major, host
-} TensorOut;
-bool tensors_write(const char *path, const TensorOut *tensors, int64_t count, Err *e); // E-WR-01, E-WR-02
-// The same with other __metadata__: a JSON object of strings, or NULL for none.
-bool tensors_write_with(const char *path, const char *metadata, const TensorOut *tensors, int64_t count, Err *e);
 
 // ==================================================================================================== io/image.c
 // JPEG and PNG in, Pillow-exact resize, PNG out, drawing. Pixels are 8-bit RGB, rows top to bottom, [height, width, 3].

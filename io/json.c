@@ -176,7 +176,7 @@ void json_print(Text *t, const Json *v) {
     const Json **open = NULL; // open[k]: the value being printed at level k
     size_t depth = 0, cap = 0;
     for (;;) {
-        if (v->key) text_add_json_string(t, v->key, v->key_len), text_add(t, ":", 1);
+        if (depth && v->key) text_add_json_string(t, v->key, v->key_len), text_add(t, ":", 1);
         switch (v->type) {
         case JSON_NULL: text_add(t, "null", 4); break;
         case JSON_FALSE: text_add(t, "false", 5); break;
@@ -205,6 +205,20 @@ void json_print(Text *t, const Json *v) {
         text_add(t, ",", 1), v = v->next;
     }
     free(open);
+}
+
+const char *json_shown(const Json *v) {
+    switch (v->type) {
+    case JSON_NULL: return "null";
+    case JSON_FALSE: return "false";
+    case JSON_TRUE: return "true";
+    case JSON_ARRAY: return "an array";
+    case JSON_OBJECT: return "an object";
+    case JSON_STRING: break;
+    case JSON_NUMBER:
+        if (v->len <= 40) return v->str;
+    }
+    return quoted(v->str, v->len);
 }
 
 // ========================================================================================================== blocks

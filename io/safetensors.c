@@ -1,14 +1,13 @@
-// safetensors.c - checkpoint files: read one or a sharded folder, write one, open a LoRA adapter folder.
+// safetensors.c - checkpoint files: read one or a sharded folder, write one.
 //
 // What it is:  the container. A safetensors file is 8 bytes of header length N (little endian), N bytes of JSON, then
 //              the data; every rule of that layout is checked before a tensor is handed out. Read it from the bottom
 //              of the trust: header_span (is this such a file?), entry_read (is this entry true?), layout_check (do the
-//              entries tile the data?), then files, folders, the writer, adapters.
+//              entries tile the data?), then files, folders, the writer.
 // What it is not: anything that knows which tensors a model needs, or under which names (model.c); nothing here
 //              changes, converts in place or repairs what a file says.
 // Read before: io/json.c, io/files.c.  Read next: model.c.
-// Source: huggingface/safetensors README.md ("Format") and safetensors/src/tensor.rs; huggingface/peft
-// src/peft/tuners/lora.
+// Source: huggingface/safetensors README.md ("Format") and safetensors/src/tensor.rs.
 #include "../surgr1.h"
 #include <sys/stat.h>
 #include <unistd.h>
@@ -18,12 +17,10 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "elements are little e
 enum { PATH_BUFFER = 1100, NAME_BUFFER = 640, SHAPE_BUFFER = 160, SHARD_NAME_BYTES = 255 };
 
 // What a person can do next, for messages.
-#define AGAIN      "; do: download the file again"
-#define ALL_AGAIN  "; do: download the checkpoint again"
-#define LIBRARY    "; do: write the file with the safetensors library"
-#define NOT_ONE    "; do: this is not a safetensors file, or it is damaged"
-#define ITS_CONFIG "; do: use the adapter_config.json that came with the weights"
-#define COPY       "; do: copy the adapter again"
+#define AGAIN     "; do: download the file again"
+#define ALL_AGAIN "; do: download the checkpoint again"
+#define LIBRARY   "; do: write the file with the safetensors library"
+#define NOT_ONE   "; do: this is not a safetensors file, or it is damaged"
 
 typedef struct TensorShard {
     char *path;
@@ -144,28 +141,6 @@ int64_t tensor_count_nonfinite(const Tensor *t) {
 
 // ------------------------------------------------------------------------------------------------------- the header
 
-// A value of a file as a message shows it.
-static const char *shown(const Json *v) {
-    switch (v->type) {
-    case JSON_NULL: return "null";
-    case JSON_FALSE: return "false";
-    case JSON_TRUE: return "true";
-    case JSON_ARRAY: return "an array";
-    case JSON_OBJECT: return "an object";
-    case JSON_STRING: break;
-    case JSON_NUMBER:
-        if (v->len <= 40) return v->str;
-    }
-    return quoted(v->str, v->len);
-}
-
-// Canonical JSON of a member's value, without the member's name.
-static void print_value(Text *out, const Json *v) {
-    Json alone = *v;
-    alone.key = NULL, alone.next = NULL;
-    json_print(out, &alone);
-}
-
 static bool text_is(const char *text, size_t len, const char *want) {
     return len == strlen(want) && !memcmp(text, want, len);
 }
@@ -216,11 +191,12 @@ static Where entry_at(const char *path, const Json *v, const char *name) {
     return AT(.file = path, BYTE(8 + v->byte), .tensor = name);
 }
 
-static void shape_text(char *out, size_t size, const Tensor *t) {
-    size_t at = (size_t)snprintf(out, size, "[");
-    for (int i = 0; i < t->dims; i++)
-        at += (size_t)snprintf(out + at, size - at, i ? ",%lld" : "%lld", (long long)t->shape[i]);
-    snprintf(out + at, size - at, "]");
+const char *shape_text(int dims, const int64_t *shape, char *buffer, size_t size) {
+    size_t at = (size_t)snprintf(buffer, size, "[");
+    for (int i = 0; i < dims && at < size; i++)
+        at += (size_t)snprintf(buffer + at, size - at, i ? ",%lld" : "%lld", (long long)shape[i]);
+    if (at < size) snprintf(buffer + at, size - at, "]");
+    return buffer;
 }
 
 static const char metadata_key[] = "__metadata__";
@@ -239,7 +215,7 @@ static bool shape_read(const Json *shape, const char *path, Tensor *t, Err *e) {
         snprintf(found, sizeof found, "%u dimensions", shape->count);
         return err_set(e, "E-ST-07", entry_at(path, shape, t->name),
                        "expected a shape of at most %lld dimensions; found %s" AGAIN, (long long)LIMIT_TENSOR_DIMS,
-                       shape->type == JSON_ARRAY ? found : shown(shape));
+                       shape->type == JSON_ARRAY ? found : json_shown(shape));
     }
     t->elements = 1;
     int64_t bytes = 0;
@@ -247,13 +223,13 @@ static bool shape_read(const Json *shape, const char *path, Tensor *t, Err *e) {
     for (const Json *d = shape->child; d; d = d->next) {
         if (!d->integer || d->i < 0 || d->i > LIMIT_TENSOR_DIM)
             return err_set(e, "E-ST-07", entry_at(path, d, t->name), "expected a dimension 0..%lld; found %s" AGAIN,
-                           (long long)LIMIT_TENSOR_DIM, shown(d));
+                           (long long)LIMIT_TENSOR_DIM, json_shown(d));
         t->shape[t->dims++] = d->i;
         fits = fits && mul_ok(t->elements, d->i, &t->elements);
     }
     if (!fits || !mul_ok(t->elements, (int64_t)file_type_size(t->type), &bytes)) {
         char text[SHAPE_BUFFER];
-        shape_text(text, sizeof text, t);
+        shape_text(t->dims, t->shape, text, sizeof text);
         return err_set(e, "E-ST-07", entry_at(path, shape, t->name),
                        "expected a size in bytes below 2^63; found shape %s %s" AGAIN, text, file_type_name(t->type));
     }
@@ -268,11 +244,11 @@ static bool offsets_read(const Json *offsets, const char *path, const Tensor *t,
     if (!begin || !begin->integer || !end->integer || begin->i < 0 || end->i < begin->i)
         return err_set(e, "E-ST-08", entry_at(path, offsets, t->name),
                        "expected data_offsets [begin, end] with integers 0 <= begin <= end; found %s%s%s%s%s" AGAIN,
-                       begin ? "[" : shown(offsets), begin ? shown(begin) : "", begin ? ", " : "",
-                       begin ? shown(end) : "", begin ? "]" : "");
+                       begin ? "[" : json_shown(offsets), begin ? json_shown(begin) : "", begin ? ", " : "",
+                       begin ? json_shown(end) : "", begin ? "]" : "");
     if ((size_t)(end->i - begin->i) != t->bytes) {
         char text[SHAPE_BUFFER];
-        shape_text(text, sizeof text, t);
+        shape_text(t->dims, t->shape, text, sizeof text);
         return err_set(e, "E-ST-08", entry_at(path, offsets, t->name),
                        "expected %zu bytes for shape %s %s; found %lld" AGAIN " and compare its sha256", t->bytes, text,
                        file_type_name(t->type), (long long)(end->i - begin->i));
@@ -287,7 +263,7 @@ static bool entry_read(const Json *v, const char *path, Tensor *t, Extent *x, Er
     const Json *part[3] = {NULL, NULL, NULL};
     if (v->type != JSON_OBJECT)
         return err_set(e, "E-ST-05", entry_at(path, v, t->name),
-                       "expected an object with dtype, shape and data_offsets; found %s" AGAIN, shown(v));
+                       "expected an object with dtype, shape and data_offsets; found %s" AGAIN, json_shown(v));
     for (const Json *c = v->child; c; c = c->next) {
         int k = 0;
         while (k < 3 && !text_is(c->key, c->key_len, fields[k])) k++;
@@ -306,7 +282,7 @@ static bool entry_read(const Json *v, const char *path, Tensor *t, Extent *x, Er
         return err_set(e, "E-ST-06", entry_at(path, part[0], t->name),
                        "expected dtype F64, F32, F16, BF16, I64, I32, I16, I8, U8 or BOOL; found %s; do: convert the "
                        "checkpoint to bfloat16",
-                       shown(part[0]));
+                       json_shown(part[0]));
     t->type = (FileType)type;
     return shape_read(part[1], path, t, e) && offsets_read(part[2], path, t, x, e);
 }
@@ -355,8 +331,8 @@ static bool metadata_read(const Json *v, const char *path, Text *out, Err *e) {
         }
     if (!strings)
         return err_set(e, "E-ST-05", AT(.file = path, BYTE(8 + v->byte), .field = metadata_key),
-                       "expected an object that maps strings to strings; found %s" LIBRARY, shown(v));
-    if (out) print_value(out, v);
+                       "expected an object that maps strings to strings; found %s" LIBRARY, json_shown(v));
+    if (out) json_print(out, v);
     return true;
 }
 
@@ -552,14 +528,14 @@ static bool index_names(const JsonDoc *doc, const Json *map, Err *e) {
         return err_set(e, "E-IX-01", json_at(doc, map ? map : doc->root, "weight_map"),
                        "expected an object that maps tensor names to file names; found %s; do: use the index that came "
                        "with the weights",
-                       map ? shown(map) : "none");
+                       map ? json_shown(map) : "none");
     for (const Json *v = map->child; v; v = v->next)
         if (!plain_shard_name(v)) {
             char field[300];
             snprintf(field, sizeof field, "weight_map.%.*s", v->key_len < 280 ? (int)v->key_len : 280, v->key);
             return err_set(e, "E-IX-01", json_at(doc, v, field), "expected %s; found %s; do: %s",
                            inside_folder(v) ? "a plain name of a .safetensors file" : "a file name in the same folder",
-                           shown(v),
+                           json_shown(v),
                            inside_folder(v) ? "use the index that came with the weights"
                                             : "do not use this checkpoint, it points outside its folder");
         }
@@ -602,7 +578,7 @@ static void index_total(const TensorFile *f, const JsonDoc *doc) {
     if (total && !(total->type == JSON_NUMBER && total->number == (double)sum))
         warn("E-IX-03", json_at(doc, total, "metadata.total_size"),
              "expected the sum of all tensors, %lld; found %s; do: nothing, if all shards are complete", (long long)sum,
-             shown(total));
+             json_shown(total));
 }
 
 static bool index_read(TensorFile *f, const char *dir, const char *path, JsonDoc *doc, Err *e) {
@@ -721,203 +697,4 @@ bool tensors_write_with(const char *path, const char *metadata, const TensorOut 
 
 bool tensors_write(const char *path, const TensorOut *tensors, int64_t count, Err *e) {
     return tensors_write_with(path, "{\"format\":\"pt\"}", tensors, count, e);
-}
-
-// ---------------------------------------------------------------------------------------------------------- adapters
-
-// What PEFT can do beyond a plain LoRA, by the name of the switch: each must be off (absent, null, false or empty).
-// clang-format off
-static const char *const adapter_off[] = {
-    "use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "layer_replication", "megatron_config", "arrow_config",
-    "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
-};
-// clang-format on
-
-static bool adapter_refuse(const JsonDoc *doc, const Json *v, const char *field, const char *expected, Err *e) {
-    return err_set(e, "E-AD-03", json_at(doc, v, field), "expected %s; found %s; do: %s", expected, shown(v),
-                   "train or convert the adapter as a plain LoRA");
-}
-
-static bool names_ok(const Json *v) {
-    for (const Json *c = v->type == JSON_ARRAY ? v->child : NULL; c; c = c->next)
-        if (c->type != JSON_STRING || !c->len || memchr(c->str, 0, c->len)) return false;
-    return v->type == JSON_ARRAY;
-}
-
-// A field of a wrong type or range is E-CF-02 in model configurations and E-AD-02 here.
-static bool adapter_field(bool ok, Err *e) {
-    if (!ok && !strcmp(e->code, "E-CF-02")) memcpy(e->code, "E-AD-02", sizeof e->code);
-    return ok;
-}
-
-static bool adapter_config(AdapterInfo *a, const JsonDoc *doc, Err *e) {
-    const Json *c = doc->root, *v = json_get(c, "peft_type");
-    if (!v || !json_is(v, "LORA"))
-        return err_set(e, "E-AD-01", json_at(doc, v ? v : c, "peft_type"),
-                       "expected \"LORA\"; found %s; do: use a LoRA adapter", v ? shown(v) : "none");
-    a->r = 8, a->alpha = 8, a->dropout = 0;
-    if (!adapter_field(json_int(doc, c, "r", false, 1, LIMIT_LORA_RANK, &a->r, e), e) ||
-        !adapter_field(json_double(doc, c, "lora_alpha", false, 1e-6, 65536, &a->alpha, e), e) ||
-        !adapter_field(json_double(doc, c, "lora_dropout", false, 0, 0.9, &a->dropout, e), e) ||
-        !adapter_field(json_bool(doc, c, "use_rslora", false, &a->rslora, e), e))
-        return false;
-    for (size_t i = 0; i < sizeof adapter_off / sizeof *adapter_off; i++) {
-        v = json_get(c, adapter_off[i]);
-        bool off = !v || v->type == JSON_NULL || v->type == JSON_FALSE ||
-                   ((v->type == JSON_ARRAY || v->type == JSON_OBJECT) && !v->count);
-        if (!off) return adapter_refuse(doc, v, adapter_off[i], "this extension of LoRA to be off", e);
-    }
-    v = json_get(c, "bias");
-    if (v && !json_is(v, "none")) return adapter_refuse(doc, v, "bias", "\"none\"", e);
-    // PiSSA, OLoRA, CorDA and LoftQ subtract from the base weights what they put into the adapter.
-    v = json_get(c, "init_lora_weights");
-    if (v && v->type == JSON_STRING && !json_is(v, "gaussian") && !json_is(v, "eva") && !json_is(v, "orthogonal"))
-        return adapter_refuse(doc, v, "init_lora_weights", "a start that leaves the base weights alone", e);
-    v = json_get(c, "target_modules");
-    if (v && v->type != JSON_STRING && v->type != JSON_NULL && !names_ok(v))
-        return adapter_refuse(doc, v, "target_modules", "a list of module names or one pattern", e);
-    if (v) print_value(&a->targets, v);
-    else text_add(&a->targets, "null", 4);
-    v = json_get(c, "modules_to_save");
-    if (v && v->type != JSON_NULL && !names_ok(v))
-        return adapter_refuse(doc, v, "modules_to_save", "a list of module names", e);
-    static const char *const patterns[] = {"rank_pattern", "alpha_pattern"};
-    for (int k = 0; k < 2; k++) {
-        v = json_get(c, patterns[k]);
-        if (v && v->type != JSON_NULL && v->type != JSON_OBJECT)
-            return adapter_refuse(doc, v, patterns[k], "an object that maps modules to numbers", e);
-        for (const Json *p = v ? v->child : NULL; p; p = p->next)
-            if (p->type != JSON_NUMBER || p->number <= 0 || p->number > 65536 ||
-                (k == 0 && (!p->integer || p->i > LIMIT_LORA_RANK)))
-                return err_set(e, "E-AD-02", json_at(doc, p, patterns[k]),
-                               "expected a %s above 0 and at most %lld; found %s" ITS_CONFIG,
-                               k ? "number" : "whole number", k ? 65536LL : (long long)LIMIT_LORA_RANK, shown(p));
-    }
-    v = json_get(c, "base_model_name_or_path");
-    if (v && v->type == JSON_STRING)
-        snprintf(a->base_model, sizeof a->base_model, "%.*s",
-                 (int)utf8_complete(v->str, v->len < sizeof a->base_model ? v->len : sizeof a->base_model - 1), v->str);
-    return true;
-}
-
-// PEFT's rule for names: the module itself, or anything that ends in "." and the name.
-static bool module_named(const char *module, size_t len, const char *name, size_t name_len) {
-    return len >= name_len && !memcmp(module + len - name_len, name, name_len) &&
-           (len == name_len || module[len - name_len - 1] == '.');
-}
-
-// Whether a key of rank_pattern names the module. PEFT reads the key as a regular expression behind an optional "...";
-// no expression from a file is run here, so a key is taken as a name (with "^" for the whole path and "\." for a dot),
-// and one that is more than a name stays undecided.
-enum Named { NAMED_NO, NAMED_YES, NAMED_UNDECIDED };
-static enum Named pattern_names(const Json *key, const char *module, size_t len) {
-    char name[NAME_BUFFER];
-    size_t n = 0;
-    bool whole = key->key_len && key->key[0] == '^';
-    for (size_t i = whole; i < key->key_len; i++) {
-        char c = key->key[i];
-        if (c == '\\' && i + 1 < key->key_len && key->key[i + 1] == '.') continue;
-        if (!c || strchr("*+?[](){}|^$\\", c) || n == sizeof name) return NAMED_UNDECIDED;
-        name[n++] = c;
-    }
-    return module_named(module, len, name, n) && (!whole || n == len) ? NAMED_YES : NAMED_NO;
-}
-
-// Whether `rank` is what the config says: that of the first key of rank_pattern that names the module, else r.
-static bool rank_fits(const AdapterInfo *a, const Json *ranks, const char *module, size_t len, int64_t rank) {
-    for (const Json *p = ranks ? ranks->child : NULL; p; p = p->next) {
-        enum Named named = pattern_names(p, module, len);
-        if (named == NAMED_YES) return rank == p->i;
-        if (named == NAMED_UNDECIDED && rank == p->i) return true;
-    }
-    return rank == a->r;
-}
-
-// Whether the tensor "module.rest" lies in a module whose path ends in one of these names, as PEFT looks for them.
-static bool inside_saved(const char *path, const Json *saved) {
-    for (const char *dot = strchr(path, '.'); dot; dot = strchr(dot + 1, '.'))
-        for (const Json *s = saved && saved->type == JSON_ARRAY ? saved->child : NULL; s; s = s->next) {
-            size_t len = (size_t)(dot - path);
-            if (len >= s->len && !memcmp(dot - s->len, s->str, s->len)) return true;
-        }
-    return false;
-}
-
-// E-AD-04: the matrices of one module, `module` of `len` bytes, fit each other and the config.
-static bool pair_fits(const AdapterInfo *a, const Tensor *A, const Tensor *B, const char *module, size_t len,
-                      const Json *config, Err *e) {
-    Where at = AT(.file = tensors_path(&a->tensors, A), .tensor = A->name);
-    char shape_a[SHAPE_BUFFER], shape_b[SHAPE_BUFFER];
-    shape_text(shape_a, sizeof shape_a, A), shape_text(shape_b, sizeof shape_b, B);
-    if (A->dims != 2 || B->dims != 2 || A->shape[0] != B->shape[1] || !A->elements || !B->elements)
-        return err_set(e, "E-AD-04", at,
-                       "expected shapes [rank, in] and [out, rank] of lora_A and lora_B; found %s and %s" COPY, shape_a,
-                       shape_b);
-    if (!rank_fits(a, json_get(config, "rank_pattern"), module, len, A->shape[0]))
-        return err_set(e, "E-AD-04", at,
-                       "expected the rank of adapter_config.json (r is %lld); found shape %s" ITS_CONFIG,
-                       (long long)a->r, shape_a);
-    const Json *targets = json_get(config, "target_modules");
-    bool named = !targets || targets->type != JSON_ARRAY;
-    for (const Json *n = named ? NULL : targets->child; n && !named; n = n->next)
-        named = module_named(module, len, n->str, n->len);
-    return named || err_set(e, "E-AD-04", at, "expected a module that target_modules names; found %s" ITS_CONFIG,
-                            quoted(module, len));
-}
-
-// One tensor of the adapter: half of a pair (which is looked at from its A), or part of a module that is saved whole.
-static bool adapter_tensor(AdapterInfo *a, const Tensor *t, const Json *config, Err *e) {
-    static const char prefix[] = "base_model.model.", suffix_a[] = ".lora_A.weight", suffix_b[] = ".lora_B.weight";
-    Where at = AT(.file = tensors_path(&a->tensors, t), .tensor = t->name);
-    size_t len = strlen(t->name), skip = sizeof prefix - 1, end = sizeof suffix_a - 1;
-    bool under = !strncmp(t->name, prefix, skip);
-    bool is_a = under && len > skip + end && !strcmp(t->name + len - end, suffix_a);
-    bool is_b = under && len > skip + end && !strcmp(t->name + len - end, suffix_b);
-    if (!is_a && !is_b && !(under && inside_saved(t->name + skip, json_get(config, "modules_to_save"))))
-        return err_set(e, "E-AD-04", at,
-                       "expected lora_A.weight or lora_B.weight of a module under base_model.model, or a tensor of "
-                       "modules_to_save; found something else; do: use a plain LoRA adapter as PEFT saves it");
-    if (t->type != FT_F32 && t->type != FT_BF16 && t->type != FT_F16)
-        return err_set(e, "E-AD-04", at, "expected dtype F32, BF16 or F16; found %s; do: save the adapter in float32",
-                       file_type_name(t->type));
-    int64_t bad = tensor_count_nonfinite(t);
-    if (bad)
-        return err_set(e, "E-NU-01", at, "expected finite values; found %lld of %lld that are not; do: %s",
-                       (long long)bad, (long long)t->elements, "use an adapter from an earlier step of its training");
-    a->parameters += t->elements;
-    a->modules_saved += !is_a && !is_b;
-    a->pairs += is_a;
-    if (!is_a && !is_b) return true;
-    char other_name[NAME_BUFFER];
-    memcpy(other_name, t->name, len + 1);
-    memcpy(other_name + len - end, is_a ? suffix_b : suffix_a, end);
-    const Tensor *other = tensors_find(&a->tensors, other_name);
-    if (!other)
-        return err_set(e, "E-AD-04", at, "expected its other half %s; found none" COPY,
-                       is_a ? "lora_B.weight" : "lora_A.weight");
-    return is_b || pair_fits(a, t, other, t->name + skip, len - skip - end, config, e);
-}
-
-bool adapter_open(AdapterInfo *a, const char *dir, Err *e) {
-    char config[PATH_BUFFER], weights[PATH_BUFFER];
-    JsonDoc doc;
-    *a = (AdapterInfo){0};
-    if (!path_join(config, sizeof config, dir, "adapter_config.json", e) ||
-        !path_join(weights, sizeof weights, dir, "adapter_model.safetensors", e) ||
-        !json_read(&doc, config, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e))
-        return false;
-    bool ok = adapter_config(a, &doc, e) && tensors_open(&a->tensors, weights, e);
-    for (int64_t i = 0; ok && i < a->tensors.count; i++) ok = adapter_tensor(a, &a->tensors.tensors[i], doc.root, e);
-    if (ok && !a->pairs)
-        ok = err_set(e, "E-AD-04", AT(.file = weights),
-                     "expected at least one pair of lora_A and lora_B; found none" COPY);
-    json_free(&doc);
-    if (!ok) adapter_close(a);
-    return ok;
-}
-
-void adapter_close(AdapterInfo *a) {
-    tensors_close(&a->tensors);
-    text_free(&a->targets);
-    *a = (AdapterInfo){0};
 }
