@@ -134,26 +134,24 @@ INLINE void L(put4)(float *y, V4 sums, int64_t n, bool first, float alpha, float
         for (int c = 0; c < n; c++) put(y + c, sums[c], first, alpha, beta);
 }
 
-// The tile for a number of rows that is not known before. Whole vectors get code of their own: what a call in the tail
-// would save and restore costs as much as a short tile.
-INLINE void L(tile_of)(V4 *sums, const char *const *a, const char *const *b, bool bf16, int64_t n, int64_t rows) {
+// The tile for 1 to 3 rows. Whole vectors get code of their own: what the calls in the tail save and restore costs as much
+// as a short tile.
 #define TILE_CASE(r)                                                                                                   \
     case r:                                                                                                            \
-        if (n % LANES) L(tile)(sums, a, b, bf16, n, r, true);                                                          \
-        else L(tile)(sums, a, b, bf16, n, r, false);                                                                   \
+        if (n % LANES) L(tile)(sums, a, b, TILE_BF16, n, r, true);                                                     \
+        else L(tile)(sums, a, b, TILE_BF16, n, r, false);                                                              \
         break;
-    switch (rows) {
-        TILE_CASE(1)
-        TILE_CASE(2)
-        TILE_CASE(3)
-#if TILE_ROWS == 6
-        TILE_CASE(4)
-        TILE_CASE(5)
-        TILE_CASE(6)
-#endif
-    }
-#undef TILE_CASE
+FN void L(tile_f32)(V4 *sums, const char *const *a, const char *const *b, int64_t n, int64_t rows) {
+#define TILE_BF16 false
+    switch (rows) { TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) }
+#undef TILE_BF16
 }
+FN void L(tile_bf16)(V4 *sums, const char *const *a, const char *const *b, int64_t n, int64_t rows) {
+#define TILE_BF16 true
+    switch (rows) { TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) }
+#undef TILE_BF16
+}
+#undef TILE_CASE
 
 // dst[0..n) = n elements at p as floats, then zeros up to a whole vector.
 INLINE void L(widen_row)(float *dst, const char *p, bool bf16, int64_t n) {
@@ -165,10 +163,12 @@ INLINE void L(widen_row)(float *dst, const char *p, bool bf16, int64_t n) {
 // Few rows: w is read once, straight from where it lies, as four streams that run through a quarter of the chunk each:
 // memory likes long runs (software prefetch and four neighbouring rows were both slower). With more rows than one tile
 // holds, bf16 is widened once for all tiles.
-INLINE void L(few_rows)(const Product *g, int64_t chunk, bool bf16) {
+FN void L(few_rows_job)(void *ctx, int64_t chunk, int thread) {
+    const Product *g = ctx;
     int64_t j0 = chunk * g->block_j, nj = g->J - j0 < g->block_j ? g->J - j0 : g->block_j, quarter = (nj + 3) / 4;
     _Alignas(64) float wide[4 * PACKED_ROW];
-    bool widen = bf16 && g->I > TILE_ROWS;
+    bool widen = g->b.bf16 && g->I > 3;
+    (void)thread;
     for (int64_t t = 0; t < quarter; t++)
         for (int64_t k = 0; k < g->K; k += K_BLOCK) {
             int64_t n = g->K - k < K_BLOCK ? g->K - k : K_BLOCK, j[4];
@@ -179,25 +179,19 @@ INLINE void L(few_rows)(const Product *g, int64_t chunk, bool bf16) {
                 if (widen)
                     L(widen_row)(wide + c * PACKED_ROW, b[c], true, n), b[c] = (const char *)(wide + c * PACKED_ROW);
             }
-            int64_t groups = (g->I + TILE_ROWS - 1) / TILE_ROWS;
+            int64_t groups = (g->I + 2) / 3;
             for (int64_t i = 0, rows; i < g->I; i += rows, groups--) {
-                const char *a[TILE_ROWS];
-                V4 sums[TILE_ROWS];
+                const char *a[3];
+                V4 sums[3];
                 rows = (g->I - i + groups - 1) / groups;
                 for (int r = 0; r < rows; r++) a[r] = g->a.p + (i + r) * g->a.row + 4 * k;
-                if (widen) L(tile_of)(sums, a, b, false, n, rows);
-                else L(tile_of)(sums, a, b, bf16, n, rows);
+                if (g->b.bf16 && !widen) L(tile_bf16)(sums, a, b, n, rows);
+                else L(tile_f32)(sums, a, b, n, rows);
                 for (int r = 0; r < rows; r++)
                     for (int c = 0; c < 4; c++)
                         if (j[c] >= 0) put(g->y + (i + r) * g->ldy + j[c], sums[r][c], k == 0, g->alpha, g->beta);
             }
         }
-}
-FN void L(few_rows_job)(void *ctx, int64_t chunk, int thread) {
-    const Product *g = ctx;
-    (void)thread;
-    if (g->b.bf16) L(few_rows)(g, chunk, true);
-    else L(few_rows)(g, chunk, false);
 }
 
 // dst[r][k] = element (row0 + r, k0 + k) of an operand as float, for r < rows, k < n; zeros up to pad_rows and to a whole
@@ -221,11 +215,11 @@ FN void L(pack)(float *dst, Operand o, int64_t row0, int64_t rows, int64_t pad_r
     for (int64_t r = rows; r < pad_rows; r++) memset(dst + r * PACKED_ROW, 0, (size_t)pad_n * 4);
 }
 
-// Many rows: a block of w, as floats, stays in the second cache while groups of rows of x, in the first, pass over it.
-// Rows of x are read where they lie unless they are columns there (TN).
+// Many rows: a block of w, as floats, stays in the second cache while rows of x, a tile of them at a time in the first,
+// pass over it. Rows of x are read where they lie unless they are columns there (TN).
 FN void L(many_rows_job)(void *ctx, int64_t chunk, int thread) {
     const Product *g = ctx;
-    _Alignas(64) float w[J_BLOCK * PACKED_ROW], x[X_GROUP * PACKED_ROW];
+    _Alignas(64) float w[J_BLOCK * PACKED_ROW], x[TILE_ROWS * PACKED_ROW];
     int64_t blocks_j = (g->J + g->block_j - 1) / g->block_j;
     int64_t j0 = chunk % blocks_j * g->block_j, nj = g->J - j0 < g->block_j ? g->J - j0 : g->block_j;
     int64_t i0 = chunk / blocks_j * I_BLOCK, ni = g->I - i0 < I_BLOCK ? g->I - i0 : I_BLOCK;
@@ -234,25 +228,25 @@ FN void L(many_rows_job)(void *ctx, int64_t chunk, int thread) {
     for (int64_t k = 0; k < g->K; k += K_BLOCK) {
         int64_t n = g->K - k < K_BLOCK ? g->K - k : K_BLOCK;
         L(pack)(w, g->b, j0, nj, (nj + 3) / 4 * 4, k, n);
-        for (int64_t i = 0; i < ni; i += X_GROUP) {
-            int64_t rows = ni - i < X_GROUP ? ni - i : X_GROUP;
+        for (int64_t i = 0; i < ni; i += TILE_ROWS) {
+            int64_t rows = ni - i < TILE_ROWS ? ni - i : TILE_ROWS;
+            const char *a[TILE_ROWS];
             if (!in_place) L(pack)(x, g->a, i0 + i, rows, rows, k, n);
-            const char *a[X_GROUP + TILE_ROWS];
-            for (int64_t r = 0; r < X_GROUP; r++) {
+            for (int64_t r = 0; r < TILE_ROWS; r++) { // a row too many is the last one again, and not stored
                 int64_t row = r < rows ? r : rows - 1;
                 a[r] = in_place ? g->a.p + (i0 + i + row) * g->a.row + 4 * k : (const char *)(x + row * PACKED_ROW);
             }
             for (int64_t j = 0; j < nj; j += 4) {
                 const char *b[4];
+                V4 sums[TILE_ROWS];
                 for (int c = 0; c < 4; c++) b[c] = (const char *)(w + (j + c) * PACKED_ROW);
-                for (int64_t r0 = 0; r0 < rows; r0 += TILE_ROWS) {
-                    V4 sums[TILE_ROWS];
-                    if (n % LANES == 0) L(tile)(sums, a + r0, b, false, n, TILE_ROWS, false);
-                    else L(tile)(sums, a + r0, b, false, n, TILE_ROWS, true);
-                    for (int64_t r = 0; r < TILE_ROWS && r0 + r < rows; r++) L(put4)
-                    (g->y + (i0 + i + r0 + r) * g->ldy + j0 + j, sums[r], nj - j < 4 ? nj - j : 4, k == 0, g->alpha,
-                     g->beta);
-                }
+                for (int64_t at = j * (K_BLOCK * 4 / J_BLOCK); at < (j + 4) * (K_BLOCK * 4 / J_BLOCK); at += 64)
+                    for (int r = 0; r < TILE_ROWS && in_place; r++) // the next rows' share, spread over the columns
+                        __builtin_prefetch(a[r] + TILE_ROWS * g->a.row + at, 0, 2);
+                if (n % LANES == 0) L(tile)(sums, a, b, false, n, TILE_ROWS, false);
+                else L(tile)(sums, a, b, false, n, TILE_ROWS, true);
+                for (int64_t r = 0; r < rows; r++) L(put4)
+                (g->y + (i0 + i + r) * g->ldy + j0 + j, sums[r], nj - j < 4 ? nj - j : 4, k == 0, g->alpha, g->beta);
             }
         }
     }
