@@ -1,8 +1,8 @@
 // bench.c - how fast the cpu device is, as shares of what this machine can do, both measured in the same run.
 //
 // What it is:  a table, one line each: name, measured, ceiling, share. Ceilings: a loop of fused multiply-adds that touches
-//              no memory (GFLOP/s), and reading memory once with all threads (GB/s). Each line is the best of a few rounds
-//              with its ceiling measured right before and after, because neighbours on the machine come and go.
+//              no memory (GFLOP/s), and reading memory once with all threads (GB/s). Each line is the median of a few
+//              rounds, each with its ceiling measured right before and after: neighbours on a machine come and go.
 // What it is not: a test. Nothing fails here.      build/bench/bench [--threads N] [--rounds N] [--model DIR] [--tokens N]
 // Read before: ops.h.  Read next: PERF.md, where the results are kept.
 #include "../surgr1.h"
@@ -93,22 +93,39 @@ static double read_speed(void) { // GB/s of all threads
     return 1e-9 * (double)read_bytes / (clock_seconds() - started);
 }
 
-// Runs `once` a few times between measurements of its ceiling: the best of both go into the table.
+// One line of the table: measured speeds, each with its ceiling from right before and after (the higher of the two). Printed
+// is the round whose share is the median: on a machine with neighbours the best of each would come from different moments.
+enum { MOST_ROUNDS = 64 };
+typedef struct Shares {
+    double speed[MOST_ROUNDS], ceiling[MOST_ROUNDS];
+    int n;
+} Shares;
+static void shares_add(Shares *s, double speed, double before, double after) {
+    int at = s->n++; // kept in order of the share
+    double top = before > after ? before : after;
+    for (; at > 0 && s->speed[at - 1] / s->ceiling[at - 1] > speed / top; at--)
+        s->speed[at] = s->speed[at - 1], s->ceiling[at] = s->ceiling[at - 1];
+    s->speed[at] = speed, s->ceiling[at] = top;
+}
+static double shares_print(const Shares *s, const char *name, const char *unit) {
+    double speed = s->speed[s->n / 2], top = s->ceiling[s->n / 2];
+    printf("%-46s %8.1f %-8s %8.1f %6.1f %%\n", name, speed, unit, top, 100 * speed / top);
+    fflush(stdout);
+    return speed;
+}
+
 typedef void (*Once)(void *ctx);
 static double share_line(const char *name, Once once, void *ctx, double amount, const char *unit,
                          double (*ceiling)(void)) {
-    double best = 0, most = 0;
+    Shares s = {.n = 0};
+    once(ctx); // warm
     for (int r = 0; r < rounds; r++) {
-        double top = ceiling(), started = clock_seconds();
+        double before = ceiling(), started = clock_seconds();
         once(ctx);
-        double speed = amount / (clock_seconds() - started);
-        best = speed > best ? speed : best, most = top > most ? top : most;
+        double seconds = clock_seconds() - started;
+        shares_add(&s, amount / seconds, before, ceiling());
     }
-    double top = ceiling();
-    most = top > most ? top : most;
-    printf("%-46s %8.1f %-8s %8.1f %6.1f %%\n", name, best, unit, most, 100 * best / most);
-    fflush(stdout);
-    return best;
+    return shares_print(&s, name, unit);
 }
 
 // ------------------------------------------------------------------------------------------------------------ memory
@@ -222,7 +239,7 @@ static bool token_seen(void *ctx, int completion, int32_t id) {
 }
 static bool bench_model(const char *dir, int64_t tokens, Err *e) {
     Model m = {0};
-    double started = clock_seconds(), bytes = 0, best = 0, most = 0;
+    double started = clock_seconds(), bytes = 0;
     if (!model_load(&m, dir, ops_cpu(), (LoadOptions){0}, e)) return false;
     printf("%-46s %8.2f %-8s\n", "loading the model", clock_seconds() - started, "s");
     for (int64_t i = 0; i < m.n_params; i++) { // what a decode step reads: decoder matrices and the head, once
@@ -234,19 +251,19 @@ static bool bench_model(const char *dir, int64_t tokens, Err *e) {
     int32_t ids[32];
     for (int i = 0; i < 32; i++) ids[i] = (int32_t)(cheap() % 1000);
     GenerationConfig g = {.sample = {.repetition_penalty = 1, .temperature = 1, .top_p = 1}, .max_new_tokens = tokens};
+    Shares s = {.n = 0};
     for (int r = 0; r < 3; r++) {
         Request request = {.ids = ids, .n = 32, .completions = 1};
         Completion out = {0};
         TokenTimes t = {0};
-        double top = read_speed();
-        most = top > most ? top : most;
+        double before = read_speed();
         if (!generate(&m, &request, 1, &g, token_seen, &t, &out, e)) return false;
-        if (t.n > 1) best = fmax(best, (double)(t.n - 1) / (t.last - t.first));
+        if (t.n > 1) shares_add(&s, (double)(t.n - 1) / (t.last - t.first) * bytes * 1e-9, before, read_speed());
         completion_free(&out);
     }
-    printf("%-46s %8.1f %-8s %8.1f %6.1f %%\n", "decode, one sequence", best * bytes * 1e-9, "GB/s", most,
-           100 * best * bytes * 1e-9 / most);
-    printf("%-46s %8.2f %-8s\n", "  that is", best, "tokens/s");
+    if (s.n)
+        printf("%-46s %8.2f %-8s\n", "  that is", shares_print(&s, "decode, one sequence", "GB/s") * 1e9 / bytes,
+               "tokens/s");
     model_free(&m);
     return true;
 }
@@ -266,11 +283,12 @@ int main(int argc, char **argv) {
             return strcmp(argv[i], "--help") ? EXIT_USAGE : EXIT_OK;
         }
     }
+    rounds = rounds < 1 ? 1 : rounds > MOST_ROUNDS ? MOST_ROUNDS : rounds;
     pool_start(threads);
     read_bytes = (size_t)768 << 20;
     Mat memory = random_mat(1, (int64_t)(read_bytes / 4), F32);
     read_from = memory.p;
-    printf("instruction set %s, %d threads, best of %d rounds\n", cpu_isa(), pool_threads(), rounds);
+    printf("instruction set %s, %d threads, median of %d rounds\n", cpu_isa(), pool_threads(), rounds);
     printf("%-46s %8s %-8s %8s %8s\n", "name", "measured", "unit", "ceiling", "share");
     if (model) {
         Err e = {0};
