@@ -171,7 +171,7 @@ static inline void put(float *y, float sum, bool first, float alpha, float beta)
     float v = alpha * sum;
     *y = !first ? v + *y : beta != 0 ? v + beta * *y : v;
 }
-enum { K_BLOCK = 1024, PACKED_ROW = K_BLOCK + 16, J_BLOCK = 64, I_BLOCK = 288, FEW_ROWS = 12 };
+enum { K_BLOCK = 1024, PACKED_ROW = K_BLOCK + 16, J_BLOCK = 64, I_BLOCK = 576, FEW_ROWS = 12 };
 
 // An op over rows: its matrices (what each is, stands at the kernel), and which rows a chunk has.
 typedef struct Rows {
