@@ -177,7 +177,7 @@ FN void L(few_rows_job)(void *ctx, int64_t chunk, int thread) {
             for (int c = 0; c < 4; c++) {
                 j[c] = c * quarter + t < nj ? j0 + c * quarter + t : -1;
                 b[c] = g->b.p + (j[c] < 0 ? j0 : j[c]) * g->b.row + k * g->b.col;
-                __builtin_prefetch(b[c] + 8192);
+                __builtin_prefetch((const void *)((uintptr_t)b[c] + 8192));
                 if (widen)
                     L(widen_row)(wide + c * PACKED_ROW, b[c], true, n), b[c] = (const char *)(wide + c * PACKED_ROW);
             }
