@@ -161,9 +161,8 @@ INLINE void L(widen_row)(float *dst, const char *p, bool bf16, int64_t n) {
 }
 
 // Few rows: w is read once, straight from where it lies, as four streams that run through a quarter of the chunk each:
-// memory likes long runs (four neighbouring rows were slower). The one prefetch is for its page walk: mapped files come
-// in pages of 4 KB, where the hardware's own prefetch ends. With more rows than one tile holds, bf16 is widened once
-// for all tiles.
+// memory likes long runs (four neighbouring rows, and software prefetch, were no faster: PERF.md). With more rows than
+// one tile holds, bf16 is widened once for all tiles.
 FN void L(few_rows_job)(void *ctx, int64_t chunk, int thread) {
     const Product *g = ctx;
     int64_t j0 = chunk * g->block_j, nj = g->J - j0 < g->block_j ? g->J - j0 : g->block_j, quarter = (nj + 3) / 4;
@@ -177,7 +176,6 @@ FN void L(few_rows_job)(void *ctx, int64_t chunk, int thread) {
             for (int c = 0; c < 4; c++) {
                 j[c] = c * quarter + t < nj ? j0 + c * quarter + t : -1;
                 b[c] = g->b.p + (j[c] < 0 ? j0 : j[c]) * g->b.row + k * g->b.col;
-                __builtin_prefetch((const void *)((uintptr_t)b[c] + 8192));
                 if (widen)
                     L(widen_row)(wide + c * PACKED_ROW, b[c], true, n), b[c] = (const char *)(wide + c * PACKED_ROW);
             }
