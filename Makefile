@@ -145,8 +145,12 @@ test-weights: $(PROGRAM)
 	SURGR1=$(abspath $(PROGRAM)) sh test/test_weights.sh $(MODEL)
 deps-check: $(LIB) $(PROGRAM_OBJ)
 	sh test/deps_check.sh $(BUILD)
+# make bench MODEL=dir also decodes with a checkpoint; build/bench/make_checkpoint writes one of any real size.
+TOKENIZER ?= $(firstword $(wildcard ../shared/tokenizer) test/fixtures/oracle/pipeline/ask/checkpoint)
 bench: $(BENCHES)
-	@for b in $(BENCHES); do echo "== $$b"; $$b || exit 1; done
+	$(BUILD)/bench/bench
+	$(if $(MODEL),$(BUILD)/bench/bench --model $(MODEL))
+	$(BUILD)/bench/bench_tokenizer $(TOKENIZER)
 
 # Fuzzing: clang's libFuzzer over the same readers, with both sanitizers. SECONDS is per harness.
 SECONDS ?= 60
