@@ -120,7 +120,7 @@ typedef struct Err {
 
 // Fills *e and returns false, so that a reader can `return err_set(...)`. fmt reads "expected A; found B; do: C": the
 // three parts in this order, always all of them. Text that comes from a file goes in through quoted(). The first error
-// wins: a second call on a filled Err changes nothing. Implemented in io/log.c.
+// wins: a second call on a filled Err changes nothing. Implemented in base.c.
 bool err_set(Err *e, const char *code, Where at, const char *fmt, ...) PRINTF_LIKE(4, 5);
 // "surgr1: error CODE: WHERE: expected A; found B; do: C" without the newline; returns buf.
 const char *err_line(const Err *e, const char *level, char *buf, size_t size);
@@ -150,12 +150,37 @@ static inline MUST_CHECK bool add_ok(int64_t a, int64_t b, int64_t *out) { retur
 void *alloc_or_die(size_t count, size_t size, const char *what);
 void *grow_or_die(void *p, size_t count, size_t size, const char *what); // realloc; new bytes are not zeroed
 
+// ------------------------------------------------------------------------------------------------------------ text
+// Growing text; a broken allocation exits with E-ME-01. Always zero-terminated once something was added.
+typedef struct Text {
+    char *p;
+    size_t len, cap;
+} Text;
+void text_add(Text *t, const char *bytes, size_t len);
+void text_addf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
+void text_free(Text *t);
+// A JSON string with quotes and escapes; bytes that are not UTF-8 become U+FFFD.
+void text_add_json_string(Text *t, const char *bytes, size_t len);
+// Shortest decimal that reads back as the same double (a few powers of two get one digit more). NaN, infinity: a bug.
+void text_add_json_number(Text *t, double v);
+
+// UTF-8. Decodes one code point at text[*pos] (advances *pos), or returns -1 at an ill-formed byte and advances past
+// the maximal invalid subpart (Unicode 3.9, as Python and the WHATWG decoder do), so that each -1 is one U+FFFD.
+int32_t utf8_next(const char *text, size_t len, size_t *pos);
+size_t utf8_put(char out[4], uint32_t code_point); // bytes written
+bool utf8_valid(const char *text, size_t len, size_t *bad_at);
+// The length of the longest prefix of text that does not end inside a multi-byte character: what a stream may print.
+size_t utf8_complete(const char *text, size_t len);
+
 // ---------------------------------------------------------------------------------------------------------- logging
 // Results go to standard output; everything else goes to standard error through these.
 enum LogLevel { LOG_QUIET, LOG_NORMAL, LOG_VERBOSE };
 void log_setup(int level, bool json);              // --quiet/--verbose, --log-format text|json
 void note(const char *fmt, ...) PRINTF_LIKE(1, 2); // one line at LOG_NORMAL and above
 void note_verbose(const char *fmt, ...) PRINTF_LIKE(1, 2);
+
+// One line that is redrawn on standard error when it is a terminal; nothing otherwise.
+void progress(const char *what, int64_t done, int64_t total, double started_seconds);
 
 static inline double clock_seconds(void) { // monotonic
     struct timespec t;

@@ -114,30 +114,10 @@ bool json_double(const JsonDoc *d, const Json *object, const char *name, bool re
                  double *out, Err *e);
 bool json_bool(const JsonDoc *d, const Json *object, const char *name, bool required, bool *out, Err *e);
 
-// Growing text; a broken allocation exits with E-ME-01. Always zero-terminated once something was added.
-typedef struct Text {
-    char *p;
-    size_t len, cap;
-} Text;
-void text_add(Text *t, const char *bytes, size_t len);
-void text_addf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
-void text_free(Text *t);
-// A JSON string with quotes and escapes; bytes that are not UTF-8 become U+FFFD.
-void text_add_json_string(Text *t, const char *bytes, size_t len);
-// Shortest decimal that reads back as the same double (a few powers of two get one digit more). NaN, infinity: a bug.
-void text_add_json_number(Text *t, double v);
 // Canonical JSON of a tree: no spaces, members in file order, shortest numbers, integers kept as written.
 void json_print(Text *t, const Json *v);
 // A value of a file as a message shows it: quoted text, a number as written, or what kind of thing it is.
 const char *json_shown(const Json *v);
-
-// UTF-8. Decodes one code point at text[*pos] (advances *pos), or returns -1 at an ill-formed byte and advances past
-// the maximal invalid subpart (Unicode 3.9, as Python and the WHATWG decoder do), so that each -1 is one U+FFFD.
-int32_t utf8_next(const char *text, size_t len, size_t *pos);
-size_t utf8_put(char out[4], uint32_t code_point); // bytes written
-bool utf8_valid(const char *text, size_t len, size_t *bad_at);
-// The length of the longest prefix of text that does not end inside a multi-byte character: what a stream may print.
-size_t utf8_complete(const char *text, size_t len);
 
 // ============================================================================================== io/safetensors.c
 // Checkpoint files: one file or a sharded folder, memory-mapped, every rule of the format checked before use.
@@ -261,8 +241,8 @@ bool image_write_png(const char *path, const uint8_t *rgb, int width, int height
 void image_draw_box(Image *im, double x1, double y1, double x2, double y2, const uint8_t colour[3], int thick,
                     const char *label);
 
-// ====================================================================================================== io/log.c
-// Errors, warnings and notes of base.h; the op trace as a file; a progress line on a terminal.
+// ==================================================================================================== io/trace.c
+// Every op's output as a file, for comparing two devices op by op.
 
 // Writes every op's output (evenly spaced sample of at most 4096 elements, and rms, largest magnitude) into one
 // safetensors file, so that two runs can be compared op by op.
@@ -272,8 +252,6 @@ bool trace_finish(Err *e);                             // writes the file; true 
 // Compares two trace files and prints a report on standard output: the first op whose error passes `limit` (relative
 // L2), or that they agree. *same tells which. Refuses files of other shape (E-ST-*).
 bool trace_diff(const char *path_a, const char *path_b, double limit, bool *same, Err *e);
-// One line that is redrawn on standard error when it is a terminal; nothing otherwise.
-void progress(const char *what, int64_t done, int64_t total, double started_seconds);
 
 // =================================================================================================== tokenizer.c
 // Byte-level BPE of Qwen2, special tokens, chat template.

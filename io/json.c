@@ -1,4 +1,4 @@
-// json.c - JSON (RFC 8259) in and out, growing text, UTF-8.
+// json.c - JSON (RFC 8259) in and out.
 //
 // What it is:  an iterative parser over a length-delimited buffer that builds a tree in a few large blocks of memory,
 //              in linear time; typed access to fields with messages that name the place; the canonical printer.
@@ -10,166 +10,7 @@
 #include <inttypes.h>
 #include <sys/random.h>
 
-// =========================================================================================================== UTF-8
-
-// Unicode 15, table 3-7: what a lead byte asks for. Zero trailing bytes: it is no lead byte.
-typedef struct Lead {
-    int trail;               // continuation bytes that follow
-    unsigned char low, high; // range of the first of them (the others: 80..BF)
-} Lead;
-static Lead lead_of(unsigned char c) {
-    if (c >= 0xc2 && c <= 0xdf) return (Lead){1, 0x80, 0xbf};
-    if (c == 0xe0) return (Lead){2, 0xa0, 0xbf}; // below: an overlong form
-    if (c == 0xed) return (Lead){2, 0x80, 0x9f}; // above: a surrogate
-    if (c >= 0xe1 && c <= 0xef) return (Lead){2, 0x80, 0xbf};
-    if (c == 0xf0) return (Lead){3, 0x90, 0xbf}; // below: an overlong form
-    if (c >= 0xf1 && c <= 0xf3) return (Lead){3, 0x80, 0xbf};
-    if (c == 0xf4) return (Lead){3, 0x80, 0x8f}; // above: beyond U+10FFFF
-    return (Lead){0, 0, 0};
-}
-
-// How many of the lead byte's continuation bytes stand, well-formed, behind text[0] (at most `lead.trail`).
-static int trailing(const unsigned char *text, size_t len, Lead lead) {
-    int k = 0;
-    while (k < lead.trail && (size_t)k + 1 < len) {
-        unsigned char c = text[k + 1];
-        if (k == 0 ? c < lead.low || c > lead.high : c < 0x80 || c > 0xbf) break;
-        k++;
-    }
-    return k;
-}
-
-int32_t utf8_next(const char *text, size_t len, size_t *pos) {
-    const unsigned char *p = (const unsigned char *)text + *pos;
-    if (p[0] < 0x80) {
-        ++*pos;
-        return p[0];
-    }
-    Lead lead = lead_of(p[0]);
-    int k = trailing(p, len - *pos, lead);
-    *pos += (size_t)k + 1; // a broken sequence ends before the first byte that cannot continue it
-    if (!lead.trail || k < lead.trail) return -1;
-    int32_t code = p[0] & (0x3f >> lead.trail);
-    for (int i = 1; i <= k; i++) code = code << 6 | (p[i] & 0x3f);
-    return code;
-}
-
-size_t utf8_put(char out[4], uint32_t c) {
-    CHECK(c <= 0x10ffff && (c < 0xd800 || c > 0xdfff), "U+%04X is no character", c);
-    if (c < 0x80) {
-        out[0] = (char)c;
-        return 1;
-    }
-    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (size_t i = n - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 0x3f));
-    out[0] = (char)((0xf00u >> n & 0xf0u) | c); // C0, E0, F0 for 2, 3, 4 bytes
-    return n;
-}
-
-bool utf8_valid(const char *text, size_t len, size_t *bad_at) {
-    size_t pos = 0;
-    while (pos < len) {
-        uint64_t eight;
-        if (len - pos >= 8 && (memcpy(&eight, text + pos, 8), !(eight & UINT64_C(0x8080808080808080)))) {
-            pos += 8; // eight bytes of ASCII at once
-            continue;
-        }
-        size_t start = pos;
-        if (utf8_next(text, len, &pos) < 0) {
-            if (bad_at) *bad_at = start;
-            return false;
-        }
-    }
-    return true;
-}
-
-size_t utf8_complete(const char *text, size_t len) {
-    const unsigned char *p = (const unsigned char *)text;
-    for (size_t back = 1; back <= 3 && back <= len; back++) {
-        Lead lead = lead_of(p[len - back]);
-        if (lead.trail) // cut only what could still become a character
-            return (int)back <= lead.trail && trailing(p + len - back, back, lead) == (int)back - 1 ? len - back : len;
-        if (p[len - back] < 0x80 || p[len - back] > 0xbf) break;
-    }
-    return len;
-}
-
-// ============================================================================================================ text
-
-static void text_reserve(Text *t, size_t more) {
-    size_t want = t->len + more + 1;
-    CHECK(want > t->len, "text of %zu + %zu bytes", t->len, more);
-    if (want <= t->cap) return;
-    t->cap = want > 2 * t->cap ? (want < 64 ? 64 : want) : 2 * t->cap;
-    t->p = grow_or_die(t->p, t->cap, 1, "text");
-}
-
-void text_add(Text *t, const char *bytes, size_t len) {
-    text_reserve(t, len);
-    if (len) memcpy(t->p + t->len, bytes, len);
-    t->len += len, t->p[t->len] = 0;
-}
-
-void text_addf(Text *t, const char *fmt, ...) {
-    va_list args, again;
-    va_start(args, fmt);
-    va_copy(again, args);
-    text_reserve(t, 64);
-    int n = vsnprintf(t->p + t->len, t->cap - t->len, fmt, args);
-    CHECK(n >= 0, "text_addf cannot format");
-    if ((size_t)n >= t->cap - t->len) {
-        text_reserve(t, (size_t)n);
-        vsnprintf(t->p + t->len, t->cap - t->len, fmt, again);
-    }
-    t->len += (size_t)n;
-    va_end(again);
-    va_end(args);
-}
-
-void text_free(Text *t) {
-    free(t->p);
-    *t = (Text){0};
-}
-
-void text_add_json_string(Text *t, const char *bytes, size_t len) {
-    static const char short_for[] = "\bb\tt\nn\ff\rr\"\"\\\\"; // pairs: the byte, its letter
-    text_add(t, "\"", 1);
-    for (size_t pos = 0; pos < len;) {
-        size_t start = pos;
-        unsigned char c = (unsigned char)bytes[pos];
-        while (pos < len && c >= 0x20 && c < 0x80 && c != '"' && c != '\\')
-            if (++pos < len) c = (unsigned char)bytes[pos];
-        if (pos > start) {
-            text_add(t, bytes + start, pos - start);
-        } else if (c >= 0x80) {
-            if (utf8_next(bytes, len, &pos) < 0) text_add(t, "\xef\xbf\xbd", 3);
-            else text_add(t, bytes + start, pos - start);
-        } else {
-            const char *s = short_for;
-            while (*s && (unsigned char)*s != c) s += 2;
-            if (*s && c) text_addf(t, "\\%c", s[1]);
-            else text_addf(t, "\\u%04x", c);
-            pos++;
-        }
-    }
-    text_add(t, "\"", 1);
-}
-
-// %.17g always reads back; below it, the first precision that does is the shortest. 15 digits are always enough to
-// print what was written with 15, so the search begins there, but for subnormals: they hold fewer digits.
-static int shortest(char *out, size_t size, double v) {
-    int digits = fabs(v) < DBL_MIN ? 1 : 15, n;
-    do n = snprintf(out, size, "%.*g", digits, v);
-    while (strtod(out, NULL) != v && digits++ < 17);
-    return n;
-}
-
-void text_add_json_number(Text *t, double v) {
-    CHECK(isfinite(v), "JSON has no %f", v);
-    char digits[40];
-    int n = shortest(digits, sizeof digits, v);
-    text_add(t, digits, (size_t)n);
-}
+// ========================================================================================================= printer
 
 // The tree is walked with a stack of the open containers' current children, on the heap and as deep as the tree.
 void json_print(Text *t, const Json *v) {
@@ -376,10 +217,8 @@ static bool check_utf8(Parser *p) {
     if (utf8_valid(p->text, p->len, &bad)) return true;
     unsigned char c = t[bad], next = bad + 1 < p->len ? t[bad + 1] : 0;
     bool continued = next >= 0x80 && next <= 0xbf, at_end = bad + 1 >= p->len;
-    Lead lead = lead_of(c);
     const char *why = "";
-    if (lead.trail && bad + 1 + (size_t)trailing(t + bad, p->len - bad, lead) == p->len)
-        why = " (the text ends inside a character)";
+    if (utf8_complete(p->text, p->len) == bad) why = " (the text ends inside a character)";
     else if (c >= 0xa0 && !continued && !at_end) why = " (looks like Latin-1)";
     else if (c == 0xc0 || c == 0xc1 || ((c == 0xe0 || c == 0xf0) && continued)) why = " (an overlong form)";
     else if (c == 0xed && continued) why = " (a surrogate)";

@@ -1,4 +1,4 @@
-// test_log.c - the one form of every message, exit codes, warnings and notes, the ends of the program, the op trace.
+// test_base.c - the one form of every message, exit codes, warnings and notes, the ends of the program, the op trace.
 #define _GNU_SOURCE // pseudo-terminals
 #include "test.h"
 #include <fcntl.h>
@@ -264,7 +264,7 @@ TEST(a_broken_contract_ends_the_program) {
     EXPECT_INT(child_ends(break_contract), BUG_ENDS);
     const char *place = strstr(child_said, "surgr1: error E-BG-01: "),
                *rest = strstr(child_said, ": expected the program");
-    EXPECT(place && rest && strstr(child_said, "test_log.c:"));
+    EXPECT(place && rest && strstr(child_said, "test_base.c:"));
     EXPECT(
         rest &&
         !strcmp(
