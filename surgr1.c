@@ -95,7 +95,7 @@ int surgr1_main(int argc, char **argv) {
     if (fflush(stdout) || ferror(stdout)) { // what was asked for never arrived: say so even when all else went well
         Err e = {0};
         err_set(&e, errno == ENOSPC || errno == EFBIG ? "E-WR-01" : "E-WR-02", AT(.file = "standard output"),
-                "expected to write the result; found error %d; do: check where the output goes", errno);
+                "expected to write the result; found %s; do: check where the output goes", error_text(errno));
         int write_rc = err_report(&e);
         return rc ? rc : write_rc;
     }

@@ -11,6 +11,8 @@
 // ==================================================================================================== io/files.c
 // Whole files in, atomic files out. All paths are as the user gave them.
 
+// What the system says of an errno value, quoted for a message.
+const char *error_text(int error);
 // Reads a regular file of at most `limit` bytes into memory (malloc; free with free). The buffer holds one extra zero
 // byte behind `*size`. Refuses: E-IO-01 cannot open, E-IO-02 not a regular file, E-IO-03 read error or short, E-IO-05
 // changed while read, and `limit_code` (for example "E-JS-01") when the file is larger.

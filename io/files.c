@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 // The system's sentence for an errno, in double quotes.
-static const char *why(int error) {
+const char *error_text(int error) {
     char text[128];
     const char *s = strerror_r(error, text, sizeof text); // the GNU form: may or may not use text
     return quoted(s, strlen(s));
@@ -46,7 +46,7 @@ static int open_to_read(const char *path, Err *e) {
     char folder[1024];
     if (!getcwd(folder, sizeof folder)) snprintf(folder, sizeof folder, "unknown");
     err_set(e, "E-IO-01", AT(.file = path, BYTE(0)),
-            "expected a readable file; found %s; do: check the path (current folder: %s)", why(error), folder);
+            "expected a readable file; found %s; do: check the path (current folder: %s)", error_text(error), folder);
     return -1;
 }
 
@@ -55,7 +55,7 @@ static void close_read(int fd) { (void)!close(fd); } // nothing was written: the
 static bool regular(int fd, const char *name, struct stat *s, Err *e) {
     if (fstat(fd, s))
         return err_set(e, "E-IO-03", AT(.file = name, BYTE(0)),
-                       "expected a readable file; found %s; do: check the disk", why(errno));
+                       "expected a readable file; found %s; do: check the disk", error_text(errno));
     if (S_ISREG(s->st_mode)) return true;
     const char *kind = S_ISDIR(s->st_mode)    ? "a folder"
                        : S_ISFIFO(s->st_mode) ? "a FIFO"
@@ -97,7 +97,7 @@ bool file_read_fd(int fd, const char *name, int64_t limit, const char *limit_cod
     bool ok = true;
     if (got < 0)
         ok = err_set(e, "E-IO-03", AT(.file = name, BYTE(0)),
-                     "expected %zu readable bytes; found %s; do: check the disk", n, why(error));
+                     "expected %zu readable bytes; found %s; do: check the disk", n, error_text(error));
     else if (fstat(fd, &after) || !same_file(&before, &after) || read_fully(fd, &beyond, 1, n) == 1)
         ok = changed_while_read(name, e);
     else if ((size_t)got != n)
@@ -127,7 +127,7 @@ bool file_map_fd(FileMap *m, int fd, const char *name, Err *e) {
         s.st_size ? mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL; // 0 bytes cannot be mapped
     if (p == MAP_FAILED)
         return err_set(e, "E-IO-03", AT(.file = name, BYTE(0)), "expected %" PRId64 " mappable bytes; found %s; do: %s",
-                       (int64_t)s.st_size, why(errno), "copy the file to a local disk");
+                       (int64_t)s.st_size, error_text(errno), "copy the file to a local disk");
     *m = (FileMap){.data = p, .size = (size_t)s.st_size, .mtime_ns = mtime_ns(&s), .inode = (int64_t)s.st_ino};
     return true;
 }
@@ -148,7 +148,8 @@ bool file_map_unchanged(const FileMap *m, const char *path, Err *e) {
 }
 
 void file_unmap(FileMap *m) {
-    if (m->data) CHECK(!munmap((void *)(uintptr_t)m->data, m->size), "munmap of %zu bytes: %s", m->size, why(errno));
+    if (m->data)
+        CHECK(!munmap((void *)(uintptr_t)m->data, m->size), "munmap of %zu bytes: %s", m->size, error_text(errno));
     *m = (FileMap){0};
 }
 
@@ -202,7 +203,7 @@ int open_beneath(const char *root, const char *relative, const char *code, Where
     }
     int dir = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0) {
-        err_set(e, "E-IO-01", AT(.file = root), "expected a folder; found %s; do: check the path", why(errno));
+        err_set(e, "E-IO-01", AT(.file = root), "expected a folder; found %s; do: check the path", error_text(errno));
         return -1;
     }
     for (const char *p = relative;;) {
@@ -221,7 +222,7 @@ int open_beneath(const char *root, const char *relative, const char *code, Where
                         quoted(part, n), shown, "copy the file itself there");
             else
                 err_set(e, "E-IO-01", at, "expected a readable file %s in %s; found %s; do: check the path", shown,
-                        root, why(error));
+                        root, error_text(error));
             return -1;
         }
         dir = next;
@@ -235,10 +236,11 @@ int open_beneath(const char *root, const char *relative, const char *code, Where
 static bool write_failed(FileWriter *w, const char *doing, int error, Err *e) {
     if (error == ENOSPC || error == EDQUOT || error == EFBIG)
         err_set(e, "E-WR-01", AT(.file = w->path, BYTE(w->written)),
-                "expected room for the file; found %s; do: free space (or raise ulimit -f, or the quota)", why(error));
+                "expected room for the file; found %s; do: free space (or raise ulimit -f, or the quota)",
+                error_text(error));
     else
         err_set(e, "E-WR-02", AT(.file = w->path, BYTE(w->written)), "expected to %s the file; found %s; do: %s", doing,
-                why(error), "check that its folder exists, is writable and on a healthy disk");
+                error_text(error), "check that its folder exists, is writable and on a healthy disk");
     file_write_abort(w);
     return false;
 }
