@@ -277,15 +277,18 @@ bool err_set(Err *e, const char *code, Where at, const char *fmt, ...) {
     return false;
 }
 
-// A message is one line and never drives a terminal: control bytes that came in through a path or an argument are
-// written as \xHH. Everything else, UTF-8 included, stays as the user gave it.
-static void add_clean(Text *t, const char *text) {
-    for (const char *p = text; *p; p++) {
-        unsigned char c = (unsigned char)*p;
-        if (c < 0x20 || c == 0x7f) text_addf(t, "\\x%02X", c);
-        else text_add(t, p, 1);
+void text_add_clean(Text *t, const char *bytes, size_t len, const char *allowed) {
+    for (size_t pos = 0, start = 0; pos < len; start = pos) {
+        int32_t c = utf8_next(bytes, len, &pos);
+        bool control = c < 0x20 || (c >= 0x7f && c < 0xa0); // ill-formed bytes (-1) count as such
+        if (!control || (c > 0 && c < 0x20 && strchr(allowed, c))) text_add(t, bytes + start, pos - start);
+        else
+            for (; start < pos; start++) text_addf(t, "\\x%02X", (unsigned char)bytes[start]);
     }
 }
+
+// A message is one line: control characters that came in through a path or an argument are shown; UTF-8 stays.
+static void add_clean(Text *t, const char *text) { text_add_clean(t, text, strlen(text), ""); }
 
 static void add_line(Text *t, const Err *e, const char *level) {
     text_addf(t, "surgr1: %s %s: ", level, e->code);

@@ -159,6 +159,9 @@ typedef struct Text {
 void text_add(Text *t, const char *bytes, size_t len);
 void text_addf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
 void text_free(Text *t);
+// Text of strangers for a terminal, which it must not drive: control characters but those in `allowed`, and bytes
+// that are not UTF-8, become \xHH.
+void text_add_clean(Text *t, const char *bytes, size_t len, const char *allowed);
 // A JSON string with quotes and escapes; bytes that are not UTF-8 become U+FFFD.
 void text_add_json_string(Text *t, const char *bytes, size_t len);
 // Shortest decimal that reads back as the same double (a few powers of two get one digit more). NaN, infinity: a bug.

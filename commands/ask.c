@@ -309,19 +309,13 @@ static void describe_session(const Session *s) {
              (long long)(c->grids[k].h * s->c.vision.patch), (long long)c->tokens[k]);
 }
 
-// A model's text drives no terminal: on one, control characters are shown as \xHH. Into a file or a pipe goes every
-// byte.
+// A model's text drives no terminal. Into a file or a pipe goes every byte.
 static void print_answer(const char *p, size_t len) {
-    if (!isatty(STDOUT_FILENO)) {
-        fwrite(p, 1, len, stdout);
-        return;
-    }
-    for (size_t i = 0; i < len; i++) {
-        unsigned char c = (unsigned char)p[i], after = i + 1 < len ? (unsigned char)p[i + 1] : 0;
-        bool c1 = c == 0xC2 && after >= 0x80 && after < 0xA0; // U+0080 to U+009F
-        if ((c < 0x20 && c != '\n' && c != '\t') || c == 0x7F || c1) printf("\\x%02X", c);
-        else putchar(c);
-    }
+    Text clean = {0};
+    if (isatty(STDOUT_FILENO)) text_add_clean(&clean, p, len, "\n\t");
+    if (clean.len) fwrite(clean.p, 1, clean.len, stdout);
+    else fwrite(p, 1, len, stdout);
+    text_free(&clean);
 }
 
 static bool on_token(void *ctx, int completion, int32_t id) {

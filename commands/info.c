@@ -37,8 +37,9 @@ static void fact_real(const char *name, double value) {
 }
 static void fact_text(const char *name, const char *value) {
     if (!info.json) {
-        const char *q = quoted(value, strlen(value)); // names come from files
-        text_addf(&facts, "%-26s %.*s\n", name, (int)strlen(q) - 2, q + 1);
+        text_addf(&facts, "%-26s ", name);
+        text_add_clean(&facts, value, strlen(value), ""); // names come from files
+        text_addf(&facts, "\n");
         return;
     }
     text_addf(&facts, "%s\"%s\":", facts.len ? "," : "{", name);

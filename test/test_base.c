@@ -414,3 +414,14 @@ TEST(what_is_no_trace_is_refused) {
     trace_start("/nowhere/at/all", "x");
     EXPECT(!trace_finish(&e) && !strcmp(e.code, "E-WR-02"));
 }
+
+TEST(text_of_strangers_drives_no_terminal) {
+    static const char text[] = "a\x1b[2J\n\xc2\x9b"
+                               "31m \xc3\xa9 \x9b\x7f\t.";
+    Text line = {0}, page = {0};
+    text_add_clean(&line, text, sizeof text - 1, "");
+    text_add_clean(&page, text, sizeof text - 1, "\n\t");
+    EXPECT_STR(line.p, "a\\x1B[2J\\x0A\\xC2\\x9B31m \xc3\xa9 \\x9B\\x7F\\x09.");
+    EXPECT_STR(page.p, "a\\x1B[2J\n\\xC2\\x9B31m \xc3\xa9 \\x9B\\x7F\t.");
+    text_free(&line), text_free(&page);
+}
