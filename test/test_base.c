@@ -155,7 +155,7 @@ TEST(an_error_is_one_line_or_one_json_object) {
     err_set(&e, "E-JS-04", AT(.file = "a\"\xff.json", .line = 2, .col = 5, .field = "k\n"),
             "expected \"x\"; found \x01; do: c");
     EXPECT_STR(written(2, report, &e),
-               "surgr1: error E-JS-04: a\"\xff.json:2:5: field \"k\\x0A\": expected \"x\"; found \\x01; do: "
+               "surgr1: error E-JS-04: a\"\\xFF.json:2:5: field \"k\\x0A\": expected \"x\"; found \\x01; do: "
                "c\n");
     log_setup(LOG_NORMAL, true);
     EXPECT_STR(written(2, report, &e),
