@@ -306,6 +306,9 @@ typedef struct Message {
     const Part *parts;
     int n_parts;
 } Message;
+// Compares the folder's own template (chat_template.jinja, else chat_template.json, else tokenizer_config.json) with the
+// built-in one by its hash. It is never run: another one is warning E-CF-05. False only when a file cannot be read as JSON.
+bool chat_template_check(const char *dir, Err *e);
 // The Qwen2.5-VL chat template as text: default system turn, <|im_start|>, pictures as
 // <|vision_start|><|image_pad|><|vision_end|>. add_generation_prompt appends the assistant's opening.
 void chat_render(const Message *messages, int n, bool add_generation_prompt, Text *out);

@@ -1234,3 +1234,45 @@ bool chat_encode(const Tokenizer *t, const Message *messages, int n, bool add_ge
     if (c.failed) out->n = before;
     return !c.failed;
 }
+
+// sha256 of templates that render as chat_walk does: that of Qwen2.5-VL, and the one of test/fixtures (rendered
+// like the first on 10,000 random conversations).
+static const char *const known_templates[] = {
+    "a0bc6f6fc7a29a80017a433e8f03a1cc1236e838a944a2d034295a60c4f2fddb",
+    "1eb6d1c6cb6e05a42508527b5da8cf982811dc4add88a5e5f16d3bb3f326f73a",
+};
+
+static void template_judge(const char *path, const char *text, size_t len) {
+    char hash[65];
+    sha256_hex(text, len, hash);
+    for (size_t k = 0; k < COUNT(known_templates); k++)
+        if (!strcmp(hash, known_templates[k])) return;
+    warn("E-CF-05", AT(.file = path, .field = "chat_template"),
+         "expected the chat template of Qwen2.5-VL; found another (sha256 %.16s...); do: compare the two, since "
+         "templates of files are never run and the built-in one is used",
+         hash);
+}
+
+bool chat_template_check(const char *dir, Err *e) {
+    static const char *const files[] = {"chat_template.jinja", "chat_template.json", "tokenizer_config.json"};
+    for (int k = 0; k < 3; k++) {
+        char path[1200], *text;
+        size_t len;
+        JsonDoc doc = {0};
+        if (!path_join(path, sizeof path, dir, files[k], e)) return false;
+        if (!file_exists(path)) continue;
+        if (k == 0) {
+            if (!file_read(path, LIMIT_CONFIG_BYTES, "E-JS-01", &text, &len, e)) return false;
+            template_judge(path, text, len);
+            free(text);
+            return true;
+        }
+        if (!json_read(&doc, path, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e)) return false;
+        const Json *v = json_get(doc.root, "chat_template");
+        bool found = v && v->type == JSON_STRING;
+        if (found) template_judge(path, v->str, v->len);
+        json_free(&doc);
+        if (found) return true;
+    }
+    return true;
+}

@@ -259,7 +259,8 @@ static bool generation_settings(Session *s, Err *e) {
 // Everything that can be known to be wrong without weights.
 static bool session_open(Session *s, Err *e) {
     VisionConfig *v = &s->c.vision;
-    if (!config_load(&s->c, ask.model, e) || !tokenizer_load(&s->t, ask.model, e) || !generation_settings(s, e))
+    if (!config_load(&s->c, ask.model, e) || !tokenizer_load(&s->t, ask.model, e) ||
+        !chat_template_check(ask.model, e) || !generation_settings(s, e))
         return false;
     int32_t tokens = tokenizer_size(s->t), pad = tokenizer_added(s->t, "<|image_pad|>");
     if (tokens > s->c.V)

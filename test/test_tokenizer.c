@@ -262,8 +262,8 @@ static const char *folder_make(void) {
     return folder;
 }
 static void folder_remove(void) {
-    static const char *const names[] = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json",
-                                        "added_tokens.json"};
+    static const char *const names[] = {"tokenizer.json",        "vocab.json",        "merges.txt",
+                                        "tokenizer_config.json", "added_tokens.json", "chat_template.jinja"};
     for (size_t k = 0; k < sizeof names / sizeof *names; k++) unlink(joined(folder, names[k]));
     EXPECT(!rmdir(folder));
 }
@@ -1020,4 +1020,29 @@ TEST(threads_share_a_tokenizer) {
     for (int k = 1; k < 4; k++) expect_ids(text.p, 20, &s[k].ids, s[0].ids.p, s[0].ids.n);
     for (int k = 0; k < 4; k++) ids_free(&s[k].ids);
     text_free(&text), tokenizer_free(t), made_free(&m);
+}
+
+TEST(another_chat_template_is_a_warning_and_never_run) {
+    Err e = {0};
+    int64_t before = warn_count("E-CF-05");
+    folder_make();
+    EXPECT(chat_template_check(folder, &e)); // none: nothing to compare
+    EXPECT_INT(warn_count("E-CF-05"), before);
+    put_text("tokenizer_config.json", "{\"chat_template\": \"{{ messages }}\"}");
+    EXPECT(chat_template_check(folder, &e));
+    EXPECT_INT(warn_count("E-CF-05"), before + 1);
+    put_text("chat_template.jinja", "{{ messages }}"); // stands before tokenizer_config.json
+    EXPECT(chat_template_check(folder, &e));
+    EXPECT_INT(warn_count("E-CF-05"), before + 2);
+    unlink(joined(folder, "chat_template.jinja"));
+    put_text("tokenizer_config.json", "{\"chat_template\": ");
+    EXPECT(!chat_template_check(folder, &e));
+    EXPECT_STR(e.code, "E-JS-04");
+    folder_remove();
+    // the published template is known
+    char path[300];
+    snprintf(path, sizeof path, "%s/oracle/qwen2_5_vl_7b_instruct_files", test_root());
+    e = (Err){0};
+    if (folder_exists(path)) EXPECT(chat_template_check(path, &e));
+    EXPECT_INT(warn_count("E-CF-05"), before + 2);
 }
