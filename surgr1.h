@@ -261,7 +261,7 @@ bool trace_diff(const char *path_a, const char *path_b, double limit, bool *same
 typedef struct Tokenizer Tokenizer;
 // Reads dir/tokenizer.json, or dir/vocab.json + dir/merges.txt (added tokens then from tokenizer_config.json's
 // added_tokens_decoder, else added_tokens.json, else the 22 of Qwen2.5 when the vocabulary has its 151,643 entries).
-// E-TK-01 to -04, E-JS-*, E-IO-*; E-TK-07 when a tokenizer.json asks for what is not implemented (another pattern,
+// E-TK-01 to -04, E-JS-*, E-IO-*; E-TK-07 when a tokenizer.json asks for what Qwen2.5 does not do (another pattern,
 // ...). A Tokenizer is const once loaded: any number of threads may use one.
 bool tokenizer_load(Tokenizer **out, const char *dir, Err *e);
 bool tokenizer_load_files(Tokenizer **out, const char *vocab_json, const char *merges_txt, Err *e); // no added tokens

@@ -668,7 +668,7 @@ static bool added_read(Tokenizer *t, const JsonDoc *d, const Json *flags, const 
                        int64_t id, Err *e) {
     static const struct {
         const char *name;
-        uint32_t flag; // 0: not implemented, must be false
+        uint32_t flag; // 0: Qwen2.5 has none, must be false
     } ways[] = {{"special", SPECIAL}, {"normalized", NORMALIZED}, {"lstrip", 0}, {"rstrip", 0}, {"single_word", 0}};
     uint32_t set = ADDED;
     for (size_t k = 0; k < COUNT(ways); k++) {

@@ -108,7 +108,8 @@ static bool read_picture(const Conversation *c, int k, Image *im, Err *e) {
 }
 
 // Sizes, grids and ids of a conversation, and with `keep` the patches too. Everything that can be refused is refused in
-// a first pass over all conversations, before weights are loaded; the second pass keeps.
+// a first pass over all conversations, before weights are loaded. The pass keeps the patches of a single question; those
+// of many conversations would not fit, and are made again batch by batch.
 static bool prepare(Session *s, Conversation *c, bool keep, Err *e) {
     const VisionConfig *v = &s->c.vision;
     size_t row = (size_t)(v->channels * v->temporal * v->patch * v->patch), rows = 0;
@@ -204,7 +205,7 @@ static bool conversations_open(Session *s, const char *question, Err *e) {
         return false;
     for (int64_t i = 0; i < s->n; i++) {
         s->list[i].root = ask.messages ? s->folder : NULL;
-        if (!prepare(s, &s->list[i], false, e)) return false;
+        if (!prepare(s, &s->list[i], !ask.messages, e)) return false;
     }
     return true;
 }
@@ -434,7 +435,7 @@ static bool answer_batch(Session *s, int64_t from, int n, Err *e) {
     int64_t prompt = 0, new_tokens = 0;
     for (int i = 0; ok && i < n; i++) {
         Conversation *c = &s->list[from + i];
-        ok = prepare(s, c, true, e);
+        ok = c->pixels || prepare(s, c, true, e);
         requests[i] = (Request){.ids = c->ids.p,
                                 .n = c->ids.n,
                                 .pixels = c->pixels,
@@ -521,7 +522,7 @@ static int run_ask(char **args, int n) {
     if (ask.dtype == DTYPE_BF16 && ask.device != DEVICE_CUDA)
         return usage("--dtype", "auto or f32 on this device", "bf16", "use --dtype auto, which keeps the file's type");
     bool ok = session_open(&s, &e) && conversations_open(&s, args[0], &e) && answer_all(&s, &e);
-    for (int64_t i = 0; i < s.n; i++) record_free(&s.list[i].record), ids_free(&s.list[i].ids);
+    for (int64_t i = 0; i < s.n; i++) record_free(&s.list[i].record), ids_free(&s.list[i].ids), free(s.list[i].pixels);
     free(s.list);
     tokenizer_free(s.t);
     pool_stop();
