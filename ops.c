@@ -16,7 +16,7 @@ static inline double get(Mat m, int64_t i, int64_t j) {
         memcpy(&h, mat_at(m, i, j), sizeof h);
         return bf16_to_f32(h);
     }
-    float f;
+    real f;
     memcpy(&f, mat_at(m, i, j), sizeof f);
     return f;
 }
@@ -25,7 +25,7 @@ static inline void put(Mat m, int64_t i, int64_t j, double v) {
         uint16_t h = f32_to_bf16((float)v);
         memcpy(mat_at(m, i, j), &h, sizeof h);
     } else {
-        float f = (float)v;
+        real f = (real)v;
         memcpy(mat_at(m, i, j), &f, sizeof f);
     }
 }
@@ -37,8 +37,9 @@ static double dot(Mat a, int64_t i, int64_t ca, Mat b, int64_t j, int64_t cb, in
     a = mat_cols(a, ca, n), b = mat_cols(b, cb, n);
     if (a.type == F32 && b.type == F32) // the two common cases without a branch per element
         for (int64_t c = 0; c < n; c++) {
-            float x, y;
-            memcpy(&x, (const char *)mat_at(a, i, 0) + 4 * c, 4), memcpy(&y, (const char *)mat_at(b, j, 0) + 4 * c, 4);
+            real x, y;
+            memcpy(&x, (const char *)mat_at(a, i, 0) + sizeof x * (size_t)c, sizeof x);
+            memcpy(&y, (const char *)mat_at(b, j, 0) + sizeof y * (size_t)c, sizeof y);
             sum += (double)x * y;
         }
     else
@@ -90,10 +91,35 @@ static void ref_add_bias(Mat y, Mat b) {
         for (int64_t j = 0; j < y.cols; j++) put(y, i, j, get(y, i, j) + get(b, 0, j));
 }
 
+// bias_backward: db[0,j] += sum_i dy[i,j]. db F32.
+static void ref_bias_backward(Mat db, Mat dy) {
+    for (int64_t j = 0; j < dy.cols; j++) {
+        double sum = 0;
+        for (int64_t i = 0; i < dy.rows; i++) sum += get(dy, i, j);
+        put(db, 0, j, get(db, 0, j) + sum);
+    }
+}
+
 // add: y = a + b, elementwise. y may be a or b.
 static void ref_add(Mat y, Mat a, Mat b) {
     for (int64_t i = 0; i < y.rows; i++)
         for (int64_t j = 0; j < y.cols; j++) put(y, i, j, get(a, i, j) + get(b, i, j));
+}
+
+// dropout: y[i,j] = 0 where the random word r(i,j) is below p 2^32, else x[i,j] / (1 - p). (Srivastava et al. 2014.)
+// r(i,j) is word j % 4 of Philox with key `seed` and counter (RANDOM_DROPOUT | site << 8, keys[i,0], keys[i,1], j / 4):
+// keys I32 [N,2] name the row (which sample, which place in it), site names the layer, so the mask depends on neither
+// batch nor thread nor device, and a second call gives it again: dx = dropout(dy) is the backward. y may be x.
+static void ref_dropout(Mat y, Mat x, Mat keys, float p, uint64_t seed, uint32_t site) {
+    double keep = 1 / (1 - (double)p);
+    for (int64_t i = 0; i < y.rows; i++) {
+        const uint32_t *key = mat_at(keys, i, 0);
+        Random4 r = {{0}};
+        for (int64_t j = 0; j < y.cols; j++) {
+            if (j % 4 == 0) r = philox(seed, RANDOM_DROPOUT | site << 8, key[0], key[1], (uint32_t)(j / 4));
+            put(y, i, j, (double)r.v[j % 4] < (double)p * 4294967296.0 ? 0 : get(x, i, j) * keep);
+        }
+    }
 }
 
 // -------------------------------------------------------------------------------------------------------------- norm
@@ -112,6 +138,24 @@ static void ref_rmsnorm_forward(Mat y, Mat rstd, Mat x, Mat w, float eps) {
 static void ref_add_rmsnorm_forward(Mat y, Mat rstd, Mat sum, Mat x, Mat r, Mat w, float eps) {
     ref_add(sum, x, r);
     ref_rmsnorm_forward(y, rstd, sum, w, eps);
+}
+
+// rmsnorm_backward_add: with n = x[i,:] rstd[i] and g = w dy[i,:], elementwise,
+//   dx[i,:] += rstd[i] (g - n mean_j(g n));   dw += sum_i dy[i,:] n.        rstd as rmsnorm_forward left it; dw F32.
+// dx accumulates because the same rows also go past the norm, along the residual.
+static void ref_rmsnorm_backward_add(Mat dx, Mat dw, Mat dy, Mat x, Mat w, Mat rstd) {
+    for (int64_t i = 0; i < x.rows; i++) {
+        double r = get(rstd, i, 0), mean = 0;
+        for (int64_t j = 0; j < x.cols; j++) mean += get(w, 0, j) * get(dy, i, j) * (get(x, i, j) * r);
+        mean /= (double)x.cols;
+        for (int64_t j = 0; j < x.cols; j++)
+            put(dx, i, j, get(dx, i, j) + r * (get(w, 0, j) * get(dy, i, j) - get(x, i, j) * r * mean));
+    }
+    for (int64_t j = 0; dw.p && j < x.cols; j++) {
+        double sum = 0;
+        for (int64_t i = 0; i < x.rows; i++) sum += get(dy, i, j) * (get(x, i, j) * get(rstd, i, 0));
+        put(dw, 0, j, get(dw, 0, j) + sum);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------- position
@@ -174,6 +218,58 @@ static void ref_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spa
     }
 }
 
+// attention_backward: for every query row i, head h and key t it saw, with p = exp(scale q.k_t - lse[i,h]),
+//   delta[i,h] = dout.o;   ds = scale p (dout.v_t - delta);   dq = sum_t ds k_t;   dk_t += ds q;   dv_t += p dout.
+// dq, dk, dv are overwritten whole (zero in rows that nothing saw); dk and dv sum over the query heads that share a key
+// head and over all spans that see the row. delta F32 [N, heads] is scratch that comes out as defined. The probabilities
+// are made again from lse (Dao et al. 2022, FlashAttention, algorithm 4), so nothing of size N x N is kept.
+static double seen_probability(Mat q, int64_t row, int64_t h, Mat k, int64_t key, int64_t kv, Mat lse, int64_t dim,
+                               double scale) {
+    return exp(scale * dot(q, row, h * dim, k, key, kv, dim) - get(lse, row, h));
+}
+
+static void ref_attention_backward(Mat dq, Mat dk, Mat dv, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat o, Mat lse,
+                                   Spans spans, int64_t heads, int64_t kv_heads, int64_t dim, float scale) {
+    int64_t group = heads / kv_heads;
+    ref_zero(dq), ref_zero(dk), ref_zero(dv), ref_zero(delta);
+    for (int64_t n = 0; n < spans.n; n++) { // rows of queries
+        Span s = spans.host[n];
+        int64_t prefix = s.prefix_last - s.prefix_first;
+        for (int64_t i = s.first; i < s.last; i++)
+            for (int64_t h = 0; h < heads; h++) {
+                int64_t kv = h / group * dim, keys = prefix + (s.causal ? i + 1 : s.last) - s.first;
+                double acc[MAX_HEAD_DIM] = {0}, D = dot(dout, i, h * dim, o, i, h * dim, dim);
+                put(delta, i, h, D);
+                for (int64_t t = 0; t < keys; t++) {
+                    int64_t key = t < prefix ? s.prefix_first + t : s.first + t - prefix;
+                    double p = seen_probability(q, i, h, k, key, kv, lse, dim, scale);
+                    double ds = scale * p * (dot(dout, i, h * dim, v, key, kv, dim) - D);
+                    for (int64_t c = 0; c < dim; c++) acc[c] += ds * get(k, key, kv + c);
+                }
+                for (int64_t c = 0; c < dim; c++) put(dq, i, h * dim + c, acc[c]);
+            }
+    }
+    for (int64_t key = 0; key < k.rows; key++) // rows of keys
+        for (int64_t g = 0; g < kv_heads; g++) {
+            double acc_k[MAX_HEAD_DIM] = {0}, acc_v[MAX_HEAD_DIM] = {0};
+            for (int64_t n = 0; n < spans.n; n++) {
+                Span s = spans.host[n];
+                bool own = key >= s.first && key < s.last, before = key >= s.prefix_first && key < s.prefix_last;
+                if (!own && !before) continue;
+                for (int64_t i = own && s.causal ? key : s.first; i < s.last; i++)
+                    for (int64_t h = g * group; h < (g + 1) * group; h++) {
+                        double p = seen_probability(q, i, h, k, key, g * dim, lse, dim, scale);
+                        double ds = scale * p * (dot(dout, i, h * dim, v, key, g * dim, dim) - get(delta, i, h));
+                        for (int64_t c = 0; c < dim; c++) {
+                            acc_k[c] += ds * get(q, i, h * dim + c);
+                            acc_v[c] += p * get(dout, i, h * dim + c);
+                        }
+                    }
+            }
+            for (int64_t c = 0; c < dim; c++) put(dk, key, g * dim + c, acc_k[c]), put(dv, key, g * dim + c, acc_v[c]);
+        }
+}
+
 // attention_decode: one query row per span. Row n of q and o [n_spans, heads*dim] sees rows [prefix_first, prefix_last)
 // and [first, last) of the cache k, v [cache rows, kv_heads*dim].
 static void ref_attention_decode(Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim,
@@ -193,12 +289,31 @@ static void ref_swiglu_forward(Mat y, Mat gate, Mat up) {
         }
 }
 
+// swiglu_backward: with s = 1 / (1 + exp(-gate)),  dup = dy gate s;  dgate = dy up s (1 + gate (1 - s)).
+static void ref_swiglu_backward(Mat dgate, Mat dup, Mat dy, Mat gate, Mat up) {
+    for (int64_t i = 0; i < dy.rows; i++)
+        for (int64_t j = 0; j < dy.cols; j++) {
+            double z = get(gate, i, j), s = 1 / (1 + exp(-z)), g = get(dy, i, j);
+            put(dgate, i, j, g * get(up, i, j) * s * (1 + z * (1 - s)));
+            put(dup, i, j, g * z * s);
+        }
+}
+
 // gelu: y = x/2 * (1 + erf(x / sqrt 2)), the exact form.
 static void ref_gelu_forward(Mat y, Mat x) {
     for (int64_t i = 0; i < y.rows; i++)
         for (int64_t j = 0; j < y.cols; j++) {
             double z = get(x, i, j);
             put(y, i, j, 0.5 * z * (1 + erf(z * 0.70710678118654752440)));
+        }
+}
+
+// gelu_backward: dx = dy (Phi(x) + x phi(x)), the normal distribution and its density.
+static void ref_gelu_backward(Mat dx, Mat dy, Mat x) {
+    for (int64_t i = 0; i < x.rows; i++)
+        for (int64_t j = 0; j < x.cols; j++) {
+            double z = get(x, i, j), Phi = 0.5 * (1 + erf(z * 0.70710678118654752440));
+            put(dx, i, j, get(dy, i, j) * (Phi + z * 0.39894228040143267794 * exp(-0.5 * z * z)));
         }
 }
 
@@ -241,6 +356,18 @@ static void ref_logprob_forward(Mat lp, Mat lse, Mat entropy, Mat logits, Mat ta
         put(lp, i, 0, t < 0 ? 0 : get(logits, i, t) * inv_temperature - largest - log(sum));
         if (lse.p) put(lse, i, 0, largest + log(sum));
         if (entropy.p) put(entropy, i, 0, fmin(fmax(log(sum) - weighted / sum, 0), log((double)logits.cols)));
+    }
+}
+
+// logprob_backward: dlogits[i,v] = dlp[i] inv_temperature ([v == t] - exp(logits[i,v] inv_temperature - lse[i])), zeros
+// where t = targets[i] < 0. dlp F32 [N,1] is the gradient of the loss with respect to lp; lse as the forward left it.
+// dlogits may be logits.
+static void ref_logprob_backward(Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature) {
+    for (int64_t i = 0; i < logits.rows; i++) {
+        int32_t t = get_index(targets, i);
+        double g = t < 0 ? 0 : get(dlp, i, 0) * inv_temperature, l = get(lse, i, 0);
+        for (int64_t v = 0; v < logits.cols; v++)
+            put(dlogits, i, v, g == 0 ? 0 : g * ((v == t) - exp(get(logits, i, v) * inv_temperature - l)));
     }
 }
 
@@ -361,6 +488,28 @@ int64_t sample_distribution(const float *logits, int64_t V, const int32_t *seen_
     return n;
 }
 
+// -------------------------------------------------------------------------------------------------------------- step
+
+// sum_squares: out[0,0] = sum x^2, summed in double in a fixed order. out F32 [1,1]. NaN and infinity pass through.
+static void ref_sum_squares(Mat out, Mat x) {
+    double sum = 0;
+    for (int64_t i = 0; i < x.rows; i++) sum += dot(x, i, 0, x, i, 0, x.cols);
+    put(out, 0, 0, sum);
+}
+
+// adamw: one update of w with its moments m and v, all F32, in the order of torch.optim.AdamW (Loshchilov and Hutter
+// 2019): g = grad_scale g;  w *= 1 - lr decay;  m += (1 - beta1)(g - m);  v = beta2 v + (1 - beta2) g^2;
+// w -= step_size m / (sqrt(v) root_scale + eps).
+static void ref_adamw(Mat w, Mat m, Mat v, Mat g, AdamStep s) {
+    for (int64_t i = 0; i < w.rows; i++)
+        for (int64_t j = 0; j < w.cols; j++) {
+            double d = s.grad_scale * get(g, i, j), m1 = get(m, i, j), v1 = get(v, i, j);
+            m1 += (1 - s.beta1) * (d - m1), v1 = s.beta2 * v1 + (1 - s.beta2) * d * d;
+            put(m, i, j, m1), put(v, i, j, v1);
+            put(w, i, j, get(w, i, j) * (1 - s.lr * s.decay) - s.step_size * m1 / (sqrt(v1) * s.root_scale + s.eps));
+        }
+}
+
 // ------------------------------------------------------------------------------------------------------------- types
 
 // cast: y = x in y's type (F32 or BF16; round to nearest even).
@@ -383,18 +532,27 @@ const Ops *ops_ref(void) {
         .sync = ref_sync,
         .matmul = ref_matmul,
         .add_bias = ref_add_bias,
+        .bias_backward = ref_bias_backward,
         .add = ref_add,
+        .dropout = ref_dropout,
         .rmsnorm_forward = ref_rmsnorm_forward,
         .add_rmsnorm_forward = ref_add_rmsnorm_forward,
+        .rmsnorm_backward_add = ref_rmsnorm_backward_add,
         .rope = ref_rope,
         .attention_forward = ref_attention_forward,
+        .attention_backward = ref_attention_backward,
         .attention_decode = ref_attention_decode,
         .swiglu_forward = ref_swiglu_forward,
+        .swiglu_backward = ref_swiglu_backward,
         .gelu_forward = ref_gelu_forward,
+        .gelu_backward = ref_gelu_backward,
         .gather_rows = ref_gather_rows,
         .scatter_add_rows = ref_scatter_add_rows,
         .logprob_forward = ref_logprob_forward,
+        .logprob_backward = ref_logprob_backward,
         .sample = ref_sample,
+        .sum_squares = ref_sum_squares,
+        .adamw = ref_adamw,
         .cast = ref_cast,
     };
     return &ref;
@@ -498,12 +656,30 @@ void add_bias(const Ops *d, Mat y, Mat b) {
     done(d, "add_bias", y);
 }
 
+void bias_backward(const Ops *d, Mat db, Mat dy) {
+    if (!db.p) return; // frozen
+    CHECK(db.rows == 1 && db.cols == dy.cols && db.type == F32 && is_real(dy), "bias_backward: db %s, dy %s", shape(db),
+          shape(dy));
+    if (!dy.rows || !dy.cols) return;
+    d->bias_backward(db, dy);
+    done(d, "bias_backward", db);
+}
+
 void add(const Ops *d, Mat y, Mat a, Mat b) {
     CHECK(same(y, a) && same(y, b) && is_real(y) && is_real(a) && is_real(b), "add: y %s, a %s, b %s", shape(y),
           shape(a), shape(b));
     if (!y.rows || !y.cols) return;
     d->add(y, a, b);
     done(d, "add", y);
+}
+
+void dropout(const Ops *d, Mat y, Mat x, Mat keys, float p, uint64_t seed, uint32_t site) {
+    CHECK(same(y, x) && is_real(y) && is_real(x) && keys.type == I32 && keys.rows == x.rows && keys.cols == 2 &&
+              p >= 0 && p < 1 && site < 1u << 24,
+          "dropout: y %s, x %s, keys %s, p %g, site %u", shape(y), shape(x), shape(keys), (double)p, site);
+    if (!y.rows || !y.cols) return;
+    d->dropout(y, x, keys, p, seed, site);
+    done(d, "dropout", y);
 }
 
 void rmsnorm_forward(const Ops *d, Mat y, Mat rstd, Mat x, Mat w, float eps) {
@@ -525,6 +701,17 @@ void add_rmsnorm_forward(const Ops *d, Mat y, Mat rstd, Mat sum, Mat x, Mat r, M
     done(d, "add_rmsnorm_forward", y);
 }
 
+void rmsnorm_backward_add(const Ops *d, Mat dx, Mat dw, Mat dy, Mat x, Mat w, Mat rstd) {
+    CHECK(same(dx, x) && same(dy, x) && w.rows == 1 && w.cols == x.cols && x.cols > 0 && rstd.p &&
+              is_column(rstd, x.rows) && (!dw.p || (same(dw, w) && dw.type == F32)) && is_real(dx) && is_real(dy) &&
+              is_real(x) && is_real(w),
+          "rmsnorm_backward_add: dx %s, dw %s, dy %s, x %s, w %s, rstd %s", shape(dx), shape(dw), shape(dy), shape(x),
+          shape(w), shape(rstd));
+    if (!x.rows) return;
+    d->rmsnorm_backward_add(dx, dw, dy, x, w, rstd);
+    done(d, "rmsnorm_backward_add", dx);
+}
+
 void rope(const Ops *d, Mat x, Mat angles, int64_t heads, int64_t dim, float sign) {
     CHECK(heads > 0 && dim > 0 && dim % 2 == 0 && x.cols == heads * dim && angles.rows == x.rows &&
               angles.cols == dim && angles.type == F32 && is_real(x) && (sign == 1 || sign == -1),
@@ -540,22 +727,41 @@ static bool attention_fits(Mat o, Mat q, Mat k, Mat v, int64_t heads, int64_t kv
            is_real(v);
 }
 
+static void spans_fit(const char *op, Spans spans, Mat q, Mat k) {
+    for (int64_t i = 0; i < spans.n; i++) {
+        Span s = spans.host[i];
+        CHECK(0 <= s.first && s.first <= s.last && s.last <= q.rows && s.last <= k.rows && 0 <= s.prefix_first &&
+                  s.prefix_first <= s.prefix_last && s.prefix_last <= k.rows && s.last - s.first <= spans.longest &&
+                  (s.prefix_first == s.prefix_last || s.prefix_last <= s.first || s.prefix_first >= s.last),
+              "%s: span %lld is [%d,%d) with prefix [%d,%d), for q %s and k %s", op, (long long)i, s.first, s.last,
+              s.prefix_first, s.prefix_last, shape(q), shape(k));
+    }
+}
+
 void attention_forward(const Ops *d, Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
                        int64_t dim, float scale) {
     CHECK(attention_fits(o, q, k, v, heads, kv_heads, dim) &&
               (!lse.p || (lse.type == F32 && lse.rows == q.rows && lse.cols == heads)),
           "attention_forward: o %s, lse %s, q %s, k %s, v %s, %lld/%lld heads of %lld", shape(o), shape(lse), shape(q),
           shape(k), shape(v), (long long)heads, (long long)kv_heads, (long long)dim);
-    for (int64_t i = 0; i < spans.n; i++) {
-        Span s = spans.host[i];
-        CHECK(0 <= s.first && s.first <= s.last && s.last <= q.rows && s.last <= k.rows && 0 <= s.prefix_first &&
-                  s.prefix_first <= s.prefix_last && s.prefix_last <= k.rows && s.last - s.first <= spans.longest,
-              "attention_forward: span %lld is [%d,%d) with prefix [%d,%d), for q %s and k %s", (long long)i, s.first,
-              s.last, s.prefix_first, s.prefix_last, shape(q), shape(k));
-    }
+    spans_fit("attention_forward", spans, q, k);
     if (!q.rows || !spans.n) return;
     d->attention_forward(o, lse, q, k, v, spans, heads, kv_heads, dim, scale);
     done(d, "attention_forward", o);
+}
+
+void attention_backward(const Ops *d, Mat dq, Mat dk, Mat dv, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat o, Mat lse,
+                        Spans spans, int64_t heads, int64_t kv_heads, int64_t dim, float scale) {
+    CHECK(attention_fits(o, q, k, v, heads, kv_heads, dim) && same(dout, o) && same(dq, q) && same(dk, k) &&
+              same(dv, v) && is_real(dout) && is_real(dq) && is_real(dk) && is_real(dv) && lse.p && lse.type == F32 &&
+              lse.rows == q.rows && lse.cols == heads && same(delta, lse) && delta.type == F32,
+          "attention_backward: dq %s, dk %s, dv %s, delta %s, dout %s, q %s, k %s, lse %s, %lld/%lld heads of %lld",
+          shape(dq), shape(dk), shape(dv), shape(delta), shape(dout), shape(q), shape(k), shape(lse), (long long)heads,
+          (long long)kv_heads, (long long)dim);
+    spans_fit("attention_backward", spans, q, k);
+    if (!q.rows && !k.rows) return;
+    d->attention_backward(dq, dk, dv, delta, dout, q, k, v, o, lse, spans, heads, kv_heads, dim, scale);
+    done(d, "attention_backward.dq", dq), done(d, "attention_backward.dk", dk), done(d, "attention_backward.dv", dv);
 }
 
 void attention_decode(const Ops *d, Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
@@ -583,11 +789,29 @@ void swiglu_forward(const Ops *d, Mat y, Mat gate, Mat up) {
     done(d, "swiglu_forward", y);
 }
 
+void swiglu_backward(const Ops *d, Mat dgate, Mat dup, Mat dy, Mat gate, Mat up) {
+    CHECK(same(dgate, dy) && same(dup, dy) && same(gate, dy) && same(up, dy) && is_real(dgate) && is_real(dup) &&
+              is_real(dy) && is_real(gate) && is_real(up),
+          "swiglu_backward: dgate %s, dup %s, dy %s, gate %s, up %s", shape(dgate), shape(dup), shape(dy), shape(gate),
+          shape(up));
+    if (!dy.rows || !dy.cols) return;
+    d->swiglu_backward(dgate, dup, dy, gate, up);
+    done(d, "swiglu_backward.gate", dgate), done(d, "swiglu_backward.up", dup);
+}
+
 void gelu_forward(const Ops *d, Mat y, Mat x) {
     CHECK(same(y, x) && is_real(y) && is_real(x), "gelu_forward: y %s, x %s", shape(y), shape(x));
     if (!y.rows || !y.cols) return;
     d->gelu_forward(y, x);
     done(d, "gelu_forward", y);
+}
+
+void gelu_backward(const Ops *d, Mat dx, Mat dy, Mat x) {
+    CHECK(same(dx, x) && same(dy, x) && is_real(dx) && is_real(dy) && is_real(x), "gelu_backward: dx %s, dy %s, x %s",
+          shape(dx), shape(dy), shape(x));
+    if (!x.rows || !x.cols) return;
+    d->gelu_backward(dx, dy, x);
+    done(d, "gelu_backward", dx);
 }
 
 void gather_rows(const Ops *d, Mat y, Mat table, Mat index) {
@@ -615,6 +839,16 @@ void logprob_forward(const Ops *d, Mat lp, Mat lse, Mat entropy, Mat logits, Mat
     done(d, "logprob_forward", lp);
 }
 
+void logprob_backward(const Ops *d, Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature) {
+    CHECK(same(dlogits, logits) && is_real(dlogits) && logits.type == F32 && logits.cols > 0 && lse.p && dlp.p &&
+              is_column(lse, logits.rows) && is_column(dlp, logits.rows) && is_index(targets, logits.rows),
+          "logprob_backward: dlogits %s, logits %s, targets %s, lse %s, dlp %s", shape(dlogits), shape(logits),
+          shape(targets), shape(lse), shape(dlp));
+    if (!logits.rows) return;
+    d->logprob_backward(dlogits, logits, targets, lse, dlp, inv_temperature);
+    done(d, "logprob_backward", dlogits);
+}
+
 void sample(const Ops *d, Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams p) {
     int64_t n = logits.rows;
     CHECK(is_index(tokens, n) && logits.type == F32 && logits.cols > 0 && is_index(streams, n) && is_index(steps, n) &&
@@ -626,6 +860,21 @@ void sample(const Ops *d, Mat tokens, Mat logits, Mat seen, Mat streams, Mat ste
     if (!n) return;
     d->sample(tokens, logits, seen, streams, steps, p);
     done(d, "sample", tokens);
+}
+
+void sum_squares(const Ops *d, Mat out, Mat x) {
+    CHECK(out.rows == 1 && out.cols == 1 && out.type == F32 && is_real(x), "sum_squares: out %s, x %s", shape(out),
+          shape(x));
+    d->sum_squares(out, x);
+    done(d, "sum_squares", out);
+}
+
+void adamw(const Ops *d, Mat w, Mat m, Mat v, Mat g, AdamStep step) {
+    CHECK(same(m, w) && same(v, w) && same(g, w) && w.type == F32 && m.type == F32 && v.type == F32 && g.type == F32,
+          "adamw: w %s, m %s, v %s, g %s", shape(w), shape(m), shape(v), shape(g));
+    if (!w.rows || !w.cols) return;
+    d->adamw(w, m, v, g, step);
+    done(d, "adamw", w);
 }
 
 void cast(const Ops *d, Mat y, Mat x) {

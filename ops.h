@@ -7,7 +7,8 @@
 //
 // Rules, stated once:
 //   - outputs first, then inputs, then sizes and flags;
-//   - y = ...: activations are overwritten. Only names with `add` accumulate (matmul has beta);
+//   - y = ...: activations and their gradients are overwritten. Only names with `add` accumulate (matmul has beta);
+//   - gradients of parameters (dw, db) always accumulate, and may be absent (p == NULL) where a parameter is frozen;
 //   - outputs never alias inputs, except where the op says so;
 //   - statistics and accumulators are fp32 or better; the reference accumulates in double;
 //   - an op with zero rows does nothing; no op allocates; only upload (host memory may be reused on return), download
@@ -23,8 +24,14 @@ extern "C" {
 #endif
 
 // ------------------------------------------------------------------------------------------------------------ views
+// F32 elements are `real`: float, but double in the one test that takes finite differences of ops.c.
+#ifdef SURGR1_REAL_DOUBLE
+typedef double real;
+#else
+typedef float real;
+#endif
 typedef enum Type { F32, BF16, I32 } Type;
-static inline HOST_DEVICE size_t type_size(Type t) { return t == BF16 ? 2 : 4; }
+static inline HOST_DEVICE size_t type_size(Type t) { return t == BF16 ? 2 : t == F32 ? sizeof(real) : 4; }
 const char *type_name(Type t); // "f32", "bf16", "i32"
 
 // A row-major matrix view, passed by value. Element (i, j) is at p + (i*stride + j) * type_size(type). Vectors have one
@@ -127,6 +134,15 @@ typedef struct SampleParams {
     uint64_t seed;
 } SampleParams;
 
+// One update of AdamW. step_size and root_scale hold the bias corrections of update t (counted from 1).
+typedef struct AdamStep {
+    double grad_scale; // gradients are multiplied by this first (clipping)
+    double lr, decay;  // decoupled weight decay: theta *= 1 - lr * decay
+    double beta1, beta2, eps;
+    double step_size;  // lr / (1 - beta1^t)
+    double root_scale; // 1 / sqrt(1 - beta2^t)
+} AdamStep;
+
 // The distribution `sample` draws from, for tests and reports: probs [V] (0 where not kept), kept [V]; seen_ids may
 // repeat; min_keep ids stay in every filter (1 without beams). Returns how many are kept. Implemented in ops.c.
 int64_t sample_distribution(const float *logits, int64_t V, const int32_t *seen_ids, int64_t n_seen, SampleParams p,
@@ -147,27 +163,38 @@ typedef struct Ops {
     void (*sync)(void);
     // dense
     void (*matmul)(Mat y, Mat x, Mat w, Layout layout, float alpha, float beta);
-    void (*add_bias)(Mat y, Mat b);   // y[i,:] += b
-    void (*add)(Mat y, Mat a, Mat b); // y = a + b; y may be a or b
+    void (*add_bias)(Mat y, Mat b); // y[i,:] += b
+    void (*bias_backward)(Mat db, Mat dy);
+    void (*add)(Mat y, Mat a, Mat b);                                               // y = a + b; y may be a or b
+    void (*dropout)(Mat y, Mat x, Mat keys, float p, uint64_t seed, uint32_t site); // its own backward; y may be x
     // norm
     void (*rmsnorm_forward)(Mat y, Mat rstd, Mat x, Mat w, float eps);
     void (*add_rmsnorm_forward)(Mat y, Mat rstd, Mat sum, Mat x, Mat r, Mat w, float eps); // sum may be x or r
+    void (*rmsnorm_backward_add)(Mat dx, Mat dw, Mat dy, Mat x, Mat w, Mat rstd);
     // position
     void (*rope)(Mat x, Mat angles, int64_t heads, int64_t dim, float sign); // in place
     // attention
     void (*attention_forward)(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
                               int64_t dim, float scale);
+    void (*attention_backward)(Mat dq, Mat dk, Mat dv, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat o, Mat lse,
+                               Spans spans, int64_t heads, int64_t kv_heads, int64_t dim, float scale);
     void (*attention_decode)(Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim,
                              float scale);
     // mlp
     void (*swiglu_forward)(Mat y, Mat gate, Mat up);
+    void (*swiglu_backward)(Mat dgate, Mat dup, Mat dy, Mat gate, Mat up);
     void (*gelu_forward)(Mat y, Mat x);
+    void (*gelu_backward)(Mat dx, Mat dy, Mat x);
     // rows
     void (*gather_rows)(Mat y, Mat table, Mat index);
     void (*scatter_add_rows)(Mat y, Mat x, Mat index);
     // head
     void (*logprob_forward)(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature);
+    void (*logprob_backward)(Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature);
     void (*sample)(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams params);
+    // step
+    void (*sum_squares)(Mat out, Mat x);
+    void (*adamw)(Mat w, Mat m, Mat v, Mat g, AdamStep step);
     // types
     void (*cast)(Mat y, Mat x);
 } Ops;
@@ -194,20 +221,30 @@ int64_t memory_limit(void);
 // rows, call the device, report to the trace. d is the device; everything else as in the table.
 void matmul(const Ops *d, Mat y, Mat x, Mat w, Layout layout, float alpha, float beta);
 void add_bias(const Ops *d, Mat y, Mat b);
+void bias_backward(const Ops *d, Mat db, Mat dy);
 void add(const Ops *d, Mat y, Mat a, Mat b);
+void dropout(const Ops *d, Mat y, Mat x, Mat keys, float p, uint64_t seed, uint32_t site);
 void rmsnorm_forward(const Ops *d, Mat y, Mat rstd, Mat x, Mat w, float eps);
 void add_rmsnorm_forward(const Ops *d, Mat y, Mat rstd, Mat sum, Mat x, Mat r, Mat w, float eps);
+void rmsnorm_backward_add(const Ops *d, Mat dx, Mat dw, Mat dy, Mat x, Mat w, Mat rstd);
 void rope(const Ops *d, Mat x, Mat angles, int64_t heads, int64_t dim, float sign);
 void attention_forward(const Ops *d, Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
                        int64_t dim, float scale);
+void attention_backward(const Ops *d, Mat dq, Mat dk, Mat dv, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat o, Mat lse,
+                        Spans spans, int64_t heads, int64_t kv_heads, int64_t dim, float scale);
 void attention_decode(const Ops *d, Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
                       int64_t dim, float scale);
 void swiglu_forward(const Ops *d, Mat y, Mat gate, Mat up);
+void swiglu_backward(const Ops *d, Mat dgate, Mat dup, Mat dy, Mat gate, Mat up);
 void gelu_forward(const Ops *d, Mat y, Mat x);
+void gelu_backward(const Ops *d, Mat dx, Mat dy, Mat x);
 void gather_rows(const Ops *d, Mat y, Mat table, Mat index);
 void scatter_add_rows(const Ops *d, Mat y, Mat x, Mat index);
 void logprob_forward(const Ops *d, Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature);
+void logprob_backward(const Ops *d, Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature);
 void sample(const Ops *d, Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams params);
+void sum_squares(const Ops *d, Mat out, Mat x);
+void adamw(const Ops *d, Mat w, Mat m, Mat v, Mat g, AdamStep step);
 void cast(const Ops *d, Mat y, Mat x);
 void copy(const Ops *d, Mat y, Mat x);
 

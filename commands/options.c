@@ -106,8 +106,9 @@ static void value_text(const Option *o, char *out, size_t size) {
 static int set_number(Option *o, const char *field, const char *text) {
     char expected[120], *end = NULL;
     errno = 0;
-    double real = strtod(text, &end); // the C locale: nothing calls setlocale
-    bool ok = *text && !*end && !errno && isfinite(real) && real >= o->min && real <= o->max && !strpbrk(text, " xX");
+    double value = strtod(text, &end); // the C locale: nothing calls setlocale
+    bool ok =
+        *text && !*end && !errno && isfinite(value) && value >= o->min && value <= o->max && !strpbrk(text, " xX");
     if (o->kind == OPT_INT) {
         errno = 0;
         int64_t whole = strtoll(text, &end, 10);
@@ -115,7 +116,7 @@ static int set_number(Option *o, const char *field, const char *text) {
         if (ok) *(int64_t *)o->value = whole;
         snprintf(expected, sizeof expected, "a whole number from %.0f to %.0f", o->min, o->max);
     } else {
-        if (ok) *(double *)o->value = real;
+        if (ok) *(double *)o->value = value;
         snprintf(expected, sizeof expected, "a number from %g to %g", o->min, o->max);
     }
     return ok ? EXIT_OK : usage(field, expected, quoted(text, strlen(text)), "give such a number");
