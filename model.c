@@ -1,306 +1,10 @@
-// model.c - configuration, the parameter table, loading, multimodal positions, the layer loop, the head.
+// model.c - the parameter table, loading, multimodal positions, the layer loop, the head, and the training pass.
 //
-// What it is:  a Qwen2.5-VL checkpoint folder made ready to run, and the decoder's forward pass.
-// What it is not: generation (generate.c) or the vision tower (vision.c).
-// Read before: block.c, vision.c.  Read next: generate.c.
+// What it is:  a Qwen2.5-VL checkpoint folder made ready to run; the decoder's forward pass; and one packed pass of
+//              training over both towers, forward and backward.
+// What it is not: configuration (config.c), generation (generate.c), the vision tower (vision.c) or LoRA (lora.c).
+// Read before: block.c, vision.c.  Read next: generate.c, train.c.
 #include "surgr1.h"
-
-// ------------------------------------------------------------------------------------------------------ configuration
-
-// A field is looked up in its own section first, then at top level (transformers 4.52 moved the text fields into
-// text_config and often repeats them). Missing fields take the class defaults of transformers'
-// configuration_qwen2_5_vl.
-typedef struct Fields {
-    const JsonDoc *doc;
-    const Json *section;
-    Err *e;
-} Fields;
-
-static const Json *holder(Fields f, const char *name) { return json_get(f.section, name) ? f.section : f.doc->root; }
-static bool field_int(Fields f, const char *name, int64_t missing, int64_t min, int64_t max, int64_t *out) {
-    *out = missing;
-    return json_int(f.doc, holder(f, name), name, false, min, max, out, f.e);
-}
-static bool field_double(Fields f, const char *name, double missing, double min, double max, double *out) {
-    *out = missing;
-    return json_double(f.doc, holder(f, name), name, false, min, max, out, f.e);
-}
-static bool field_id(Fields f, const char *name, int64_t V, int32_t *out) {
-    int64_t id = -1;
-    if (!field_int(f, name, -1, 0, V - 1, &id)) return false;
-    *out = (int32_t)id;
-    return true;
-}
-// A string field that must be `want` when it is there: another value names a thing this program does not compute.
-static bool field_is(Fields f, const char *name, const char *want) {
-    const Json *v = json_get(holder(f, name), name);
-    if (!v || v->type == JSON_NULL || json_is(v, want)) return true;
-    return err_set(f.e, "E-CF-02", json_at(f.doc, v, name),
-                   "expected \"%s\"; found %s; do: use a Qwen2.5-VL checkpoint", want, json_shown(v));
-}
-static bool field_refused(Fields f, const char *name, bool present_is_bad, const char *why) {
-    const Json *v = json_get(holder(f, name), name);
-    if (!v || v->type == JSON_NULL || (!present_is_bad && v->type != JSON_TRUE)) return true;
-    return err_set(f.e, "E-CF-02", json_at(f.doc, v, name),
-                   "expected no %s; found it; do: use the plain checkpoint, without %s", name, why);
-}
-static bool cross(const JsonDoc *doc, const char *field, Err *e, const char *expected, int64_t found) {
-    return err_set(e, "E-CF-03", AT(.file = doc->file, .field = field),
-                   "expected %s; found %lld; do: use the config.json that came with the weights", expected,
-                   (long long)found);
-}
-
-static bool read_rope(Config *c, Fields f) {
-    const Json *rope = json_get(holder(f, "rope_parameters"), "rope_parameters");
-    const char *where = "rope_parameters";
-    if (!rope || rope->type == JSON_NULL) where = "rope_scaling", rope = json_get(holder(f, where), where);
-    if (!field_double(f, "rope_theta", 1e6, 1, 1e12, &c->theta)) return false;
-    if (rope && rope->type == JSON_NULL) rope = NULL;
-    if (rope && rope->type != JSON_OBJECT)
-        return err_set(f.e, "E-CF-02", json_at(f.doc, rope, where),
-                       "expected an object; found %s; do: use the config.json that came with the weights",
-                       json_shown(rope));
-    if (!json_double(f.doc, rope, "rope_theta", false, 1, 1e12, &c->theta, f.e)) return false;
-    const char *names[] = {"type", "rope_type"};
-    for (int i = 0; i < 2; i++) {
-        const Json *type = rope ? json_get(rope, names[i]) : NULL;
-        if (type && !json_is(type, "mrope") && !json_is(type, "default"))
-            return err_set(f.e, "E-CF-02", json_at(f.doc, type, names[i]),
-                           "expected \"mrope\" or \"default\"; found %s; do: remove the rope scaling, long-context "
-                           "scaling is not supported",
-                           json_shown(type));
-    }
-    const Json *sections = rope ? json_get(rope, "mrope_section") : NULL;
-    int64_t default_sections[3] = {16, 24, 24}, sum = 0;
-    memcpy(c->mrope, default_sections, sizeof c->mrope);
-    if (sections) {
-        const Json *v = sections->child;
-        if (sections->type != JSON_ARRAY || sections->count != 3)
-            return err_set(
-                f.e, "E-CF-02", json_at(f.doc, sections, "mrope_section"),
-                "expected an array of three integers; found %s; do: use the config.json that came with the weights",
-                json_shown(sections));
-        for (int i = 0; i < 3; i++, v = v->next) {
-            if (v->type != JSON_NUMBER || !v->integer || v->i < 0 || v->i > 4096)
-                return err_set(
-                    f.e, "E-CF-02", json_at(f.doc, v, "mrope_section"),
-                    "expected integers 0..4096; found %s; do: use the config.json that came with the weights",
-                    json_shown(v));
-            c->mrope[i] = v->i;
-        }
-    }
-    for (int i = 0; i < 3; i++) sum += c->mrope[i];
-    return sum * 2 == c->dim ||
-           cross(f.doc, "mrope_section", f.e, "three parts that add up to half the head size", sum);
-}
-
-static bool read_vision(Config *c, Fields f) {
-    VisionConfig *v = &c->vision;
-    const JsonDoc *doc = f.doc;
-    const Json *section = f.section;
-    if (section && section->type != JSON_OBJECT)
-        return err_set(f.e, "E-CF-02", json_at(doc, section, "vision_config"),
-                       "expected an object; found %s; do: use the config.json that came with the weights",
-                       json_shown(section));
-    f.doc = doc;
-#define VISION_INT(name, missing, min, max, out)                                                                       \
-    (*(out) = (missing), json_int(doc, section, name, false, min, max, out, f.e))
-    if (!VISION_INT("depth", 32, 1, 512, &v->depth) || !VISION_INT("hidden_size", 3584, 1, 65536, &v->C) ||
-        !VISION_INT("intermediate_size", 3420, 1, 262144, &v->F) || !VISION_INT("num_heads", 16, 1, 1024, &v->heads) ||
-        !VISION_INT("in_channels", 3, 3, 3, &v->channels) || !VISION_INT("patch_size", 14, 1, 256, &v->patch) ||
-        !VISION_INT("spatial_merge_size", 2, 1, 16, &v->merge) ||
-        !VISION_INT("temporal_patch_size", 2, 1, 16, &v->temporal) ||
-        !VISION_INT("tokens_per_second", 4, 0, 1000, &c->tokens_per_second) ||
-        !VISION_INT("window_size", 112, 1, 65536, &v->window) ||
-        !VISION_INT("out_hidden_size", 3584, 1, 65536, &v->out))
-        return false;
-#undef VISION_INT
-    const Json *act = section ? json_get(section, "hidden_act") : NULL;
-    if (act && !json_is(act, "silu"))
-        return err_set(f.e, "E-CF-02", json_at(doc, act, "vision_config.hidden_act"),
-                       "expected \"silu\"; found %s; do: use a Qwen2.5-VL checkpoint", json_shown(act));
-    v->dim = v->C / v->heads, v->eps = 1e-6f;
-    const Json *full = section ? json_get(section, "fullatt_block_indexes") : NULL;
-    memset(v->full, 0, sizeof v->full);
-    if (!full)
-        for (int j = 7; j < 32; j += 8) v->full[j] = true;
-    else if (full->type != JSON_ARRAY)
-        return err_set(
-            f.e, "E-CF-02", json_at(doc, full, "fullatt_block_indexes"),
-            "expected an array of block numbers; found %s; do: use the config.json that came with the weights",
-            json_shown(full));
-    else
-        for (const Json *j = full->child; j; j = j->next) {
-            if (j->type != JSON_NUMBER || !j->integer || j->i < 0 ||
-                j->i >= (int64_t)(sizeof v->full / sizeof *v->full))
-                return err_set(
-                    f.e, "E-CF-02", json_at(doc, j, "fullatt_block_indexes"),
-                    "expected block numbers 0..511; found %s; do: use the config.json that came with the weights",
-                    json_shown(j));
-            v->full[j->i] = true; // numbers past the last block have no effect, as in transformers
-        }
-    if (v->C % v->heads)
-        return cross(doc, "vision_config.num_heads", f.e, "a divisor of the vision hidden_size", v->heads);
-    if (v->dim % 4)
-        return cross(doc, "vision_config.num_heads", f.e, "heads of a size that is a multiple of 4", v->dim);
-    if (v->dim > 512) return cross(doc, "vision_config.num_heads", f.e, "heads of a size of at most 512", v->dim);
-    if (v->out != c->C)
-        return cross(doc, "vision_config.out_hidden_size", f.e, "the hidden_size of the decoder", v->out);
-    if (v->window / v->merge / v->patch < 1)
-        return cross(doc, "vision_config.window_size", f.e, "a window of at least one merged patch", v->window);
-    return true;
-}
-
-static void preprocessor_defaults(VisionConfig *v) { // of transformers' class
-    static const float mean[3] = {0.48145466f, 0.4578275f, 0.40821073f},
-                       std[3] = {0.26862954f, 0.26130258f, 0.27577711f};
-    v->min_pixels = 56 * 56, v->max_pixels = 28 * 28 * 1280, v->rescale = 1.0 / 255.0;
-    memcpy(v->mean, mean, sizeof mean), memcpy(v->std, std, sizeof std);
-}
-
-static bool read_preprocessor(Config *c, const char *dir, Err *e) {
-    VisionConfig *v = &c->vision;
-    char path[1200];
-    if (!path_join(path, sizeof path, dir, "preprocessor_config.json", e)) return false;
-    if (!file_exists(path)) return true;
-
-    JsonDoc doc = {0};
-    if (!json_read(&doc, path, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e)) return false;
-    const Json *size = json_get(doc.root, "size");
-    int64_t patch = v->patch, merge = v->merge, temporal = v->temporal;
-    bool ok = json_int(&doc, size, "shortest_edge", false, 1, LIMIT_MODEL_PIXELS, &v->min_pixels, e) &&
-              json_int(&doc, size, "longest_edge", false, 1, LIMIT_MODEL_PIXELS, &v->max_pixels, e) &&
-              json_int(&doc, doc.root, "min_pixels", false, 1, LIMIT_MODEL_PIXELS, &v->min_pixels, e) &&
-              json_int(&doc, doc.root, "max_pixels", false, 1, LIMIT_MODEL_PIXELS, &v->max_pixels, e) &&
-              json_int(&doc, doc.root, "patch_size", false, 1, 256, &patch, e) &&
-              json_int(&doc, doc.root, "merge_size", false, 1, 16, &merge, e) &&
-              json_int(&doc, doc.root, "temporal_patch_size", false, 1, 16, &temporal, e) &&
-              json_double(&doc, doc.root, "rescale_factor", false, 1e-9, 1, &v->rescale, e);
-    const char *names[2] = {"image_mean", "image_std"};
-    for (int k = 0; ok && k < 2; k++) {
-        const Json *list = json_get(doc.root, names[k]);
-        if (!list || list->type == JSON_NULL) continue;
-        bool good = list->type == JSON_ARRAY && list->count == 3;
-        const Json *x = list->child;
-        for (int i = 0; good && i < 3; i++, x = x->next) {
-            good = x->type == JSON_NUMBER && fabs(x->number) < 1e6 && (k == 0 || x->number > 1e-6);
-            if (good) (k ? v->std : v->mean)[i] = (float)x->number;
-        }
-        if (!good)
-            ok = err_set(
-                e, "E-CF-02", json_at(&doc, list, names[k]),
-                "expected three numbers%s; found %s; do: use the preprocessor_config.json that came with the weights",
-                k ? " above zero" : "", json_shown(list));
-    }
-    if (ok && v->min_pixels > v->max_pixels) ok = cross(&doc, "min_pixels", e, "at most max_pixels", v->min_pixels);
-    if (ok && patch != v->patch) ok = cross(&doc, "patch_size", e, "the patch_size of config.json", patch);
-    if (ok && merge != v->merge) ok = cross(&doc, "merge_size", e, "the spatial_merge_size of config.json", merge);
-    if (ok && temporal != v->temporal)
-        ok = cross(&doc, "temporal_patch_size", e, "the temporal_patch_size of config.json", temporal);
-    json_free(&doc);
-    return ok;
-}
-
-static bool read_config(Config *c, const JsonDoc *doc, Err *e) {
-    const Json *type = json_get(doc->root, "model_type");
-    if (!type || !json_is(type, "qwen2_5_vl"))
-        return err_set(
-            e, "E-CF-01", type ? json_at(doc, type, "model_type") : AT(.file = doc->file, .field = "model_type"),
-            "expected \"qwen2_5_vl\"; found %s; do: use a Qwen2.5-VL checkpoint", type ? json_shown(type) : "none");
-    const Json *text = json_get(doc->root, "text_config");
-    if (text && text->type != JSON_OBJECT)
-        return err_set(e, "E-CF-02", json_at(doc, text, "text_config"),
-                       "expected an object; found %s; do: use the config.json that came with the weights",
-                       json_shown(text));
-    Fields f = {doc, text, e}, top = {doc, doc->root, e};
-    double eps;
-    if (!field_int(f, "vocab_size", 152064, 1, LIMIT_VOCAB, &c->V) ||
-        !field_int(f, "hidden_size", 8192, 1, 65536, &c->C) ||
-        !field_int(f, "intermediate_size", 29568, 1, 1048576, &c->F) ||
-        !field_int(f, "num_hidden_layers", 80, 1, 1024, &c->L) ||
-        !field_int(f, "num_attention_heads", 64, 1, 1024, &c->heads) ||
-        !field_int(f, "num_key_value_heads", 8, 1, 1024, &c->kv_heads) ||
-        !field_int(f, "max_position_embeddings", 32768, 1, 100000000, &c->context) ||
-        !field_double(f, "rms_norm_eps", 1e-5, 0, 1, &eps) || !field_is(f, "hidden_act", "silu") ||
-        !field_refused(f, "use_sliding_window", false, "sliding-window attention") ||
-        !field_refused(f, "quantization_config", true, "quantised weights"))
-        return false;
-    c->eps = (float)eps;
-    if (c->C % c->heads) return cross(doc, "num_attention_heads", e, "a divisor of hidden_size", c->heads);
-    if (c->heads % c->kv_heads)
-        return cross(doc, "num_key_value_heads", e, "a divisor of num_attention_heads", c->kv_heads);
-    c->dim = c->C / c->heads;
-    if (c->dim % 2 || c->dim > 512)
-        return cross(doc, "num_attention_heads", e, "an even head size of at most 512", c->dim);
-    if (!read_rope(c, f)) return false;
-    c->tied = false; // transformers reads the top level; text_config speaks only when that is silent
-    if (!json_bool(doc, text, "tie_word_embeddings", false, &c->tied, e) ||
-        !json_bool(doc, doc->root, "tie_word_embeddings", false, &c->tied, e))
-        return false;
-    if (!field_id(top, "image_token_id", c->V, &c->image_id) || !field_id(top, "video_token_id", c->V, &c->video_id) ||
-        !field_id(top, "vision_start_token_id", c->V, &c->vision_start_id) ||
-        !field_id(top, "vision_end_token_id", c->V, &c->vision_end_id))
-        return false;
-    if (!read_vision(c, (Fields){doc, json_get(doc->root, "vision_config"), e})) return false;
-    // the products that become sizes
-    int64_t layer, total;
-    if (!mul_ok(c->C, 2 * c->C + 3 * c->F, &layer) || !mul_ok(layer, c->L, &total) || total > INT64_C(1) << 42)
-        return err_set(e, "E-CF-04", AT(.file = doc->file),
-                       "expected at most 2^42 parameters; found %lld layers of width %lld and %lld; do: use the "
-                       "config.json that came with the weights",
-                       (long long)c->L, (long long)c->C, (long long)c->F);
-    return true;
-}
-
-bool config_read(Config *c, const char *path, Err *e) {
-    JsonDoc doc = {0};
-    memset(c, 0, sizeof *c);
-    preprocessor_defaults(&c->vision);
-    if (!json_read(&doc, path, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e)) return false;
-    bool ok = read_config(c, &doc, e);
-    json_free(&doc);
-    return ok;
-}
-
-bool config_load(Config *c, const char *dir, Err *e) {
-    char path[1200];
-    if (!path_join(path, sizeof path, dir, "config.json", e) || !config_read(c, path, e)) return false;
-    snprintf(c->dir, sizeof c->dir, "%s", dir);
-    return read_preprocessor(c, dir, e);
-}
-
-void config_print(const Config *c, Text *out) {
-    const VisionConfig *v = &c->vision;
-    text_addf(
-        out,
-        "{\"model_type\":\"qwen2_5_vl\",\"vocab_size\":%lld,\"hidden_size\":%lld,\"intermediate_size\":%lld,\"num_"
-        "hidden_layers\":%lld,"
-        "\"num_attention_heads\":%lld,\"num_key_value_heads\":%lld,\"max_position_embeddings\":%lld,\"rms_norm_eps\":",
-        (long long)c->V, (long long)c->C, (long long)c->F, (long long)c->L, (long long)c->heads, (long long)c->kv_heads,
-        (long long)c->context);
-    text_add_json_number(out, c->eps);
-    text_addf(out, ",\"rope_theta\":");
-    text_add_json_number(out, c->theta);
-    text_addf(
-        out,
-        ",\"mrope_section\":[%lld,%lld,%lld],\"tie_word_embeddings\":%s,\"image_token_id\":%d,\"video_token_id\":%d,"
-        "\"vision_start_token_id\":%d,\"vision_end_token_id\":%d,\"vision_config\":{\"depth\":%lld,\"hidden_size\":%"
-        "lld,"
-        "\"intermediate_size\":%lld,\"num_heads\":%lld,\"patch_size\":%lld,\"spatial_merge_size\":%lld,\"temporal_"
-        "patch_size\":%lld,"
-        "\"window_size\":%lld,\"out_hidden_size\":%lld,\"tokens_per_second\":%lld,\"fullatt_block_indexes\":[",
-        (long long)c->mrope[0], (long long)c->mrope[1], (long long)c->mrope[2], c->tied ? "true" : "false", c->image_id,
-        c->video_id, c->vision_start_id, c->vision_end_id, (long long)v->depth, (long long)v->C, (long long)v->F,
-        (long long)v->heads, (long long)v->patch, (long long)v->merge, (long long)v->temporal, (long long)v->window,
-        (long long)v->out, (long long)c->tokens_per_second);
-    bool comma = false;
-    for (int64_t j = 0; j < v->depth; j++)
-        if (v->full[j]) text_addf(out, "%s%lld", comma ? "," : "", (long long)j), comma = true;
-    text_addf(out, "]},\"min_pixels\":%lld,\"max_pixels\":%lld,\"rescale_factor\":", (long long)v->min_pixels,
-              (long long)v->max_pixels);
-    text_add_json_number(out, v->rescale);
-    text_addf(out, "}");
-}
 
 // --------------------------------------------------------------------------------------------------- parameter table
 
@@ -315,6 +19,22 @@ static void param_add(Model *m, Weight *w, int dims, const int64_t *shape, const
     for (int i = 0; i < dims; i++) p->shape[i] = shape[i];
     for (int i = 1; i < dims; i++) p->cols *= shape[i];
     w->v = mat(NULL, p->rows, p->cols, F32);
+    p->tower = !strncmp(p->name, "visual.merger.", 14) ? TOWER_MERGER
+               : !strncmp(p->name, "visual.", 7)       ? TOWER_VISION
+                                                       : TOWER_DECODER;
+}
+// The weight of a linear layer that LoRA may adapt, and its bias when there is one.
+static void linear_add(Model *m, Linear *l, int64_t rows, int64_t cols, bool bias, const char *fmt, ...)
+    PRINTF_LIKE(6, 7);
+static void linear_add(Model *m, Linear *l, int64_t rows, int64_t cols, bool bias, const char *fmt, ...) {
+    char module[128];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(module, sizeof module, fmt, args);
+    va_end(args);
+    param_add(m, &l->w, 2, (int64_t[]){rows, cols}, "%s.weight", module);
+    m->params[m->n_params - 1].linear = l;
+    if (bias) param_add(m, &l->b, 1, (int64_t[]){rows}, "%s.bias", module);
 }
 #define VECTOR(w, n, ...)          param_add(m, w, 1, (int64_t[]){n}, __VA_ARGS__)
 #define MATRIX(w, rows, cols, ...) param_add(m, w, 2, (int64_t[]){rows, cols}, __VA_ARGS__)
@@ -328,7 +48,8 @@ static void parameter_table(Model *m) {
     t->c = *v;
     t->blocks = alloc_or_die((size_t)v->depth, sizeof *t->blocks, "vision blocks");
     m->layers = alloc_or_die((size_t)c->L, sizeof *m->layers, "decoder layers");
-    m->params = alloc_or_die((size_t)(12 * (v->depth + c->L) + 9), sizeof *m->params, "parameter table");
+    // 12 in a block, at most 7 of them linear layers beside which LoRA may put two
+    m->params = alloc_or_die((size_t)((12 + 14) * (v->depth + c->L) + 9 + 4), sizeof *m->params, "parameter table");
 
     param_add(m, &t->patch_embed.w, 5, (int64_t[]){v->C, v->channels, v->temporal, v->patch, v->patch},
               "visual.patch_embed.proj.weight");
@@ -336,23 +57,16 @@ static void parameter_table(Model *m) {
         Block *b = &t->blocks[j];
         b->n_qkv = 1;
         VECTOR(&b->norm1, v->C, "visual.blocks.%d.norm1.weight", j);
-        MATRIX(&b->qkv[0].w, 3 * v->C, v->C, "visual.blocks.%d.attn.qkv.weight", j);
-        VECTOR(&b->qkv[0].b, 3 * v->C, "visual.blocks.%d.attn.qkv.bias", j);
-        MATRIX(&b->proj.w, v->C, v->C, "visual.blocks.%d.attn.proj.weight", j);
-        VECTOR(&b->proj.b, v->C, "visual.blocks.%d.attn.proj.bias", j);
+        linear_add(m, &b->qkv[0], 3 * v->C, v->C, true, "visual.blocks.%d.attn.qkv", j);
+        linear_add(m, &b->proj, v->C, v->C, true, "visual.blocks.%d.attn.proj", j);
         VECTOR(&b->norm2, v->C, "visual.blocks.%d.norm2.weight", j);
-        MATRIX(&b->gate.w, v->F, v->C, "visual.blocks.%d.mlp.gate_proj.weight", j);
-        VECTOR(&b->gate.b, v->F, "visual.blocks.%d.mlp.gate_proj.bias", j);
-        MATRIX(&b->up.w, v->F, v->C, "visual.blocks.%d.mlp.up_proj.weight", j);
-        VECTOR(&b->up.b, v->F, "visual.blocks.%d.mlp.up_proj.bias", j);
-        MATRIX(&b->down.w, v->C, v->F, "visual.blocks.%d.mlp.down_proj.weight", j);
-        VECTOR(&b->down.b, v->C, "visual.blocks.%d.mlp.down_proj.bias", j);
+        linear_add(m, &b->gate, v->F, v->C, true, "visual.blocks.%d.mlp.gate_proj", j);
+        linear_add(m, &b->up, v->F, v->C, true, "visual.blocks.%d.mlp.up_proj", j);
+        linear_add(m, &b->down, v->C, v->F, true, "visual.blocks.%d.mlp.down_proj", j);
     }
     VECTOR(&t->ln_q, v->C, "visual.merger.ln_q.weight");
-    MATRIX(&t->merger0.w, unit, unit, "visual.merger.mlp.0.weight");
-    VECTOR(&t->merger0.b, unit, "visual.merger.mlp.0.bias");
-    MATRIX(&t->merger2.w, v->out, unit, "visual.merger.mlp.2.weight");
-    VECTOR(&t->merger2.b, v->out, "visual.merger.mlp.2.bias");
+    linear_add(m, &t->merger0, unit, unit, true, "visual.merger.mlp.0");
+    linear_add(m, &t->merger2, v->out, unit, true, "visual.merger.mlp.2");
 
     MATRIX(&m->embed, c->V, c->C, "model.embed_tokens.weight");
     for (int i = 0; i < (int)c->L; i++) {
@@ -360,19 +74,18 @@ static void parameter_table(Model *m) {
         int64_t out[3] = {c->heads * c->dim, c->kv_heads * c->dim, c->kv_heads * c->dim};
         b->n_qkv = 3;
         VECTOR(&b->norm1, c->C, "model.layers.%d.input_layernorm.weight", i);
-        for (int k = 0; k < 3; k++) {
-            MATRIX(&b->qkv[k].w, out[k], c->C, "model.layers.%d.self_attn.%c_proj.weight", i, "qkv"[k]);
-            VECTOR(&b->qkv[k].b, out[k], "model.layers.%d.self_attn.%c_proj.bias", i, "qkv"[k]);
-        }
-        MATRIX(&b->proj.w, c->C, out[0], "model.layers.%d.self_attn.o_proj.weight", i);
+        for (int k = 0; k < 3; k++)
+            linear_add(m, &b->qkv[k], out[k], c->C, true, "model.layers.%d.self_attn.%c_proj", i, "qkv"[k]);
+        linear_add(m, &b->proj, c->C, out[0], false, "model.layers.%d.self_attn.o_proj", i);
         VECTOR(&b->norm2, c->C, "model.layers.%d.post_attention_layernorm.weight", i);
-        MATRIX(&b->gate.w, c->F, c->C, "model.layers.%d.mlp.gate_proj.weight", i);
-        MATRIX(&b->up.w, c->F, c->C, "model.layers.%d.mlp.up_proj.weight", i);
-        MATRIX(&b->down.w, c->C, c->F, "model.layers.%d.mlp.down_proj.weight", i);
+        linear_add(m, &b->gate, c->F, c->C, false, "model.layers.%d.mlp.gate_proj", i);
+        linear_add(m, &b->up, c->F, c->C, false, "model.layers.%d.mlp.up_proj", i);
+        linear_add(m, &b->down, c->C, c->F, false, "model.layers.%d.mlp.down_proj", i);
     }
     VECTOR(&m->norm, c->C, "model.norm.weight");
     MATRIX(&m->head.w, c->V, c->C, "lm_head.weight");
     m->params[m->n_params - 1].tied = c->tied;
+    m->n_base = m->n_params;
 }
 
 void canonical_name(char *out, size_t size, const char *name) {
@@ -513,6 +226,7 @@ static void fill_weights(Model *m, Tensor **found, LoadOptions options) {
     for (int64_t i = 0; i < m->n_params; i++) {
         Param *p = &m->params[i];
         if (p->tied || stays_mapped(m, p, found[i], options)) continue;
+        p->owned = p->w->v.type == F32;
         int64_t rows = CHUNK / p->cols > 0 ? CHUNK / p->cols : 1, n = p->rows * p->cols;
         for (int64_t first = 0; first < n;) { // whole rows when a row fits the buffer, else pieces of a row
             int64_t row = first / p->cols, col = first % p->cols;
@@ -533,7 +247,8 @@ static void fill_weights(Model *m, Tensor **found, LoadOptions options) {
 
 bool model_describe(Model *m, const char *dir, Err *e) {
     memset(m, 0, sizeof *m);
-    m->weights.role = "weights", m->activations.role = "activations";
+    m->weights.role = "weights", m->adapter.role = "adapter", m->trained.role = "trained weights";
+    m->gradients.role = "gradients", m->activations.role = "activations", m->tables.role = "picture rows";
     if (!config_load(&m->c, dir, e)) return false;
     parameter_table(m);
     return true;
@@ -573,7 +288,11 @@ bool model_load(Model *m, const char *dir, const Ops *d, LoadOptions options, Er
 }
 
 void model_free(Model *m) {
-    if (m->d) arena_release(&m->weights, m->d), arena_release(&m->activations, m->d);
+    Arena *arenas[] = {&m->weights, &m->adapter, &m->trained, &m->gradients, &m->activations, &m->tables};
+    for (size_t i = 0; m->d && i < sizeof arenas / sizeof *arenas; i++) arena_release(arenas[i], m->d);
+    if (m->d) vision_tape_close(m->d, &m->tape);
+    if (m->lora) text_free(&m->lora->targets), text_free(&m->lora->saved);
+    if (m->lora) text_free(&m->lora->rank_pattern), text_free(&m->lora->alpha_pattern), free(m->lora);
     tensors_close(&m->files);
     free(m->vision.blocks), free(m->layers), free(m->params);
     memset(m, 0, sizeof *m);
@@ -652,91 +371,345 @@ void mrope_table(const Config *c, const int32_t *pos, int64_t n, float *table) {
 
 // -------------------------------------------------------------------------------------------------------- forward pass
 
+// Of one pass over the decoder. Generation places the first part; training all of it.
 typedef struct TextScratch {
-    Mat x;                  // [N, C] the residual stream
-    Mat angles;             // F32 [N, dim]
-    Mat index, image_at;    // I32 [N, 1] token ids, -1 at picture rows; I32 [n_images, 1] where those are
-    Mat spans;              // I32 [n_spans, 5]
-    Mat slots;              // I32 [N, 1]
-    Mat head_index, head_x; // I32 [n_head, 1]; [n_head, C]
+    Mat *x;              // [n_x] each [N, C]: the residual stream before every layer and after the last, or one for all
+    int64_t n_x;         // 1, or L + 1
+    Mat angles;          // F32 [N, dim]
+    Mat index, image_at; // I32 [N, 1] token ids, -1 at picture rows; I32 [n_images, 1] where those are
+    Mat span_rows;       // I32 [n_spans, 5]
+    Mat slots;           // I32 [N, 1]
+    Mat head_index, head_x; // I32 [n_head, 1]; [n_head, C] after the final norm
     BlockScratch block;
+    Spans spans;
+    // training
+    BlockScratch *kept; // [L]; of the last `keep` layers, else as `block`
+    Mat keys;           // I32 [N, 2] of dropout
+    Mat rows, rstd, dhead,
+        drows; // [n_head, C], F32 [n_head, 1], [n_head, C] twice: the head's rows around the final norm
+    Mat dx;    // [N, C]
+    BlockGrad grad;
+    // the head of model_pass
+    Mat targets, lp, lse, entropy, dlp; // [n_head, 1]
+    Mat logits;                         // F32 [head_chunk, V]
 } TextScratch;
 
-static void text_place(TextScratch *s, Arena *a, const Config *c, const TextInput *in, int64_t n_images, Type act) {
-    s->x = arena_mat(a, in->N, c->C, act);
+static BlockShape text_shape(const Model *m) {
+    const Config *c = &m->c;
+    return (BlockShape){c->C, c->heads, c->kv_heads, c->dim, c->F, c->eps, m->rank, m->dropout};
+}
+
+static void text_place(TextScratch *s, Arena *a, const Model *m, const TextInput *in, int64_t n_images) {
+    const Config *c = &m->c;
+    Type act = m->d->act_type;
+    for (int64_t i = 0; i < s->n_x; i++) s->x[i] = arena_mat(a, in->N, c->C, act);
     s->angles = arena_mat(a, in->N, c->dim, F32);
     s->index = arena_mat(a, in->N, 1, I32);
     s->image_at = arena_mat(a, n_images, 1, I32);
-    s->spans = arena_mat(a, in->n_spans, 5, I32);
+    s->span_rows = arena_mat(a, in->n_spans, 5, I32);
     s->slots = arena_mat(a, in->cache ? in->N : 0, 1, I32);
     s->head_index = arena_mat(a, in->head_rows ? in->n_head : 0, 1, I32);
     s->head_x = arena_mat(a, in->head_rows ? in->n_head : in->N, c->C, act);
-    block_scratch_place(&s->block, a, (BlockShape){c->C, c->heads, c->kv_heads, c->dim, c->F, c->eps}, in->N, act);
+    block_scratch_place(&s->block, a, text_shape(m), in->N, act, s->n_x > 1, NULL);
+    s->rows = mat_rows(s->block.normed1, 0, in->n_head); // free again by then
+    s->rstd = mat_none();
 }
 
-bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_ctx, Err *e) {
+// Rows of the head that are worked on together: their logits take at most 32 MiB.
+static int64_t head_chunk(const Config *c, int64_t n_head) {
+    int64_t most = (1 << 23) / c->V > 1 ? (1 << 23) / c->V : 1;
+    return n_head < most ? n_head : most;
+}
+
+static void head_place(TextScratch *s, Arena *a, const Model *m, const TextInput *in) {
+    Mat *columns[] = {&s->lp, &s->lse, &s->entropy, &s->dlp};
+    s->targets = arena_mat(a, in->n_head, 1, I32);
+    for (int i = 0; i < 4; i++) *columns[i] = arena_mat(a, in->n_head, 1, F32);
+    s->logits = arena_mat(a, head_chunk(&m->c, in->n_head), m->c.V, F32);
+}
+
+static void train_place(TextScratch *s, Arena *a, const Model *m, const TextInput *in, int64_t keep) {
     const Config *c = &m->c;
-    const Ops *d = m->d;
-    BlockShape shape = {c->C, c->heads, c->kv_heads, c->dim, c->F, c->eps};
-    int64_t n_images = in->image_rows.p ? in->image_rows.rows : 0;
+    Type act = m->d->act_type;
+    for (int64_t i = 0; i < c->L; i++) {
+        s->kept[i] = s->block;
+        if (i >= c->L - keep) block_scratch_place(&s->kept[i], a, text_shape(m), in->N, act, true, &s->block);
+    }
+    s->keys = arena_mat(a, in->N, 2, I32);
+    s->rows = arena_mat(a, in->n_head, c->C, act), s->rstd = arena_mat(a, in->n_head, 1, F32);
+    s->dhead = arena_mat(a, in->n_head, c->C, act), s->drows = arena_mat(a, in->n_head, c->C, act);
+    s->dx = arena_mat(a, in->N, c->C, act);
+    block_grad_place(&s->grad, a, text_shape(m), in->N, act);
+}
+
+static void text_check(const Model *m, const TextInput *in, int64_t n_images) {
     CHECK(!in->head_rows || in->n_head <= in->N, "text_forward: %lld head rows of %lld", (long long)in->n_head,
           (long long)in->N);
     for (int64_t i = 0; i < in->N; i++)
-        CHECK(in->ids[i] >= 0 && in->ids[i] < c->V, "text_forward: id %d of a vocabulary of %lld", in->ids[i],
-              (long long)c->V);
+        CHECK(in->ids[i] >= 0 && in->ids[i] < m->c.V, "text_forward: id %d of a vocabulary of %lld", in->ids[i],
+              (long long)m->c.V);
     for (int64_t i = 0; i < n_images; i++)
         CHECK(in->image_at[i] >= 0 && in->image_at[i] < in->N, "text_forward: picture row at %d of %lld",
               in->image_at[i], (long long)in->N);
+}
 
-    TextScratch s;
-    Arena count = {.role = "activations"};
-    text_place(&s, &count, c, in, n_images, d->act_type);
-    if (!arena_reserve(&m->activations, d, count.used, e)) return false;
-    text_place(&s, &m->activations, c, in, n_images, d->act_type);
-
+static void text_upload(const Model *m, TextScratch *s, const TextInput *in, int64_t n_images) {
+    const Ops *d = m->d;
     int32_t *index = alloc_or_die((size_t)in->N, sizeof *index, "token rows");
     memcpy(index, in->ids, (size_t)in->N * sizeof *index);
     for (int64_t i = 0; i < n_images; i++) index[in->image_at[i]] = -1; // zero until the picture's row is added
-    float *table = alloc_or_die((size_t)in->N, (size_t)c->dim * sizeof *table, "rotary table");
-    mrope_table(c, in->pos, in->N, table);
-    Spans spans = {s.spans, in->spans, in->n_spans, 0};
+    float *table = alloc_or_die((size_t)in->N, (size_t)m->c.dim * sizeof *table, "rotary table");
+    mrope_table(&m->c, in->pos, in->N, table);
+    s->spans = (Spans){s->span_rows, in->spans, in->n_spans, 0};
     for (int64_t i = 0; i < in->n_spans; i++)
-        if (in->spans[i].last - in->spans[i].first > spans.longest)
-            spans.longest = in->spans[i].last - in->spans[i].first;
-    d->upload(s.index, mat(index, in->N, 1, I32));
-    if (n_images) d->upload(s.image_at, mat((void *)(uintptr_t)in->image_at, n_images, 1, I32));
-    d->upload(s.angles, mat(table, in->N, c->dim, F32));
-    d->upload(s.spans, mat((void *)(uintptr_t)in->spans, in->n_spans, 5, I32));
-    if (in->cache) d->upload(s.slots, mat((void *)(uintptr_t)in->slots, in->N, 1, I32));
-    if (in->head_rows) d->upload(s.head_index, mat((void *)(uintptr_t)in->head_rows, in->n_head, 1, I32));
+        if (in->spans[i].last - in->spans[i].first > s->spans.longest)
+            s->spans.longest = in->spans[i].last - in->spans[i].first;
+    d->upload(s->index, mat(index, in->N, 1, I32));
+    if (n_images) d->upload(s->image_at, mat((void *)(uintptr_t)in->image_at, n_images, 1, I32));
+    d->upload(s->angles, mat(table, in->N, m->c.dim, F32));
+    d->upload(s->span_rows, mat((void *)(uintptr_t)in->spans, in->n_spans, 5, I32));
+    if (in->cache) d->upload(s->slots, mat((void *)(uintptr_t)in->slots, in->N, 1, I32));
+    if (in->head_rows) d->upload(s->head_index, mat((void *)(uintptr_t)in->head_rows, in->n_head, 1, I32));
+    free(index), free(table);
+}
 
+// From ids and picture rows to the final norm of the head's rows.
+static void text_layers(const Model *m, TextScratch *s, const TextInput *in, int64_t n_images, Tap tap, void *tap_ctx) {
+    const Ops *d = m->d;
+    bool training = s->n_x > 1;
+    Mat x = s->x[0];
     trace_where("text.embeddings");
-    gather_rows(d, s.x, m->embed.v, s.index);
-    if (n_images) scatter_add_rows(d, s.x, in->image_rows, s.image_at);
-    if (tap) tap(tap_ctx, "text.embeddings", d, s.x);
-    for (int64_t i = 0; i < c->L; i++) {
+    gather_rows(d, x, m->embed.v, s->index);
+    if (n_images) scatter_add_rows(d, x, in->image_rows, s->image_at);
+    if (tap) tap(tap_ctx, "text.embeddings", d, x);
+    for (int64_t i = 0; i < m->c.L; i++) {
         char name[64], attention[64], mlp[64];
         snprintf(name, sizeof name, "text.layer.%lld", (long long)i);
         snprintf(attention, sizeof attention, "text.attention.%lld", (long long)i);
         snprintf(mlp, sizeof mlp, "text.mlp.%lld", (long long)i);
         trace_where(name);
         BlockCache cache = {0};
-        if (in->cache) cache = (BlockCache){in->cache->k[i], in->cache->v[i], s.slots, in->decode};
-        block_forward(d, &m->layers[i], shape, s.block, s.x, s.angles, spans, in->cache ? &cache : NULL, tap, tap_ctx,
-                      attention, mlp);
-        if (tap) tap(tap_ctx, name, d, s.x);
+        if (in->cache) cache = (BlockCache){in->cache->k[i], in->cache->v[i], s->slots, in->decode};
+        Mat y = training ? s->x[i + 1] : x;
+        block_forward(d, &m->layers[i], text_shape(m), training ? s->kept[i] : s->block, y, x, s->angles, s->spans,
+                      in->cache ? &cache : NULL, tap, tap_ctx, attention, mlp);
+        x = y;
+        if (tap) tap(tap_ctx, name, d, x);
     }
     trace_where("text.head");
-    Mat x = s.x;
     if (in->head_rows) {
-        x = mat_rows(s.block.normed, 0, in->n_head);
-        gather_rows(d, x, s.x, s.head_index);
+        gather_rows(d, s->rows, x, s->head_index);
+        x = s->rows;
     }
-    rmsnorm_forward(d, s.head_x, mat_none(), x, m->norm.v, c->eps);
-    if (tap) tap(tap_ctx, "text.norm", d, s.head_x);
-    if (logits.p) linear_forward(d, &m->head, logits, s.head_x);
-    if (tap && logits.p) tap(tap_ctx, "logits", d, logits);
-    d->sync(); // the host tables must outlive their use
-    free(index), free(table);
+    rmsnorm_forward(d, s->head_x, s->rstd, x, m->norm.v, m->c.eps);
+    if (tap) tap(tap_ctx, "text.norm", d, s->head_x);
+}
+
+bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_ctx, Err *e) {
+    int64_t n_images = in->image_rows.p ? in->image_rows.rows : 0;
+    text_check(m, in, n_images);
+    Mat x;
+    TextScratch s = {.x = &x, .n_x = 1};
+    Arena count = {.role = "activations"};
+    text_place(&s, &count, m, in, n_images);
+    if (!arena_reserve(&m->activations, m->d, count.used, e)) return false;
+    text_place(&s, &m->activations, m, in, n_images);
+    text_upload(m, &s, in, n_images);
+    text_layers(m, &s, in, n_images, tap, tap_ctx);
+    if (logits.p) linear_forward(m->d, &m->head, logits, s.head_x, NULL);
+    if (tap && logits.p) tap(tap_ctx, "logits", m->d, logits);
+    m->d->sync(); // the spans of the caller must outlive their use
     return true;
+}
+
+// ----------------------------------------------------------------------------------------------------------- training
+
+// A parameter that is trained needs an F32 value that is not the file's, and a gradient.
+static void train_arenas(Model *m, Arena *values, Arena *gradients) {
+    for (int64_t i = 0; i < m->n_params; i++) {
+        Param *p = &m->params[i];
+        if (!p->trained || p->tied) continue;
+        if (!p->owned) {
+            Mat own = arena_mat(values, p->rows, p->cols, F32);
+            if (values->base) cast(m->d, own, p->w->v), p->w->v = own, p->owned = true;
+        }
+        p->w->d = arena_mat(gradients, p->rows, p->cols, F32);
+    }
+}
+
+bool model_train_open(Model *m, Err *e) {
+    Arena values = {.role = "trained weights"}, gradients = {.role = "gradients"};
+    for (int64_t i = 0; i < m->n_params; i++) m->params[i].w->d = mat_none();
+    train_arenas(m, &values, &gradients);
+    CHECK(!values.used || !m->trained.base, "model_train_open: weights are trained that were not the first time");
+    if ((values.used && !arena_reserve(&m->trained, m->d, values.used, e)) ||
+        !arena_reserve(&m->gradients, m->d, gradients.used, e))
+        return false;
+    m->trained.used = m->gradients.used = 0;
+    train_arenas(m, &m->trained, &m->gradients);
+    if (m->c.tied) m->head.w = m->embed;
+    model_zero_gradients(m);
+    return true;
+}
+
+void model_zero_gradients(Model *m) {
+    if (m->gradients.used) m->d->zero(mat(m->gradients.base, 1, (int64_t)m->gradients.used / 4, F32));
+}
+
+static bool vision_trained(const Vision *v) {
+    bool any = v->patch_embed.w.d.p || v->ln_q.d.p || linear_trained(&v->merger0) || linear_trained(&v->merger2);
+    for (int64_t j = 0; j < v->c.depth; j++) any |= block_trained(&v->blocks[j]);
+    return any;
+}
+
+// The decoder's part of a pass: what TextInput calls it, with the rows that have a target as the head's rows.
+static TextInput pass_input(const TrainBatch *b, int32_t *head_rows) {
+    TextInput in = {.ids = b->ids,
+                    .N = b->N,
+                    .pos = b->pos,
+                    .spans = b->spans,
+                    .n_spans = b->n_spans,
+                    .image_at = b->image_at,
+                    .head_rows = head_rows};
+    for (int64_t i = 0; i < b->N; i++)
+        if (b->targets[i] >= 0) head_rows[in.n_head++] = (int32_t)i;
+    return in;
+}
+static int64_t picture_rows(const Model *m, const TrainBatch *b) {
+    int64_t patches = 0, unit = m->c.vision.merge * m->c.vision.merge;
+    for (int i = 0; i < b->n_grids; i++) patches += grid_patches(b->grids[i]);
+    return patches / unit;
+}
+static size_t place_pass(TextScratch *s, Arena *a, const Model *m, const TextInput *in, int64_t n_images, bool backward,
+                         int64_t keep) {
+    text_place(s, a, m, in, n_images);
+    head_place(s, a, m, in);
+    if (backward) train_place(s, a, m, in, keep);
+    return a->used;
+}
+static TextScratch pass_scratch(const Model *m, bool backward) {
+    TextScratch s = {.n_x = backward ? m->c.L + 1 : 1};
+    s.x = alloc_or_die((size_t)s.n_x, sizeof *s.x, "a training pass");
+    s.kept = alloc_or_die((size_t)m->c.L, sizeof *s.kept, "a training pass");
+    return s;
+}
+
+PassBytes model_pass_bytes(const Model *m, const TrainBatch *b, bool backward) {
+    int32_t *head_rows = alloc_or_die((size_t)b->N, sizeof *head_rows, "rows of the head");
+    TextInput in = pass_input(b, head_rows);
+    TextScratch s = pass_scratch(m, backward);
+    Arena count = {0};
+    PassBytes bytes = {0};
+    int64_t U = picture_rows(m, b);
+    bytes.text = place_pass(&s, &count, m, &in, U, backward, b->keep);
+    if (U) bytes.vision = vision_train_bytes(m->d, &m->vision, b->grids, b->n_grids, b->keep);
+    bytes.pictures = 2 * (size_t)U * (size_t)m->c.C * type_size(m->d->act_type);
+    free(s.x), free(s.kept), free(head_rows);
+    return bytes;
+}
+
+// Log-probabilities of the head's rows, chunk by chunk, and with `backward` the gradient of the final norm's output.
+static void pass_head(Model *m, TextScratch *s, int64_t n_head, bool backward) {
+    const Ops *d = m->d;
+    int64_t chunk = s->logits.rows;
+    for (int64_t first = 0; first < n_head; first += chunk) {
+        int64_t n = n_head - first < chunk ? n_head - first : chunk;
+        Mat logits = mat_rows(s->logits, 0, n), x = mat_rows(s->head_x, first, n);
+        Mat targets = mat_rows(s->targets, first, n), lse = mat_rows(s->lse, first, n);
+        linear_forward(d, &m->head, logits, x, NULL);
+        logprob_forward(d, mat_rows(s->lp, first, n), lse, mat_rows(s->entropy, first, n), logits, targets, 1);
+        if (!backward) continue;
+        logprob_backward(d, logits, logits, targets, lse, mat_rows(s->dlp, first, n), 1);
+        linear_backward(d, &m->head, mat_rows(s->dhead, first, n), logits, x, 0, NULL);
+    }
+}
+
+static void pass_backward(Model *m, TextScratch *s, const TrainBatch *b, Mat dpictures) {
+    const Ops *d = m->d;
+    int64_t L = m->c.L, lowest = 0;
+    while (!dpictures.p && !m->embed.d.p && lowest < L && !block_trained(&m->layers[lowest])) lowest++;
+    trace_where("text.head.backward");
+    d->zero(s->drows), d->zero(s->dx);
+    rmsnorm_backward_add(d, s->drows, m->norm.d, s->dhead, s->rows, m->norm.v, s->rstd);
+    scatter_add_rows(d, s->dx, s->drows, s->head_index);
+    for (int64_t i = L - 1; i >= lowest; i--) {
+        char name[64];
+        snprintf(name, sizeof name, "text.layer.%lld.backward", (long long)i);
+        trace_where(name);
+        if (i < L - b->keep) // not kept: run again; the same input gives the same bits
+            block_forward(d, &m->layers[i], text_shape(m), s->kept[i], s->x[i + 1], s->x[i], s->angles, s->spans, NULL,
+                          NULL, NULL, NULL, NULL);
+        block_backward(d, &m->layers[i], text_shape(m), s->kept[i], s->grad, s->dx, s->x[i], s->angles, s->spans);
+    }
+    trace_where("text.embeddings.backward");
+    if (m->embed.d.p) scatter_add_rows(d, m->embed.d, s->dx, s->index);
+    if (!dpictures.p) return;
+    gather_rows(d, dpictures, s->dx, s->image_at);
+    vision_backward(d, &m->vision, dpictures, &m->tape);
+}
+
+// Rows of the pictures, and with `train` the tape of their tower.
+static bool pass_pictures(Model *m, const TrainBatch *b, bool train, Mat *rows, Mat *drows, Err *e) {
+    int64_t U = picture_rows(m, b);
+    Type act = m->d->act_type;
+    *rows = *drows = mat_none();
+    if (!U) return true;
+    Arena count = {.role = "picture rows"};
+    for (int pass = 0; pass < 2; pass++) {
+        Arena *a = pass ? &m->tables : &count;
+        if (pass && !arena_reserve(a, m->d, count.used, e)) return false;
+        *rows = arena_mat(a, U, m->c.C, act);
+        if (train) *drows = arena_mat(a, U, m->c.C, act);
+    }
+    if (!train)
+        return vision_forward(m->d, &m->vision, *rows, b->pixels, b->grids, b->n_grids, &m->activations, NULL, NULL, e);
+    m->tape.keep = b->keep, m->tape.keys = b->patch_keys, m->tape.seed = b->seed;
+    return vision_forward_train(m->d, &m->vision, *rows, b->pixels, b->grids, b->n_grids, &m->tape, e);
+}
+
+bool model_pass(Model *m, const TrainBatch *b, const float *dlp, float *lp, float *entropy, Err *e) {
+    const Ops *d = m->d;
+    bool backward = dlp != NULL;
+    int32_t *head_rows = alloc_or_die((size_t)b->N, sizeof *head_rows, "rows of the head");
+    TextInput in = pass_input(b, head_rows);
+    for (int64_t i = 0; i < b->N; i++) lp[i] = 0;
+    for (int64_t i = 0; entropy && i < b->N; i++) entropy[i] = 0;
+    if (!in.n_head) {
+        free(head_rows);
+        return true;
+    }
+
+    TextScratch s = pass_scratch(m, backward);
+    Mat dpictures;
+    Arena count = {.role = "activations"};
+    bool ok = pass_pictures(m, b, backward && b->n_grids && vision_trained(&m->vision), &in.image_rows, &dpictures, e);
+    int64_t n_images = in.image_rows.p ? in.image_rows.rows : 0;
+    ok = ok && arena_reserve(&m->activations, d, place_pass(&s, &count, m, &in, n_images, backward, b->keep), e);
+    if (ok) {
+        text_check(m, &in, n_images);
+        place_pass(&s, &m->activations, m, &in, n_images, backward, b->keep);
+        text_upload(m, &s, &in, n_images);
+        if (backward && b->keys) {
+            d->upload(s.keys, mat((void *)(uintptr_t)b->keys, b->N, 2, I32));
+            s.block.lora.keys = s.keys, s.block.lora.seed = b->seed;
+            for (int64_t i = 0; i < m->c.L; i++) s.kept[i].lora = s.block.lora;
+        }
+        float *column = alloc_or_die((size_t)in.n_head, sizeof *column, "a column of the head");
+        int32_t *targets = (int32_t *)(void *)column;
+        for (int64_t i = 0; i < in.n_head; i++) targets[i] = b->targets[head_rows[i]];
+        d->upload(s.targets, mat(targets, in.n_head, 1, I32));
+        for (int64_t i = 0; backward && i < in.n_head; i++) column[i] = dlp[head_rows[i]];
+        if (backward) d->upload(s.dlp, mat(column, in.n_head, 1, F32));
+
+        text_layers(m, &s, &in, n_images, NULL, NULL);
+        pass_head(m, &s, in.n_head, backward);
+        if (backward) pass_backward(m, &s, b, dpictures);
+        d->download(mat(column, in.n_head, 1, F32), s.lp);
+        for (int64_t i = 0; i < in.n_head; i++) lp[head_rows[i]] = column[i];
+        if (entropy) d->download(mat(column, in.n_head, 1, F32), s.entropy);
+        for (int64_t i = 0; entropy && i < in.n_head; i++) entropy[head_rows[i]] = column[i];
+        free(column);
+    }
+    free(s.x), free(s.kept), free(head_rows);
+    return ok;
 }

@@ -255,6 +255,86 @@ bool trace_finish(Err *e);                             // writes the file; true 
 // L2), or that they agree. *same tells which. Refuses files of other shape (E-ST-*).
 bool trace_diff(const char *path_a, const char *path_b, double limit, bool *same, Err *e);
 
+// ====================================================================================================== io/log.c
+// What a run writes as it goes: JSON lines with a checksum, and TensorBoard event files. Both are append-only and can be
+// cut back to a length that a checkpoint knows, so that a resumed run leaves no gap and no double line.
+
+// One line is {"crc":"XXXXXXXX","seq":N,...}: crc is CRC-32C of the bytes after the crc member's comma up to the line's
+// end (without the newline), seq counts from 0 without gaps.
+typedef struct Log {
+    int fd;             // -1 when closed
+    char path[1100];    //
+    int64_t bytes, seq; // length of the file; next number
+    double synced;      // clock of the last fsync: every 30 s one happens by itself
+} Log;
+// Opens for appending, creating the file when it is missing. keep_bytes >= 0 cuts the file to that length first (E-CK-02
+// when it is shorter or the cut is not between lines). A torn last line is cut off with warning E-CK-07; a bad line
+// followed by a good one refuses (E-CK-02 with its line).
+bool log_open(Log *l, const char *path, int64_t keep_bytes, Err *e);
+bool log_write(Log *l, const char *members, Err *e); // members: "\"ev\":\"step\",\"step\":3"; E-WR-01, -02
+bool log_sync(Log *l, Err *e);
+void log_close(Log *l);
+// Every line checked: E-CK-02 with the first bad line. *lines counts the good ones; a torn last line is no fault.
+bool log_check(const char *path, int64_t *lines, bool *torn, Err *e);
+uint32_t crc32c(uint32_t crc, const void *data, size_t size); // start with 0
+
+// A TensorBoard event file (rl_reference.md section 13) in `dir`; one file per run, found again by its name.
+typedef struct Events {
+    int fd; // -1 when closed
+    char path[1100];
+    int64_t bytes;
+} Events;
+bool events_open(Events *t, const char *dir, int64_t keep_bytes, Err *e); // -1 keeps all; a torn record is cut off
+bool events_scalar(Events *t, const char *tag, int64_t step, double value, Err *e);
+bool events_text(Events *t, const char *tag, int64_t step, const char *markdown, size_t len, Err *e);
+bool events_image(Events *t, const char *tag, int64_t step, const Image *im, Err *e);
+bool events_sync(Events *t, Err *e);
+void events_close(Events *t);
+
+// ====================================================================================================== io/run.c
+// A run folder and its checkpoints: made so that a process killed at any instant leaves a folder that resumes to the same
+// bytes (robustness.md section 2 is the protocol).
+//
+//   RUN/LOCK  config.json  run.jsonl  timing.jsonl  tensorboard/  ckpt/step-000000400/{files, state.json, MANIFEST.json}
+//   ckpt/LATEST (a hint)   ckpt/.tmp-* .trash-* (work in progress, removed at start)   export/
+
+typedef struct Run {
+    char dir[1100];
+    int lock; // descriptor of LOCK, held by flock
+    Log log, timing;
+    Events events;
+} Run;
+typedef struct Checkpoint { // one that passed verification; step < 0: there is none
+    int64_t step;
+    char dir[1200];
+    int64_t log_bytes, timing_bytes, events_bytes; // lengths of the logs when it was written
+    JsonDoc state;                                 // its state.json
+} Checkpoint;
+// Makes the folder when it is missing, takes the lock (E-LK-01 names the holder), sweeps .tmp-* and .trash-* away.
+bool run_open(Run *r, const char *dir, Err *e);
+void run_close(Run *r);
+// The newest checkpoint that verifies; each newer one that does not is warning E-CK-06. c->step = -1 when there is none at
+// all; E-CK-01 when there are some but all are damaged.
+bool run_newest(const Run *r, Checkpoint *c, Err *e);
+void checkpoint_free(Checkpoint *c);
+// Opens the logs, cut to the lengths of `c` (NULL or step -1: from nothing).
+bool run_logs_open(Run *r, const Checkpoint *c, Err *e);
+// config.json: written when it is missing; else compared member by member with `json` (an object of objects). Members
+// that differ and are not in `free` (names ended by NULL) refuse with E-CK-05, listing both values.
+bool run_config(Run *r, const char *json, const char *const *free_members, Err *e);
+// Writing one: begin gives a folder to write files into (plain or atomic writes); commit adds state.json and
+// MANIFEST.json, fsyncs everything and the logs, renames (the commit point), verifies by reading back, updates LATEST.
+// *enough = false with warning E-WR-01 when the disk has less than 1.25 * bytes free: nothing was begun then.
+bool checkpoint_begin(Run *r, int64_t step, int64_t bytes, char *dir, size_t dir_size, bool *enough, Err *e);
+bool checkpoint_commit(Run *r, int64_t step, const char *dir, const char *state_json, Err *e);
+void checkpoint_abort(Run *r, const char *dir);
+// Removes all but the newest `keep` valid ones, those at multiples of keep_every (0: none), and `best` (-1: none).
+bool checkpoint_rotate(Run *r, int64_t keep, int64_t keep_every, int64_t best, Err *e);
+bool checkpoint_verify(const char *dir, Err *e); // E-CK-02, -03, -04
+// Compares what two runs must have in common byte for byte: ckpt/step-*, run.jsonl, export/. Prints the first
+// difference (file, and tensor and element where it is one) on standard output.
+bool run_compare(const char *a, const char *b, bool *same, Err *e);
+
 // =================================================================================================== tokenizer.c
 // Byte-level BPE of Qwen2, special tokens, chat template.
 
@@ -320,11 +400,21 @@ bool chat_encode(const Tokenizer *t, const Message *messages, int n, bool add_ge
                  const int64_t *image_tokens, int n_images, bool trust_text, Ids *out, Err *e);
 
 // ======================================================================================================= block.c
-// Linear layers and the transformer block that both towers share.
+// Linear layers with optional LoRA, and the transformer block that both towers share; forward and backward.
+
+// y += scale * B (A dropout(x)) beside a linear layer (Hu et al. 2021). Dropout is on in training only.
+typedef struct Lora {
+    Weight a;      // [r, in]; a.v.p == NULL: there is none
+    Weight b;      // [out, r]
+    float scale;   // alpha / r, or alpha / sqrt(r) (rsLoRA)
+    float dropout; // p
+    uint32_t site; // names the layer in the dropout mask
+} Lora;
 
 typedef struct Linear {
     Weight w; // [out, in]
     Weight b; // [1, out], or absent
+    Lora lora;
 } Linear;
 
 typedef struct Block {
@@ -340,18 +430,35 @@ typedef struct Block {
 typedef struct BlockShape {
     int64_t C, heads, kv_heads, dim, F;
     float eps;
+    int64_t rank; // largest LoRA rank of the tower, 0: none
+    bool dropout; // a LoRA of the tower has dropout
 } BlockShape;
 
-// Scratch of a block for up to N rows (activation type of the device).
+// What LoRA needs beside the layers' own tensors, for up to N rows; absent where no layer has LoRA.
+typedef struct LoraScratch {
+    Mat h, dh;     // [N, rank]; dh in training
+    Mat dropped;   // [N, widest input]; training with dropout
+    Mat keys;      // I32 [N, 2] names the rows in the dropout mask; absent: dropout is off
+    uint64_t seed; // of dropout
+} LoraScratch;
+void lora_scratch_place(LoraScratch *s, Arena *a, int64_t rank, int64_t widest, bool dropout, bool training, int64_t N,
+                        Type act_type);
+
+// What a block leaves behind, for up to N rows (activation type of the device unless it says F32).
 typedef struct BlockScratch {
-    Mat normed;  // [N, C]
-    Mat qkv;     // [N, (heads + 2*kv_heads) * dim]
-    Mat att;     // [N, heads*dim]
-    Mat branch;  // [N, C]   output of attention or MLP before the residual add
-    Mat gate_up; // [N, 2F]
-    Mat mlp;     // [N, F]
+    Mat normed1, normed2;  // [N, C]  one memory in inference
+    Mat qkv;               // [N, (heads + 2*kv_heads) * dim]
+    Mat att;               // [N, heads*dim]
+    Mat mid;               // [N, C]  x after attention; absent in inference, where it is x itself
+    Mat gate_up;           // [N, 2F]
+    Mat mlp;               // [N, F]
+    Mat lse, rstd1, rstd2; // F32 [N, heads], [N, 1], [N, 1]; training
+    Mat branch;            // [N, C]  output of attention or MLP before the residual add
+    LoraScratch lora;
 } BlockScratch;
-void block_scratch_place(BlockScratch *s, Arena *a, BlockShape shape, int64_t N, Type act_type);
+// training: all that block_backward reads. shared: take branch and lora from there, which no backward reads.
+void block_scratch_place(BlockScratch *s, Arena *a, BlockShape shape, int64_t N, Type act_type, bool training,
+                         const BlockScratch *shared);
 
 // Where a block's keys and values come from in generation (absent in training and in the vision tower).
 typedef struct BlockCache {
@@ -362,11 +469,32 @@ typedef struct BlockCache {
 
 typedef void (*Tap)(void *ctx, const char *name, const Ops *d, Mat value); // sees hidden states by name
 
-// x += attention(norm1(x)); x += mlp(norm2(x)).  x [N, C] in place. angles F32 [N, dim] (cos | sin).
-// tap_attention / tap_mlp name the two branches for the tap and may be NULL.
-void block_forward(const Ops *d, const Block *b, BlockShape shape, BlockScratch s, Mat x, Mat angles, Spans spans,
-                   const BlockCache *cache, Tap tap, void *tap_ctx, const char *tap_attention, const char *tap_mlp);
-void linear_forward(const Ops *d, const Linear *l, Mat y, Mat x); // y = x w^T + b
+// mid = x + attention(norm1(x)); y = mid + mlp(norm2(mid)).  x, y [N, C]; y may be x where s.mid is absent.
+// angles F32 [N, dim] (cos | sin). tap_attention / tap_mlp name the two branches for the tap and may be NULL.
+void block_forward(const Ops *d, const Block *b, BlockShape shape, BlockScratch s, Mat y, Mat x, Mat angles,
+                   Spans spans, const BlockCache *cache, Tap tap, void *tap_ctx, const char *tap_attention,
+                   const char *tap_mlp);
+// y = x w^T + b (+ LoRA). s: only where LoRA may be.
+void linear_forward(const Ops *d, const Linear *l, Mat y, Mat x, const LoraScratch *s);
+
+// Scratch of block_backward for up to N rows.
+typedef struct BlockGrad {
+    Mat dnormed;  // [N, C]
+    Mat dqkv;     // as qkv
+    Mat datt;     // as att
+    Mat dgate_up; // [N, 2F]
+    Mat dmlp;     // [N, F]
+    Mat delta;    // F32 [N, heads]
+} BlockGrad;
+void block_grad_place(BlockGrad *g, Arena *a, BlockShape shape, int64_t N, Type act_type);
+// dx [N, C] comes in as the gradient of y and leaves as that of x; s is what block_forward left for the same x.
+// Gradients of parameters are added where they are not frozen.
+void block_backward(const Ops *d, const Block *b, BlockShape shape, BlockScratch s, BlockGrad g, Mat dx, Mat x,
+                    Mat angles, Spans spans);
+// dx = beta dx + dy w (+ LoRA's share); dw += dy^T x; db += sum dy; LoRA's gradients. dx may be absent.
+void linear_backward(const Ops *d, const Linear *l, Mat dx, Mat dy, Mat x, float beta, const LoraScratch *s);
+bool linear_trained(const Linear *l); // some gradient is wanted here
+bool block_trained(const Block *b);
 
 // ====================================================================================================== vision.c
 // Pictures to rows of the decoder: smart resize, patches, window order, rotary table, the tower and the merger.
@@ -415,12 +543,28 @@ typedef struct Vision {
     Weight ln_q;        // [1, C]
     Linear merger0;     // [C*merge^2, C*merge^2]
     Linear merger2;     // [out, C*merge^2]
+    int64_t rank;       // largest LoRA rank in here, 0: none
+    bool dropout;       // one of those has dropout
 } Vision;
 
 // All pictures at once: y [sum of merged units, out] in raster order on the device. pixels: host, F32 [patches, .].
 // Scratch comes from `arena`, which grows when it must (E-ME-01) and is the caller's.
 bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, const Grid *grids, int n, Arena *arena,
                     Tap tap, void *tap_ctx, Err *e);
+
+// The same with what the backward pass needs, and that pass. Between the two the arena is the tape's.
+typedef struct VisionTape {
+    Arena arena;
+    int64_t keep;                  // in: the last `keep` blocks keep all they computed; the others run again
+    const int32_t *keys;           // in: host I32 [patches, 2] for dropout, in the order of pixels; NULL: off
+    uint64_t seed;                 // in: of dropout
+    struct VisionScratch *scratch; // private
+} VisionTape;
+bool vision_forward_train(const Ops *d, const Vision *v, Mat y, const float *pixels, const Grid *grids, int n,
+                          VisionTape *tape, Err *e);
+void vision_backward(const Ops *d, const Vision *v, Mat dy, VisionTape *tape); // dy as y; frees the tape's scratch
+size_t vision_train_bytes(const Ops *d, const Vision *v, const Grid *grids, int n, int64_t keep); // of the arena
+void vision_tape_close(const Ops *d, VisionTape *tape);
 
 // ======================================================================================================= model.c
 // Configuration, the parameter table, loading, positions, the layer loop, the head.
@@ -443,26 +587,46 @@ bool config_load(Config *c, const char *dir, Err *e);
 bool config_read(Config *c, const char *path, Err *e);
 void config_print(const Config *c, Text *out); // canonical JSON of what was understood
 
+enum ParamKind { PARAM_BASE, PARAM_LORA_A, PARAM_LORA_B };
+enum Tower { TOWER_VISION, TOWER_MERGER, TOWER_DECODER }; // the embedding and the head belong to the decoder
+
 typedef struct Param { // one row of the parameter table: everything that lists parameters walks it
-    char name[128];    // canonical name: original layout, "model.layers.0.self_attn.q_proj.weight"
+    char name[160];    // canonical name: original layout, "model.layers.0.self_attn.q_proj.weight", "....lora_A.weight"
     Weight *w;
     int64_t rows, cols; // cols == 0 never; a vector has rows == 1
     int dims;
     int64_t shape[8]; // as in the file
     bool tied;        // not stored: shares another parameter's memory
+    enum ParamKind kind;
+    enum Tower tower;
+    Linear *linear; // whose weight (or LoRA half) this is; NULL for embeddings, norms, biases, patch_embed and head
+    bool trained;   // has a gradient
+    bool owned;     // its value is F32 in an arena of ours (a trained one's must be)
 } Param;
+
+typedef struct LoraConfig { // what adapter_config.json says beyond the tensors; filled by lora_init and lora_load
+    int64_t r;
+    double alpha, dropout;
+    bool rslora;
+    Text targets, saved, rank_pattern, alpha_pattern; // canonical JSON
+    char base_model[300];
+} LoraConfig;
 
 typedef struct Model {
     Config c;
     const Ops *d;
     Vision vision;
-    Weight embed;  // [V, C]
-    Block *layers; // [L]
-    Weight norm;   // [1, C]
-    Linear head;   // [V, C] (tied: the embedding itself)
-    Param *params;
-    int64_t n_params;
-    Arena weights, activations;
+    Weight embed;             // [V, C]
+    Block *layers;            // [L]
+    Weight norm;              // [1, C]
+    Linear head;              // [V, C] (tied: the embedding itself)
+    Param *params;            // [n_params], room for a LoRA pair beside every linear layer
+    int64_t n_params, n_base; // the base's come first
+    int64_t rank;             // largest LoRA rank in the decoder, 0: none
+    bool dropout;             // one of those has dropout
+    LoraConfig *lora;         // NULL: no adapter
+    Arena weights, adapter, trained, gradients, activations, tables;
+    VisionTape tape;
     TensorFile files; // kept open while weights are mapped
     bool mapped;      // matrices on the CPU point into the mapping
 } Model;
@@ -506,6 +670,67 @@ typedef struct TextInput {
 } TextInput;
 // logits F32 [n_head or N, V] on the device, or absent. E-ME-01 when memory does not suffice.
 bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_ctx, Err *e);
+
+// Training. Whoever wants a parameter trained sets Param.trained; then open gives every trained one an F32 value of its own
+// (unless it is owned already) and a zeroed F32 gradient. E-ME-01.
+bool model_train_open(Model *m, Err *e);
+void model_zero_gradients(Model *m);
+
+// One packed pass over several sequences, pictures included. Host memory.
+typedef struct TrainBatch {
+    int64_t N;                 // tokens
+    const int32_t *ids;        // [N]
+    const int32_t *pos;        // [3, N]
+    const Span *spans;         // [n_spans]
+    int64_t n_spans;           //
+    const float *pixels;       // [patches, .]
+    const Grid *grids;         // [n_grids]
+    int n_grids;               //
+    const int32_t *image_at;   // [picture rows] which of the N rows each picture row takes
+    const int32_t *targets;    // [N] the id row i is to predict, -1: none
+    const int32_t *keys;       // [N, 2] of dropout; NULL: off
+    const int32_t *patch_keys; // [patches, 2]
+    uint64_t seed;             // of dropout
+    int64_t keep;              // the last `keep` blocks of each tower keep what they computed; the others run again
+} TrainBatch;
+// Log-probability lp [N] of every target at temperature 1 (0 where there is none) and entropy [N] of the full
+// distribution (may be NULL), on the host. With dlp [N], the gradient of a loss with respect to lp, gradients of all
+// trained parameters are added, and dropout is on where keys are given; with dlp NULL it only scores. Logits exist only for
+// a chunk of rows at a time. E-ME-01.
+bool model_pass(Model *m, const TrainBatch *b, const float *dlp, float *lp, float *entropy, Err *e);
+// What the arenas of a pass will hold, without running it (only N, spans, grids and targets are looked at).
+typedef struct PassBytes {
+    size_t text, vision, pictures;
+} PassBytes;
+PassBytes model_pass_bytes(const Model *m, const TrainBatch *b, bool backward);
+
+// ====================================================================================================== lora.c
+// LoRA on a loaded model, PEFT adapters in and out, merging, and checkpoints out.
+
+typedef struct LoraOptions {
+    const char *targets; // comma-separated: decoder, vision, merger, or module names (PEFT's suffix rule); or one
+                         // "/regular expression/" that must match a whole module path, as PEFT's string form does
+    int64_t r;
+    double alpha;
+    bool rslora;
+    double dropout;
+    uint64_t seed; // A ~ U(-1/sqrt(in), 1/sqrt(in)) as PEFT draws it (Kaiming with a = sqrt 5), B = 0
+} LoraOptions;
+// Both mark the adapter's parameters as trained and all others as frozen. Names that hit nothing refuse: E-AD-03.
+bool lora_init(Model *m, const LoraOptions *o, Err *e);
+// A PEFT folder: both key layouts, patterns, rsLoRA, modules_to_save. Every tensor must land: E-AD-*.
+bool lora_load(Model *m, const char *dir, Err *e);
+// Writes adapter_config.json and adapter_model.safetensors (F32), in the key layout of transformers >= 4.52 or before.
+bool lora_save(const Model *m, const char *dir, bool old_keys, Err *e);
+// W += scale B A for every pair, in F32 with double sums; the adapter is gone afterwards. E-ME-01.
+bool lora_merge(Model *m, Err *e);
+// A plain checkpoint folder that transformers opens: config and tokenizer files are copied from the folder the model
+// came from, weights in the types they had there (or all in one), sharded above shard_bytes. E-WR-01, E-WR-02.
+typedef struct SaveOptions {
+    const char *type;    // "keep", "f32" or "bf16"
+    int64_t shard_bytes; // 0: 5 GB, as transformers
+} SaveOptions;
+bool model_save(const Model *m, const char *dir, SaveOptions o, Err *e);
 
 // ==================================================================================================== generate.c
 // KV cache, batched prefill and decode with shared prompts, sampling settings, stop rules.
@@ -555,13 +780,30 @@ void completion_free(Completion *c);
 // Conversations from JSON lines: {"messages": [{"role", "content": text | [{"type": "text"|"image", ...}]}], "images":
 // [...]} in the forms Hugging Face and the batch services write.
 
+typedef struct BoxMark { // a <bbox> place of a text part, filled once the picture's size is known
+    int message, part;   // which part of which message it is the text of
+    int image;           // whose picture's frame
+    double box[4];       // x1, y1, x2, y2
+} BoxMark;
+enum BoxFrame {
+    BOX_RESIZED,
+    BOX_ORIGINAL,
+    BOX_NORM1,
+    BOX_NORM1000
+}; // pixels shown to the model, of the file, 0..1, 0..1000
+
 typedef struct Record {
     char id[260];      // "id" when present, else the line number
     Message *messages; // [n]
     int n;
+    bool *trained; // [n] whether the loss counts this turn: assistant turns, but for "loss": false and prompts
     char **images; // paths as written, in the order the pictures appear
     int n_images;
-    JsonDoc doc; // owns all text
+    BoxMark *boxes; // [n_boxes]
+    int n_boxes;
+    enum BoxFrame frame; // of boxes, and of every "bbox_2d" in the texts
+    double weight;       // of its loss, 1 unless "weight" says otherwise
+    JsonDoc doc;         // owns all text
 } Record;
 // One line of a JSONL file. Refuses E-DS-01 to E-DS-05 with file and line.
 bool record_parse(Record *r, const char *line, size_t len, const char *file, int64_t line_number, Err *e);
@@ -581,6 +823,63 @@ bool lines_read(const char *path, LineCallback each, void *ctx, Err *e);
 // Cuts text at its <image> marks; pictures are numbered from *image on. Returns the number of parts (their text lies in
 // text); parts may be NULL to count.
 int split_image_marks(const char *text, size_t len, int *image, Part *parts);
+
+// ================================================================================================== data/samples.c
+// Training samples: records of any accepted form (rl_reference.md section 12), measured from image headers before the
+// first step, tokenised with a loss mask, read again when their turn comes.
+
+typedef struct DataOptions {
+    const char *const *files; // JSONL or a JSON array of records
+    int n_files;
+    const char *image_root;   // where relative paths start; NULL: the folder of each file
+    int64_t max_tokens;       // longest sample
+    bool drop_long, drop_bad; // leave such samples out and count them; else refuse (E-DS-07, and whatever is bad)
+    bool absolute_images;     // accept absolute paths
+    bool trust_text;          // typed special tokens are special
+    ImageOptions image;
+} DataOptions;
+
+typedef struct SampleInfo { // what the scan found, one per usable sample
+    char *id;
+    int32_t file;
+    int64_t offset, bytes, line; // of its JSON text
+    int64_t tokens, targets, patches;
+    int32_t pictures;
+    double weight;
+} SampleInfo;
+
+typedef struct Dataset {
+    DataOptions options;
+    const Tokenizer *t;
+    const Config *c;
+    SampleInfo *samples;
+    int64_t n;
+    int64_t dropped_long, dropped_bad;
+    int64_t tokens, targets, patches, longest, most_patches; // sums; largest of one sample
+    char sha256[65];                                         // of the files' bytes
+    struct DataFile *files;                                  // private
+} Dataset;
+// Scans everything. A sample is never cut: one over max_tokens refuses or is dropped whole. E-DS-*, E-IM-*, E-IO-*.
+bool dataset_open(Dataset *d, const Tokenizer *t, const Config *c, DataOptions o, Err *e);
+void dataset_close(Dataset *d);
+
+typedef struct Sample {
+    char id[260];
+    Ids ids;          // with every picture's tokens
+    uint8_t *trained; // [ids.n] 1: this id is a target of the loss (assistant's text and its end token, nothing else)
+    int64_t targets;
+    double weight;
+    float *pixels; // [patches, .] of all pictures
+    Grid grids[16];
+    int n_grids;
+} Sample;
+// Reads sample i with its pictures. E-IO-05 when the file or the number of its tokens changed since the scan.
+bool sample_load(const Dataset *d, int64_t i, Sample *s, Err *e);
+void sample_free(Sample *s);
+// The ids of its prompt alone (up to the first assistant turn, with the generation prompt), for sample completions.
+bool sample_prompt(const Dataset *d, int64_t i, Ids *prompt, Err *e);
+// Place `index` of epoch `epoch`: a permutation of 0..n-1 that is a pure function of its arguments (no state to save).
+int64_t shuffled(uint64_t seed, int64_t epoch, int64_t index, int64_t n);
 
 // ================================================================================================ surgery/answer.c
 // Reading a model's answer. (Boxes so far; the three-level parser joins them here.)

@@ -127,32 +127,84 @@ static void rotary_table(const VisionConfig *c, const WindowOrder *o, const Grid
 
 // ------------------------------------------------------------------------------------------------------------- tower
 
-typedef struct VisionScratch {
-    Mat pixels;         // F32 [P, patch length]
-    Mat cast;           // the same in the activation type, when that is another
-    Mat embedded, x;    // [P, C] in raster and in window order
-    Mat angles;         // F32 [P, dim]
-    Mat order, inverse; // I32 [P / unit, 1]
-    Mat windows, full;  // I32 [spans, 5]
-    BlockScratch block;
-    Mat hidden, merged; // [P / unit, C * unit], [P / unit, out]
-} VisionScratch;
+struct VisionScratch {
+    int64_t P, n_x;             // patches; 1, or depth + 1 in training
+    Mat pixels;                 // F32 [P, patch length]
+    Mat cast;                   // the same in the activation type, when that is another
+    Mat embedded;               // [P, C] in raster order
+    Mat *x;                     // [n_x] each [P, C] in window order: the input of every block, or one for all
+    Mat angles;                 // F32 [P, dim]
+    Mat order, inverse;         // I32 [P / unit, 1]
+    Mat window_rows, full_rows; // I32 [spans, 5]
+    Mat keys, unit_keys;        // I32 [P, 2], [P / unit, 2] of dropout, in window order
+    BlockScratch block;         // of the block that runs
+    BlockScratch *kept;         // [depth]; of the last `keep` blocks, else as `block`
+    Mat normed, rstd;           // [P, C], F32 [P, 1]: ln_q
+    Mat hidden, activated;      // [P / unit, C * unit] before and after GELU
+    Mat merged;                 // [P / unit, out] in window order
+    LoraScratch merger_lora;
+    // training
+    Mat dx, dnormed;         // [P, C]
+    Mat dhidden, dactivated; // [P / unit, C * unit]
+    Mat dmerged;             // [P / unit, out]
+    BlockGrad grad;
+    // host
+    WindowOrder o;
+    Spans windows, full;
+};
 
-static void scratch_place(VisionScratch *s, Arena *a, const VisionConfig *c, int64_t P, const WindowOrder *o,
-                          Type act) {
-    int64_t unit = c->merge * c->merge, length = c->channels * c->temporal * c->patch * c->patch;
-    s->pixels = arena_mat(a, P, length, F32);
-    s->cast = act == F32 ? s->pixels : arena_mat(a, P, length, act);
+static BlockShape shape_of(const Vision *v) {
+    const VisionConfig *c = &v->c;
+    return (BlockShape){c->C, c->heads, c->heads, c->dim, c->F, c->eps, v->rank, v->dropout};
+}
+
+// Everything on the device. With `training` each block's input stays, and what the last `keep` blocks computed.
+static void scratch_place(struct VisionScratch *s, Arena *a, const Vision *v, Type act, bool training, int64_t keep) {
+    const VisionConfig *c = &v->c;
+    BlockShape shape = shape_of(v);
+    int64_t unit = c->merge * c->merge, P = s->P, U = P / unit, wide = c->C * unit;
+    s->pixels = arena_mat(a, P, c->channels * c->temporal * c->patch * c->patch, F32);
+    s->cast = act == F32 ? s->pixels : arena_mat(a, P, s->pixels.cols, act);
     s->embedded = arena_mat(a, P, c->C, act);
-    s->x = arena_mat(a, P, c->C, act);
+    for (int64_t j = 0; j < s->n_x; j++) s->x[j] = arena_mat(a, P, c->C, act);
     s->angles = arena_mat(a, P, c->dim, F32);
-    s->order = arena_mat(a, P / unit, 1, I32);
-    s->inverse = arena_mat(a, P / unit, 1, I32);
-    s->windows = arena_mat(a, o->n_windows, 5, I32);
-    s->full = arena_mat(a, o->n_frames, 5, I32);
-    block_scratch_place(&s->block, a, (BlockShape){c->C, c->heads, c->heads, c->dim, c->F, c->eps}, P, act);
-    s->hidden = arena_mat(a, P / unit, c->C * unit, act);
-    s->merged = arena_mat(a, P / unit, c->out, act);
+    s->order = arena_mat(a, U, 1, I32);
+    s->inverse = arena_mat(a, U, 1, I32);
+    s->window_rows = arena_mat(a, s->o.n_windows, 5, I32);
+    s->full_rows = arena_mat(a, s->o.n_frames, 5, I32);
+    block_scratch_place(&s->block, a, shape, P, act, training, NULL);
+    s->hidden = arena_mat(a, U, wide, act);
+    s->merged = arena_mat(a, U, c->out, act);
+    lora_scratch_place(&s->merger_lora, a, v->rank, wide, v->dropout, training, U, act);
+    s->normed = s->embedded, s->activated = mat_reshape(s->x[0], U, wide); // free again by then
+    if (!training) return;
+    s->keys = arena_mat(a, P, 2, I32), s->unit_keys = arena_mat(a, U, 2, I32);
+    for (int64_t j = 0; j < c->depth; j++) {
+        s->kept[j] = s->block;
+        if (j >= c->depth - keep) block_scratch_place(&s->kept[j], a, shape, P, act, true, &s->block);
+    }
+    s->normed = arena_mat(a, P, c->C, act), s->rstd = arena_mat(a, P, 1, F32);
+    s->activated = arena_mat(a, U, wide, act);
+    s->dx = arena_mat(a, P, c->C, act), s->dnormed = arena_mat(a, P, c->C, act);
+    s->dhidden = arena_mat(a, U, wide, act), s->dactivated = arena_mat(a, U, wide, act);
+    s->dmerged = arena_mat(a, U, c->out, act);
+    block_grad_place(&s->grad, a, shape, P, act);
+}
+
+static struct VisionScratch *scratch_new(const Vision *v, const Grid *grids, int n, bool training) {
+    struct VisionScratch *s = alloc_or_die(1, sizeof *s, "the vision pass");
+    for (int i = 0; i < n; i++) s->P += grid_patches(grids[i]);
+    s->n_x = training ? v->c.depth + 1 : 1;
+    s->x = alloc_or_die((size_t)s->n_x, sizeof *s->x, "the vision pass");
+    s->kept = alloc_or_die((size_t)v->c.depth, sizeof *s->kept, "the vision pass");
+    window_order(&s->o, &v->c, grids, n);
+    return s;
+}
+static void scratch_free(struct VisionScratch *s) {
+    if (!s) return;
+    free((void *)(uintptr_t)s->windows.host), free((void *)(uintptr_t)s->full.host);
+    window_order_free(&s->o);
+    free(s->x), free(s->kept), free(s);
 }
 
 // Spans [starts[i], starts[i+1]) without a mask, on the host (to free) and the device.
@@ -167,63 +219,162 @@ static Spans spans_between(const Ops *d, const int32_t *starts, int64_t n, Mat r
     return s;
 }
 
-bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, const Grid *grids, int n, Arena *arena,
-                    Tap tap, void *tap_ctx, Err *e) {
-    const VisionConfig *c = &v->c;
-    BlockShape shape = {c->C, c->heads, c->heads, c->dim, c->F, c->eps};
-    int64_t unit = c->merge * c->merge, P = 0;
-    for (int i = 0; i < n; i++) P += grid_patches(grids[i]);
-    CHECK(y.rows == P / unit && y.cols == c->out, "vision_forward: %lld rows for %lld patches", (long long)y.rows,
-          (long long)P);
+static void upload_tables(const Ops *d, const Vision *v, struct VisionScratch *s, const float *pixels,
+                          const Grid *grids, int n) {
+    const WindowOrder *o = &s->o;
+    int32_t *inverse = alloc_or_die((size_t)o->units, sizeof *inverse, "window order");
+    for (int64_t g = 0; g < o->units; g++) inverse[o->index[g]] = (int32_t)g;
+    float *table = alloc_or_die((size_t)s->P, (size_t)v->c.dim * sizeof *table, "rotary table");
+    rotary_table(&v->c, o, grids, n, table);
+    d->upload(s->pixels, mat((void *)(uintptr_t)pixels, s->P, s->pixels.cols, F32));
+    d->upload(s->angles, mat(table, s->P, v->c.dim, F32));
+    d->upload(s->order, mat(o->index, o->units, 1, I32));
+    d->upload(s->inverse, mat(inverse, o->units, 1, I32));
+    s->windows = spans_between(d, o->starts, o->n_windows, s->window_rows);
+    s->full = spans_between(d, o->full_starts, o->n_frames, s->full_rows);
+    free(inverse), free(table);
+}
 
-    WindowOrder o;
-    window_order(&o, c, grids, n);
-    VisionScratch s;
-    Arena count = {.role = "activations"};
-    scratch_place(&s, &count, c, P, &o, d->act_type);
-    if (!arena_reserve(arena, d, count.used, e)) {
-        window_order_free(&o);
-        return false;
+// The keys of dropout follow their patches into window order; a unit goes by its first patch.
+static void upload_keys(const Ops *d, const Vision *v, struct VisionScratch *s, const VisionTape *tape) {
+    int64_t unit = v->c.merge * v->c.merge;
+    int32_t *rows = alloc_or_die((size_t)s->P, 2 * sizeof *rows, "the keys of dropout");
+    int32_t *units = alloc_or_die((size_t)s->o.units, 2 * sizeof *units, "the keys of dropout");
+    for (int64_t g = 0; g < s->o.units; g++) {
+        memcpy(rows + 2 * g * unit, tape->keys + 2 * s->o.index[g] * unit, (size_t)unit * 2 * sizeof *rows);
+        memcpy(units + 2 * g, rows + 2 * g * unit, 2 * sizeof *units);
     }
-    scratch_place(&s, arena, c, P, &o, d->act_type);
+    d->upload(s->keys, mat(rows, s->P, 2, I32));
+    d->upload(s->unit_keys, mat(units, s->o.units, 2, I32));
+    free(rows), free(units);
+    s->merger_lora.keys = s->unit_keys, s->merger_lora.seed = tape->seed;
+    s->block.lora.keys = s->keys, s->block.lora.seed = tape->seed;
+    for (int64_t j = 0; j < v->c.depth; j++) s->kept[j].lora = s->block.lora;
+}
 
-    int32_t *inverse = alloc_or_die((size_t)o.units, sizeof *inverse, "window order");
-    for (int64_t g = 0; g < o.units; g++) inverse[o.index[g]] = (int32_t)g;
-    float *table = alloc_or_die((size_t)P, (size_t)c->dim * sizeof *table, "rotary table");
-    rotary_table(c, &o, grids, n, table);
-    d->upload(s.pixels, mat((void *)(uintptr_t)pixels, P, s.pixels.cols, F32));
-    d->upload(s.angles, mat(table, P, c->dim, F32));
-    d->upload(s.order, mat(o.index, o.units, 1, I32));
-    d->upload(s.inverse, mat(inverse, o.units, 1, I32));
-    Spans windows = spans_between(d, o.starts, o.n_windows, s.windows),
-          full = spans_between(d, o.full_starts, o.n_frames, s.full);
+static Spans spans_of(const Vision *v, const struct VisionScratch *s, int64_t j) {
+    return v->c.full[j] ? s->full : s->windows;
+}
 
+static void tower_forward(const Ops *d, const Vision *v, Mat y, struct VisionScratch *s, bool training, Tap tap,
+                          void *tap_ctx) {
+    const VisionConfig *c = &v->c;
+    int64_t U = s->o.units, wide = c->C * c->merge * c->merge;
     char name[64];
     trace_where("vision.patch_embed");
-    if (s.cast.p != s.pixels.p) cast(d, s.cast, s.pixels);
-    linear_forward(d, &v->patch_embed, s.embedded, s.cast);
-    if (tap) tap(tap_ctx, "vision.patch_embed", d, s.embedded);
-    gather_rows(d, mat_reshape(s.x, o.units, c->C * unit), mat_reshape(s.embedded, o.units, c->C * unit), s.order);
+    if (s->cast.p != s->pixels.p) cast(d, s->cast, s->pixels);
+    linear_forward(d, &v->patch_embed, s->embedded, s->cast, NULL);
+    if (tap) tap(tap_ctx, "vision.patch_embed", d, s->embedded);
+    gather_rows(d, mat_reshape(s->x[0], U, wide), mat_reshape(s->embedded, U, wide), s->order);
 
+    Mat x = s->x[0];
     for (int64_t j = 0; j < c->depth; j++) {
         snprintf(name, sizeof name, "vision.block.%lld", (long long)j);
         trace_where(name);
-        block_forward(d, &v->blocks[j], shape, s.block, s.x, s.angles, c->full[j] ? full : windows, NULL, NULL, NULL,
-                      NULL, NULL);
-        if (tap) tap(tap_ctx, name, d, s.x);
+        Mat next = training ? s->x[j + 1] : x;
+        block_forward(d, &v->blocks[j], shape_of(v), training ? s->kept[j] : s->block, next, x, s->angles,
+                      spans_of(v, s, j), NULL, NULL, NULL, NULL, NULL);
+        x = next;
+        if (tap) tap(tap_ctx, name, d, x);
     }
 
     trace_where("vision.merger");
-    rmsnorm_forward(d, s.embedded, mat_none(), s.x, v->ln_q.v, c->eps);
-    linear_forward(d, &v->merger0, s.hidden, mat_reshape(s.embedded, o.units, c->C * unit));
-    gelu_forward(d, mat_reshape(s.x, o.units, c->C * unit), s.hidden);
-    linear_forward(d, &v->merger2, s.merged, mat_reshape(s.x, o.units, c->C * unit));
-    if (tap) tap(tap_ctx, "vision.merger_window_order", d, s.merged);
-    gather_rows(d, y, s.merged, s.inverse);
+    rmsnorm_forward(d, s->normed, s->rstd, x, v->ln_q.v, c->eps);
+    linear_forward(d, &v->merger0, s->hidden, mat_reshape(s->normed, U, wide), &s->merger_lora);
+    gelu_forward(d, s->activated, s->hidden);
+    linear_forward(d, &v->merger2, s->merged, s->activated, &s->merger_lora);
+    if (tap) tap(tap_ctx, "vision.merger_window_order", d, s->merged);
+    gather_rows(d, y, s->merged, s->inverse);
     if (tap) tap(tap_ctx, "vision.output", d, y);
+}
 
-    d->sync(); // the host tables below must outlive their use
-    free(inverse), free(table), free((void *)(uintptr_t)windows.host), free((void *)(uintptr_t)full.host);
-    window_order_free(&o);
+bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, const Grid *grids, int n, Arena *arena,
+                    Tap tap, void *tap_ctx, Err *e) {
+    struct VisionScratch *s = scratch_new(v, grids, n, false);
+    CHECK(y.rows == s->o.units && y.cols == v->c.out, "vision_forward: %lld rows for %lld patches", (long long)y.rows,
+          (long long)s->P);
+    Arena count = {.role = "activations"};
+    scratch_place(s, &count, v, d->act_type, false, 0);
+    bool ok = arena_reserve(arena, d, count.used, e);
+    if (ok) {
+        scratch_place(s, arena, v, d->act_type, false, 0);
+        upload_tables(d, v, s, pixels, grids, n);
+        tower_forward(d, v, y, s, false, tap, tap_ctx);
+        d->sync(); // the host tables must outlive their use
+    }
+    scratch_free(s);
+    return ok;
+}
+
+// ----------------------------------------------------------------------------------------------------------- training
+
+size_t vision_train_bytes(const Ops *d, const Vision *v, const Grid *grids, int n, int64_t keep) {
+    struct VisionScratch *s = scratch_new(v, grids, n, true);
+    Arena count = {.role = "vision activations"};
+    scratch_place(s, &count, v, d->act_type, true, keep);
+    scratch_free(s);
+    return count.used;
+}
+
+bool vision_forward_train(const Ops *d, const Vision *v, Mat y, const float *pixels, const Grid *grids, int n,
+                          VisionTape *tape, Err *e) {
+    CHECK(!tape->scratch, "vision_forward_train: the tape holds a pass that had no backward");
+    struct VisionScratch *s = scratch_new(v, grids, n, true);
+    CHECK(y.rows == s->o.units && y.cols == v->c.out, "vision_forward_train: %lld rows for %lld patches",
+          (long long)y.rows, (long long)s->P);
+    Arena count = {.role = "vision activations"};
+    tape->arena.role = count.role;
+    scratch_place(s, &count, v, d->act_type, true, tape->keep);
+    if (!arena_reserve(&tape->arena, d, count.used, e)) {
+        scratch_free(s);
+        return false;
+    }
+    scratch_place(s, &tape->arena, v, d->act_type, true, tape->keep);
+    upload_tables(d, v, s, pixels, grids, n);
+    if (tape->keys) upload_keys(d, v, s, tape);
+    tower_forward(d, v, y, s, true, NULL, NULL);
+    tape->scratch = s;
     return true;
+}
+
+void vision_backward(const Ops *d, const Vision *v, Mat dy, VisionTape *tape) {
+    struct VisionScratch *s = tape->scratch;
+    const VisionConfig *c = &v->c;
+    CHECK(s, "vision_backward: no forward pass before it");
+    int64_t U = s->o.units, wide = c->C * c->merge * c->merge, lowest = 0;
+    bool embed = v->patch_embed.w.d.p != NULL;
+    while (!embed && lowest < c->depth && !block_trained(&v->blocks[lowest])) lowest++; // nothing learns below
+
+    trace_where("vision.merger.backward");
+    gather_rows(d, s->dmerged, dy, s->order);
+    linear_backward(d, &v->merger2, s->dactivated, s->dmerged, s->activated, 0, &s->merger_lora);
+    gelu_backward(d, s->dhidden, s->dactivated, s->hidden);
+    linear_backward(d, &v->merger0, mat_reshape(s->dnormed, U, wide), s->dhidden, mat_reshape(s->normed, U, wide), 0,
+                    &s->merger_lora);
+    d->zero(s->dx);
+    rmsnorm_backward_add(d, s->dx, v->ln_q.d, s->dnormed, s->x[c->depth], v->ln_q.v, s->rstd);
+    for (int64_t j = c->depth - 1; j >= lowest; j--) {
+        char name[64];
+        snprintf(name, sizeof name, "vision.block.%lld.backward", (long long)j);
+        trace_where(name);
+        if (j < c->depth - tape->keep) // what it computed was not kept: the next block's input is made again beside it
+            block_forward(d, &v->blocks[j], shape_of(v), s->kept[j], s->x[j + 1], s->x[j], s->angles, spans_of(v, s, j),
+                          NULL, NULL, NULL, NULL, NULL);
+        block_backward(d, &v->blocks[j], shape_of(v), s->kept[j], s->grad, s->dx, s->x[j], s->angles,
+                       spans_of(v, s, j));
+    }
+    trace_where("vision.patch_embed.backward");
+    if (embed) {
+        gather_rows(d, mat_reshape(s->embedded, U, wide), mat_reshape(s->dx, U, wide), s->inverse);
+        linear_backward(d, &v->patch_embed, mat_none(), s->embedded, s->cast, 0, NULL);
+    }
+    d->sync();
+    scratch_free(s);
+    tape->scratch = NULL;
+}
+
+void vision_tape_close(const Ops *d, VisionTape *tape) {
+    scratch_free(tape->scratch);
+    arena_release(&tape->arena, d);
+    *tape = (VisionTape){0};
 }

@@ -15,6 +15,7 @@ io/ 20
 tokenizer 25
 block 30
 vision 40
+config 45
 model 50
 data/ 55
 generate 60

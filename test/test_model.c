@@ -52,7 +52,7 @@ static const char *checkpoint(const char *config, bool renamed) {
     unlink(in_folder("generation_config.json"));
     if (!model_describe(&m, folder, &e)) err_report(&e), exit(99);
     TensorOut *out = alloc_or_die((size_t)m.n_params, sizeof *out, "test");
-    char(*names)[160] = alloc_or_die((size_t)m.n_params, sizeof *names, "test");
+    char(*names)[192] = alloc_or_die((size_t)m.n_params, sizeof *names, "test");
     int64_t n = 0;
     for (int64_t i = 0; i < m.n_params; i++) {
         Param *p = &m.params[i];
