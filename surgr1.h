@@ -56,8 +56,26 @@ bool path_dir(char *out, size_t out_size, const char *path, Err *e);
 // Opens `relative` beneath `root` only: no "..", no empty part, no absolute path, no symbolic link on the way (openat
 // part by part with O_NOFOLLOW). Returns a descriptor or -1 with `code` (E-DS-04, E-IX-01) or E-IO-01.
 int open_beneath(const char *root, const char *relative, const char *code, Where at, Err *e);
-// SHA-256 (FIPS 180-4), for checks and reports: 64 hex digits and a zero into hex.
+// fsync of a folder: names made, renamed and removed in it are durable from here. E-WR-02.
+bool folder_sync(const char *dir, Err *e);
+// SHA-256 (FIPS 180-4), for checks and reports: 64 hex digits and a zero into hex. At once, or in pieces.
+typedef struct Sha256 {
+    uint32_t h[8];
+    uint8_t block[64]; // the bytes that do not fill a block yet
+    uint64_t size;     // bytes so far
+} Sha256;
 void sha256_hex(const void *data, size_t size, char hex[65]);
+void sha256_start(Sha256 *s);
+void sha256_add(Sha256 *s, const void *data, size_t size);
+void sha256_end(Sha256 *s, char hex[65]);
+typedef struct Sha256 { // the same in pieces
+    uint32_t h[8];
+    uint64_t bytes;
+    uint8_t block[64]; // bytes % 64 of them, not yet worked in
+} Sha256;
+void sha256_start(Sha256 *s);
+void sha256_add(Sha256 *s, const void *data, size_t size);
+void sha256_finish(Sha256 *s, char hex[65]);
 
 // ===================================================================================================== io/json.c
 // RFC 8259 JSON, UTF-8 only, iterative, over a length-delimited buffer. Strings are pointer + length (they may hold
@@ -93,6 +111,7 @@ typedef struct JsonOptions {
     bool refuse_duplicates; // E-JS-08: every reader sets it, only the bare parser does not
     bool refuse_bom;        // safetensors headers; elsewhere a BOM is skipped with warning E-JS-02
     uint32_t first_line;    // line number of the text's first line (JSONL); 0 means 1
+    uint32_t first_col;     // column of the text's first byte (one element of a larger file); 0 means 1
     size_t first_byte;      // added to byte positions (safetensors headers: 8)
     bool by_byte;           // messages say "byte N" instead of line:col (safetensors headers)
 } JsonOptions;
@@ -238,6 +257,8 @@ void image_free(Image *im);
 // Pillow's BICUBIC on 8-bit RGB (libImaging/Resample.c): out is [out_h, out_w, 3]. Bit-exact.
 void image_resize_bicubic(uint8_t *out, int out_w, int out_h, const uint8_t *in, int in_w, int in_h);
 bool image_write_png(const char *path, const uint8_t *rgb, int width, int height, Err *e);
+// The same into memory (malloc); name is for messages. E-ME-01.
+bool image_encode_png(uint8_t **png, size_t *size, const uint8_t *rgb, int width, int height, const char *name, Err *e);
 // Outline of a box [x1, y1, x2, y2) in pixels, `thick` pixels wide, clipped to the picture; label in a small built-in
 // font (ASCII) above it, on the box's colour.
 void image_draw_box(Image *im, double x1, double y1, double x2, double y2, const uint8_t colour[3], int thick,
@@ -398,6 +419,14 @@ void chat_render(const Message *messages, int n, bool add_generation_prompt, Tex
 // With `trust_text` a typed <|image_pad|> stands for the next picture, as in HF.
 bool chat_encode(const Tokenizer *t, const Message *messages, int n, bool add_generation_prompt,
                  const int64_t *image_tokens, int n_images, bool trust_text, Ids *out, Err *e);
+// The same, and where turns lie among the ids. A turn that is `apart` is tokenised by itself, as if the ids before it had
+// been a prompt: no token spans the header's newline and its text. turns [n], or NULL.
+typedef struct Turn {
+    bool apart;          // in
+    int64_t first, last; // out, when apart: ids [first, last) of *out are its text and the <|im_end|> that closes it
+} Turn;
+bool chat_encode_turns(const Tokenizer *t, const Message *messages, int n, bool add_generation_prompt,
+                       const int64_t *image_tokens, int n_images, bool trust_text, Turn *turns, Ids *out, Err *e);
 
 // ======================================================================================================= block.c
 // Linear layers with optional LoRA, and the transformer block that both towers share; forward and backward.

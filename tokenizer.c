@@ -1118,6 +1118,8 @@ typedef struct Chat {
     const Tokenizer *t; // the rest: when ids are made
     const int64_t *image_tokens;
     int n_images, message;
+    int64_t pictures; // with `whole`: pictures met so far
+    Turn *turns;      // [messages], or NULL
     Ids *out;
     Err *e;
     bool failed;
@@ -1145,10 +1147,26 @@ static int64_t chat_image_tokens(Chat *c, int64_t image) {
     return 0;
 }
 
+// The text so far with all that is typed in it, then each <|image_pad|> as often as its picture has tokens.
+static void chat_flush_whole(Chat *c) {
+    Ids ids = {0};
+    int32_t pad = tokenizer_added(c->t, "<|image_pad|>");
+    tokenizer_encode(c->t, c->text.p, c->text.len, true, &ids);
+    for (int64_t k = 0; k < ids.n && !c->failed; k++)
+        for (int64_t copies = ids.p[k] == pad ? chat_image_tokens(c, c->pictures++) : 1; copies > 0; copies--)
+            ids_add(c->out, ids.p[k]);
+    ids_free(&ids);
+    c->text.len = 0;
+}
+
 // The text so far, as ids that no added token is among.
 static void chat_flush(Chat *c) {
     size_t start;
     if (!c->text.len || c->failed) return;
+    if (c->whole) {
+        chat_flush_whole(c);
+        return;
+    }
     int32_t typed = added_next(c->t, c->t->added, c->text.p, c->text.len, 0, &start);
     if (typed < 0) typed = added_next(c->t, c->t->added + 1, c->text.p, c->text.len, 0, &start);
     if (typed >= 0) {
@@ -1189,6 +1207,8 @@ static void chat_walk(Chat *c, const Message *messages, int n, bool add_generati
     for (c->message = 0; c->message < n; c->message++) {
         const Message *m = messages + c->message;
         chat_open(c, m->role);
+        Turn *turn = c->turns && c->turns[c->message].apart ? &c->turns[c->message] : NULL;
+        if (turn) chat_flush(c), turn->first = c->out->n;
         for (const Part *p = m->parts; p < m->parts + m->n_parts; p++) {
             if (p->image < 0) {
                 chat_text(c, p->text, p->len);
@@ -1199,6 +1219,7 @@ static void chat_walk(Chat *c, const Message *messages, int n, bool add_generati
             chat_control(c, "<|vision_end|>", 1);
         }
         chat_control(c, "<|im_end|>", 1);
+        if (turn) chat_flush(c), turn->last = c->out->n;
         chat_text(c, "\n", 1);
     }
     if (add_generation_prompt) chat_open(c, "assistant");
@@ -1210,29 +1231,24 @@ void chat_render(const Message *messages, int n, bool add_generation_prompt, Tex
     *out = c.text;
 }
 
-bool chat_encode(const Tokenizer *t, const Message *messages, int n, bool add_generation_prompt,
-                 const int64_t *image_tokens, int n_images, bool trust_text, Ids *out, Err *e) {
-    Chat c = {.t = t, .image_tokens = image_tokens, .n_images = n_images, .out = out, .e = e, .whole = trust_text};
+bool chat_encode_turns(const Tokenizer *t, const Message *messages, int n, bool add_generation_prompt,
+                       const int64_t *image_tokens, int n_images, bool trust_text, Turn *turns, Ids *out, Err *e) {
+    static const char *const names[] = {"<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>",
+                                        "<|vision_end|>"};
+    Chat c = {.t = t, .image_tokens = image_tokens, .n_images = n_images, .turns = turns, .out = out, .e = e};
     int64_t before = out->n;
+    c.whole = trust_text;
+    for (size_t k = 0; trust_text && k < (n_images ? COUNT(names) : 2); k++) chat_token(&c, names[k]);
     chat_walk(&c, messages, n, add_generation_prompt);
-    if (!trust_text) {
-        chat_flush(&c);
-    } else { // the whole text at once, then each <|image_pad|> as often as its picture has tokens
-        Ids ids = {0};
-        static const char *const names[] = {"<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>",
-                                            "<|vision_end|>"};
-        for (size_t k = 0; k < (n_images ? COUNT(names) : 2); k++) chat_token(&c, names[k]);
-        int32_t pad = tokenizer_added(t, "<|image_pad|>");
-        tokenizer_encode(t, c.text.p, c.text.len, true, &ids);
-        int64_t picture = 0;
-        for (int64_t k = 0; k < ids.n && !c.failed; k++)
-            for (int64_t copies = ids.p[k] == pad ? chat_image_tokens(&c, picture++) : 1; copies > 0; copies--)
-                ids_add(out, ids.p[k]);
-        ids_free(&ids);
-    }
+    chat_flush(&c);
     text_free(&c.text);
     if (c.failed) out->n = before;
     return !c.failed;
+}
+
+bool chat_encode(const Tokenizer *t, const Message *messages, int n, bool add_generation_prompt,
+                 const int64_t *image_tokens, int n_images, bool trust_text, Ids *out, Err *e) {
+    return chat_encode_turns(t, messages, n, add_generation_prompt, image_tokens, n_images, trust_text, NULL, out, e);
 }
 
 // sha256 of templates that render as chat_walk does: that of Qwen2.5-VL, and the one of test/fixtures (rendered

@@ -362,17 +362,39 @@ static void sha256_block(uint32_t h[8], const uint8_t *p) {
     for (int i = 0; i < 8; i++) h[i] += v[i];
 }
 
-void sha256_hex(const void *data, size_t size, char hex[65]) {
-    uint32_t h[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+void sha256_start(Sha256 *s) {
+    *s =
+        (Sha256){.h = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19}};
+}
+
+void sha256_add(Sha256 *s, const void *data, size_t size) {
     const uint8_t *p = data;
-    size_t rest = size;
-    for (; rest >= 64; rest -= 64, p += 64) sha256_block(h, p);
+    size_t held = (size_t)(s->bytes % 64), room = held ? 64 - held : 0;
+    s->bytes += size;
+    if (room) { // fill the block that was begun
+        size_t n = size < room ? size : room;
+        if (n) memcpy(s->block + held, p, n), p += n, size -= n;
+        if (n < room) return;
+        sha256_block(s->h, s->block);
+    }
+    for (; size >= 64; size -= 64, p += 64) sha256_block(s->h, p);
+    if (size) memcpy(s->block, p, size);
+}
+
+void sha256_finish(Sha256 *s, char hex[65]) {
     uint8_t tail[128] = {0}; // what is left, a 1 bit, zeros, the length in bits (big-endian, 64 bits)
-    if (rest) memcpy(tail, p, rest);
+    size_t rest = (size_t)(s->bytes % 64), end = rest < 56 ? 64 : 128;
+    memcpy(tail, s->block, rest);
     tail[rest] = 0x80;
-    size_t end = rest < 56 ? 64 : 128;
-    for (int i = 0; i < 8; i++) tail[end - 1 - (size_t)i] = (uint8_t)((uint64_t)size * 8 >> 8 * i);
-    sha256_block(h, tail);
-    if (end == 128) sha256_block(h, tail + 64);
-    for (int i = 0; i < 8; i++) snprintf(hex + 8 * i, 9, "%08x", h[i]);
+    for (int i = 0; i < 8; i++) tail[end - 1 - (size_t)i] = (uint8_t)(s->bytes * 8 >> 8 * i);
+    sha256_block(s->h, tail);
+    if (end == 128) sha256_block(s->h, tail + 64);
+    for (int i = 0; i < 8; i++) snprintf(hex + 8 * i, 9, "%08x", s->h[i]);
+}
+
+void sha256_hex(const void *data, size_t size, char hex[65]) {
+    Sha256 s;
+    sha256_start(&s);
+    sha256_add(&s, data, size);
+    sha256_finish(&s, hex);
 }

@@ -128,7 +128,7 @@ typedef struct Parser {
 static Where place(const Parser *p, size_t pos, const char *field) {
     if (p->options.by_byte) return AT(.file = p->doc->file, BYTE(p->options.first_byte + pos), .field = field);
     int64_t line = p->options.first_line;
-    size_t start = 0;
+    size_t start = 1 - (size_t)p->options.first_col; // wraps below 0
     for (size_t i = 0; i < pos; i++)
         if (p->text[i] == '\n') line++, start = i + 1;
     return AT(.file = p->doc->file, .line = line, .col = (int64_t)(pos - start) + 1, .field = field);
@@ -230,7 +230,8 @@ static bool check_utf8(Parser *p) {
 }
 
 static bool check_bom(Parser *p) { // a byte order mark at byte 0 of the file, not of a later line
-    if (p->len < 3 || memcmp(p->text, "\xef\xbb\xbf", 3) || p->options.first_line != 1) return true;
+    if (p->len < 3 || memcmp(p->text, "\xef\xbb\xbf", 3) || p->options.first_line != 1 || p->options.first_col != 1)
+        return true;
     if (p->options.refuse_bom)
         return err_set(p->e, "E-JS-02", place(p, 0, NULL), "expected no byte order mark; found %s; do: %s", "EF BB BF",
                        "save it as UTF-8 without BOM");
@@ -566,8 +567,10 @@ bool json_parse(JsonDoc *doc, const char *text, size_t len, const char *file, Js
     *doc = (JsonDoc){.by_byte = options.by_byte, .first_byte = options.first_byte};
     if (!options.max_depth) options.max_depth = (int)LIMIT_JSON_DEPTH;
     if (!options.first_line) options.first_line = 1;
+    if (!options.first_col) options.first_col = 1;
     CHECK(options.max_depth > 0 && options.max_depth <= LIMIT_JSON_DEPTH, "JSON depth %d", options.max_depth);
     Parser p = {.text = text, .len = len, .line = options.first_line, .doc = doc, .options = options, .e = e};
+    p.line_start = 1 - (size_t)options.first_col; // wraps below 0
     bool ok = len <= UINT32_MAX;
     if (!ok)
         err_set(e, "E-JS-01", AT(.file = file, BYTE(0)), "expected at most 4 GiB of JSON; found %zu bytes; do: %s", len,
