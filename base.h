@@ -34,6 +34,8 @@ extern "C" {
 #define NO_RETURN
 #endif
 
+#define SURGR1_VERSION "0.1.0"
+
 // ---------------------------------------------------------------------------------------------------------- limits
 // Every limit of the program, once. A file can never raise one; `surgr1 limits` prints this table.
 #define SURGR1_LIMITS(X)                                                                                               \
@@ -69,6 +71,8 @@ extern "C" {
     X(LIMIT_CONTEXT, INT64_C(32768), "tokens of one sequence")                                                         \
     X(LIMIT_LORA_RANK, INT64_C(1024), "LoRA rank")                                                                     \
     X(LIMIT_THREADS, INT64_C(256), "threads")                                                                          \
+    X(LIMIT_LOG_LINE_BYTES, INT64_C(65536), "bytes of one line of a log")                                              \
+    X(LIMIT_LOG_TEXT_BYTES, INT64_C(8192), "bytes of one text in a log, the rest is cut")                              \
     X(LIMIT_PATH_BYTES, INT64_C(1024), "bytes of a path")                                                              \
     X(LIMIT_WARNINGS, INT64_C(5), "warnings printed of one code")                                                      \
     X(LIMIT_LISTED, INT64_C(20), "problems or names listed in one report")

@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <signal.h>
 
-#define VERSION "0.1.0"
+#define VERSION SURGR1_VERSION
 #ifdef SURGR1_CUDA
 #define DEVICES "ref cpu cuda"
 #else

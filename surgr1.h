@@ -58,16 +58,8 @@ bool path_dir(char *out, size_t out_size, const char *path, Err *e);
 int open_beneath(const char *root, const char *relative, const char *code, Where at, Err *e);
 // fsync of a folder: names made, renamed and removed in it are durable from here. E-WR-02.
 bool folder_sync(const char *dir, Err *e);
-// SHA-256 (FIPS 180-4), for checks and reports: 64 hex digits and a zero into hex. At once, or in pieces.
-typedef struct Sha256 {
-    uint32_t h[8];
-    uint8_t block[64]; // the bytes that do not fill a block yet
-    uint64_t size;     // bytes so far
-} Sha256;
+// SHA-256 (FIPS 180-4), for checks and reports: 64 hex digits and a zero into hex.
 void sha256_hex(const void *data, size_t size, char hex[65]);
-void sha256_start(Sha256 *s);
-void sha256_add(Sha256 *s, const void *data, size_t size);
-void sha256_end(Sha256 *s, char hex[65]);
 typedef struct Sha256 { // the same in pieces
     uint32_t h[8];
     uint64_t bytes;
@@ -924,6 +916,82 @@ int answer_boxes(const char *text, size_t len, Box *boxes, int max);
 bool box_is_valid(Box b, int64_t width, int64_t height);
 // Resized frame -> original frame, in double.
 Box box_to_original(Box b, int64_t resized_w, int64_t resized_h, int64_t original_w, int64_t original_h);
+
+// ======================================================================================================= train.c
+// What every trainer is made of: packed batches, AdamW, the schedule, the guards, what a checkpoint holds.
+
+typedef struct Sequence {   // one sequence of a packed batch
+    const int32_t *ids;     // [n]
+    int64_t n, n_prompt;    // ids from n_prompt on are text, whatever they are
+    const uint8_t *trained; // [n] 1: this id is a target
+    const float *pixels;    // [patches, .] of its pictures
+    const Grid *grids;      //
+    int n_grids;            //
+    uint32_t key;           // names this visit of the sample in the dropout mask
+} Sequence;
+typedef struct Pack { // several sequences side by side, each seeing itself only
+    TrainBatch b;
+    int32_t *ids, *axes, *pos, *targets, *keys, *patch_keys, *image_at;
+    Span *spans;
+    float *pixels;
+    Grid *grids;
+    int64_t n_places, patches;
+} Pack;
+void pack_clear(Pack *p);
+bool pack_add(Pack *p, const Config *c, const Sequence *s, Err *e); // E-DS-10
+// The batch for model_pass; valid until the next call with p. Row first + i of sequence k stands for its id i.
+const TrainBatch *pack_batch(Pack *p, bool dropout, uint64_t seed, int64_t keep);
+void pack_free(Pack *p);
+
+enum ScheduleKind { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT, SCHEDULE_WSD };
+typedef struct Schedule {
+    enum ScheduleKind kind;
+    int64_t warmup, steps; // of warm-up (the first has factor 0 then); of the whole run
+    double floor;          // part of the learning rate that is left at the end
+    double decay_part;     // wsd: the part of the run that falls
+} Schedule;
+double schedule_factor(const Schedule *s, int64_t step); // step from 0
+
+typedef struct AdamOptions {
+    double lr[3]; // by enum Tower
+    double beta1, beta2, eps, decay;
+    double clip; // largest norm of the gradient; 0: off
+} AdamOptions;
+typedef struct OptimizerRow {
+    Param *p;
+    Mat m, v;
+    double lr, decay;
+} OptimizerRow;
+typedef struct Optimizer {
+    AdamOptions options;
+    OptimizerRow *rows; // [n] the trained parameters in the order of the table
+    int64_t n;
+    int64_t updates; // applied so far
+    Arena arena;
+    Mat squares; // F32 [n, 1]
+    float *host; // [n] the same
+} Optimizer;
+bool optimizer_open(Optimizer *o, Model *m, const AdamOptions *options, Err *e); // after model_train_open; E-ME-01
+void optimizer_close(Optimizer *o, const Model *m);
+double gradient_norm(Optimizer *o, const Model *m);
+void optimizer_step(Optimizer *o, Model *m, double factor, double norm);
+void describe_nonfinite(const Optimizer *o, Text *out); // after gradient_norm: which gradients are not finite
+
+// The last accepted values of a quantity. outlier: value > mean + 6 sd and > 2 mean of at least WINDOW_FROM values.
+enum { WINDOW = 128, WINDOW_FROM = 64 };
+typedef struct Window {
+    double value[WINDOW];
+    int64_t n, next;
+} Window;
+bool outlier(Window *w, double value);
+void window_print(const Window *w, Text *out); // JSON, exact
+bool window_read(Window *w, const Json *v);
+
+// Weights and moments in a checkpoint folder: adapter files (or trained.safetensors) and optimizer.safetensors, F32.
+bool train_save(const Optimizer *o, const Model *m, const char *dir, Err *e);
+bool train_load_values(Model *m, const char *dir, Err *e); // of a model without adapter; E-CK-05
+bool train_load_moments(Optimizer *o, const Model *m, const char *dir, Err *e);
+int64_t train_bytes(const Optimizer *o);
 
 // ====================================================================================================== surgr1.c
 // Option tables, subcommands, help.

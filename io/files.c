@@ -295,6 +295,9 @@ bool file_write_bytes(FileWriter *w, const void *data, size_t size, Err *e) {
 }
 
 bool file_write_commit(FileWriter *w, Err *e) {
+    struct stat s;
+    if (fstat(w->fd, &s)) return write_failed(w, "look at", errno, e);
+    if (s.st_size != w->written) return write_failed(w, "find all that was written in", EIO, e);
     if (fsync(w->fd)) {
         w->fsync_failed = true; // the pages may be gone: a second fsync of this file could lie
         return write_failed(w, "flush", errno, e);
@@ -306,12 +309,15 @@ bool file_write_commit(FileWriter *w, Err *e) {
     w->tmp[0] = 0;
     // The name is durable once its folder is. From here path holds the new file, whole, whatever happens.
     char dir[1100];
-    if (!path_dir(dir, sizeof dir, w->path, e)) return false;
-    fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return write_failed(w, "open the folder of", errno, e);
-    int error = fsync(fd) && errno != EINVAL ? errno : 0; // EINVAL: a file system that has no such thing
-    if (close(fd) && !error) error = errno;
-    return error ? write_failed(w, "flush the folder of", error, e) : true;
+    return path_dir(dir, sizeof dir, w->path, e) && folder_sync(dir, e);
+}
+
+bool folder_sync(const char *dir, Err *e) {
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int error = fd < 0 ? errno : fsync(fd) && errno != EINVAL ? errno : 0; // EINVAL: a file system without such a thing
+    if (fd >= 0 && close(fd) && !error) error = errno;
+    return !error || err_set(e, "E-WR-02", AT(.file = dir), "expected to flush the folder; found %s; do: %s",
+                             error_text(error), "check that it is writable and on a healthy disk");
 }
 
 bool file_write_atomic(const char *path, const void *data, size_t size, Err *e) {

@@ -535,14 +535,15 @@ static int64_t filter_row(uint8_t *out, int kind, const uint8_t *row, const uint
     return sum;
 }
 
-bool image_write_png(const char *path, const uint8_t *rgb, int width, int height, Err *e) {
+bool image_encode_png(uint8_t **png, size_t *size, const uint8_t *rgb, int width, int height, const char *name,
+                      Err *e) {
     CHECK(width > 0 && height > 0 && width <= LIMIT_IMAGE_SIDE && height <= LIMIT_IMAGE_SIDE, "a PNG of %d x %d", width,
           height);
     size_t row_bytes = (size_t)width * 3, raw = (1 + row_bytes) * (size_t)height;
     uint8_t *filtered = malloc(raw), *file = malloc(raw + raw / 4 + 2048), *trial = malloc(1 + row_bytes), *p = file;
     if (!filtered || !file || !trial) {
         free(filtered), free(file), free(trial);
-        return no_memory(e, path, width, height, "a PNG");
+        return no_memory(e, name, width, height, "a PNG");
     }
     for (int y = 0; y < height; y++) {
         const uint8_t *row = rgb + (size_t)y * row_bytes, *above = y ? row - row_bytes : NULL;
@@ -558,8 +559,17 @@ bool image_write_png(const char *path, const uint8_t *rgb, int width, int height
     p = put_chunk(p, "IHDR", 13);
     p = put_chunk(p, "IDAT", deflate(p + 8, filtered, (int64_t)raw));
     p = put_chunk(p, "IEND", 0);
-    bool ok = file_write_atomic(path, file, (size_t)(p - file), e);
-    free(filtered), free(file), free(trial);
+    free(filtered), free(trial);
+    *png = file, *size = (size_t)(p - file);
+    return true;
+}
+
+bool image_write_png(const char *path, const uint8_t *rgb, int width, int height, Err *e) {
+    uint8_t *png;
+    size_t size;
+    if (!image_encode_png(&png, &size, rgb, width, height, path, e)) return false;
+    bool ok = file_write_atomic(path, png, size, e);
+    free(png);
     return ok;
 }
 
