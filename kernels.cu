@@ -118,6 +118,24 @@ template <typename T, typename F> __device__ static inline T block_reduce(T v, T
 }
 enum { SCRATCH_BYTES = 32 * 8 }; // for block_reduce of any type
 
+// out[0,j] += sum_i element(i, j), in F32: the gradient of a row vector. A block has 32 columns; its warp w sums rows
+// w, w + 16, ..., and warp 0 adds the 16 sums in order. sums: COLUMN_SHARED bytes.
+enum { COLUMN_WARPS = 16, COLUMN_SHARED = COLUMN_WARPS * 32 * 4 };
+template <typename F>
+__device__ static inline void add_column_sums(const Mat &out, int64_t rows, float *sums, F element) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int64_t j = (int64_t)blockIdx.x * 32 + lane;
+    float sum = 0;
+    if (j < out.cols)
+        for (int64_t i = warp; i < rows; i += COLUMN_WARPS) sum += element(i, j);
+    sums[threadIdx.x] = sum;
+    __syncthreads(); // sums written above | read by warp 0 below
+    if (warp == 0 && j < out.cols) {
+        for (int w = 1; w < COLUMN_WARPS; w++) sum += sums[32 * w + lane];
+        put(out, 0, j, get(out, 0, j) + sum);
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------------ memory
 
 static void *cuda_alloc(size_t bytes) {
@@ -283,12 +301,39 @@ __global__ void add_bias_kernel(Mat y, Mat b) {
 }
 static void cuda_add_bias(Mat y, Mat b) { RUN(add_bias_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, b); }
 
+// bias_backward: db[0,j] += sum_i dy[i,j].
+__global__ void __launch_bounds__(COLUMN_WARPS * 32) bias_backward_kernel(Mat db, Mat dy) {
+    DYNAMIC_SHARED(shared);
+    add_column_sums(db, dy.rows, (float *)shared, [&](int64_t i, int64_t j) { return get(dy, i, j); });
+}
+static void cuda_bias_backward(Mat db, Mat dy) {
+    RUN(bias_backward_kernel, blocks(dy.cols, 32), COLUMN_WARPS * 32, COLUMN_SHARED, db, dy);
+}
+
 // add: y = a + b; y may be a or b: each element is read and written by one thread. Row kernel.
 __global__ void add_kernel(Mat y, Mat a, Mat b) {
     int64_t i = blockIdx.x;
     for (int64_t j = threadIdx.x; j < y.cols; j += blockDim.x) put(y, i, j, get(a, i, j) + get(b, i, j));
 }
 static void cuda_add(Mat y, Mat a, Mat b) { RUN(add_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, a, b); }
+
+// dropout: y = 0 where the random word of (row key, site, j) is below p 2^32, else x / (1 - p). One Philox call gives
+// the words of four columns, which are one thread's; so y may be x. `limit` is p 2^32 rounded up: for whole numbers the
+// same comparison. Row kernel over groups of four.
+__global__ void dropout_kernel(Mat y, Mat x, Mat keys, uint32_t limit, float keep, uint64_t seed, uint32_t site) {
+    int64_t i = blockIdx.x;
+    const uint32_t *key = (const uint32_t *)mat_at(keys, i, 0);
+    for (int64_t g = threadIdx.x; 4 * g < y.cols; g += blockDim.x) {
+        Random4 r = philox(seed, RANDOM_DROPOUT | site << 8, key[0], key[1], (uint32_t)g);
+        for (int e = 0; e < 4 && 4 * g + e < y.cols; e++)
+            put(y, i, 4 * g + e, r.v[e] < limit ? 0 : get(x, i, 4 * g + e) * keep);
+    }
+}
+static void cuda_dropout(Mat y, Mat x, Mat keys, float p, uint64_t seed, uint32_t site) {
+    uint32_t limit = (uint32_t)ceil((double)p * 4294967296.0); // p < 1 in float: at most 2^32 - 256
+    float keep = (float)(1 / (1 - (double)p));
+    RUN(dropout_kernel, blocks(y.rows, 1), row_threads((y.cols + 3) / 4), 0, y, x, keys, limit, keep, seed, site);
+}
 
 // -------------------------------------------------------------------------------------------------------------- norm
 
@@ -312,6 +357,28 @@ static void cuda_add_rmsnorm_forward(Mat y, Mat rstd, Mat sum, Mat x, Mat r, Mat
 }
 static void cuda_rmsnorm_forward(Mat y, Mat rstd, Mat x, Mat w, float eps) {
     cuda_add_rmsnorm_forward(y, rstd, x, x, mat_none(), w, eps);
+}
+
+// rmsnorm_backward_add, with n = x rstd and g = w dy: dx += rstd (g - n mean(g n)). Row kernel.
+__global__ void rmsnorm_dx_kernel(Mat dx, Mat dy, Mat x, Mat w, Mat rstd) {
+    DYNAMIC_SHARED(shared);
+    int64_t i = blockIdx.x;
+    float scale = get(rstd, i, 0), mean = 0;
+    for (int64_t j = threadIdx.x; j < x.cols; j += blockDim.x)
+        mean += get(w, 0, j) * get(dy, i, j) * (get(x, i, j) * scale);
+    mean = block_reduce(mean, (float *)shared, Sum()) / (float)x.cols;
+    for (int64_t j = threadIdx.x; j < x.cols; j += blockDim.x)
+        put(dx, i, j, get(dx, i, j) + scale * (get(w, 0, j) * get(dy, i, j) - get(x, i, j) * scale * mean));
+}
+// and dw += sum_i dy[i,:] n[i,:].
+__global__ void __launch_bounds__(COLUMN_WARPS * 32) rmsnorm_dw_kernel(Mat dw, Mat dy, Mat x, Mat rstd) {
+    DYNAMIC_SHARED(shared);
+    add_column_sums(dw, x.rows, (float *)shared,
+                    [&](int64_t i, int64_t j) { return get(dy, i, j) * (get(x, i, j) * get(rstd, i, 0)); });
+}
+static void cuda_rmsnorm_backward_add(Mat dx, Mat dw, Mat dy, Mat x, Mat w, Mat rstd) {
+    RUN(rmsnorm_dx_kernel, blocks(x.rows, 1), row_threads(x.cols), SCRATCH_BYTES, dx, dy, x, w, rstd);
+    if (dw.p) RUN(rmsnorm_dw_kernel, blocks(x.cols, 32), COLUMN_WARPS * 32, COLUMN_SHARED, dw, dy, x, rstd);
 }
 
 // ---------------------------------------------------------------------------------------------------------- position
@@ -414,6 +481,155 @@ static void cuda_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans sp
         attention_shared(dim), o, lse, q, k, v, spans.rows, tiles, (int)(heads / kv_heads), (int)dim, scale);
 }
 
+// attention_backward: with p = exp(scale q.k_t - lse) and delta = dout.o for every query and key it saw,
+//   ds = scale p (dout.v_t - delta);   dq = sum_t ds k_t;   dk_t = sum ds q;   dv_t = sum p dout.
+// Two kernels, mirror images: a warp owns a query and walks over keys (dq, and delta), or owns a key and walks over the
+// queries that saw it (dk, dv). Both score 16 pairs a round: a tile holds 16 rows of k or q, then 16 of v or dout; lane
+// l below 16 takes q.k of pair l, lane 16 + l its dout.v. In the sums a lane is every 32nd column. Each sum over pairs
+// runs in their order, so it depends neither on where tiles begin nor on what lies beside the sequence.
+enum { PAIRS = 16 };
+static size_t attention_backward_shared(int64_t dim) { // per warp two own rows, a tile, per warp two weights a pair
+    return (size_t)((2 * QUERIES + 2 * PAIRS) * (dim + 1) + QUERIES * 2 * PAIRS) * sizeof(float);
+}
+__device__ static inline float dot_rows(const float *a, const float *b, int n) {
+    float sum = 0;
+    for (int c = 0; c < n; c++) sum += a[c] * b[c];
+    return sum;
+}
+
+// grid (spans * tiles of queries, heads), one warp per query, tiles of keys and values shared by all.
+__global__ void __launch_bounds__(QUERIES * 32, 2)
+    attention_dq_kernel(Mat dq, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat o, Mat lse, Mat spans, int tiles,
+                        int group, int dim, float scale) {
+    DYNAMIC_SHARED(shared);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pitch = dim + 1;
+    float *own = (float *)shared + warp * 2 * pitch,
+          *tile = (float *)shared + QUERIES * 2 * pitch; // q, dout | keys, values
+    float *weight = tile + 2 * PAIRS * pitch + warp * 2 * PAIRS;
+    Span s = *(const Span *)mat_at(spans, (int)blockIdx.x / tiles, 0);
+    int head = (int)blockIdx.y, at = head * dim, kv = head / group * dim;
+    int64_t prefix = s.prefix_last - s.prefix_first;
+    int64_t first = s.first + (int)blockIdx.x % tiles * QUERIES, row = first + warp;
+    int64_t last = first + QUERIES < s.last ? first + QUERIES : s.last; // of this block's queries
+    int64_t keys = first >= s.last ? 0 : prefix + (s.causal ? last : s.last) - s.first;
+    int64_t visible = row >= s.last ? 0 : prefix + (s.causal ? row + 1 : s.last) - s.first; // itself at least
+    float row_delta = 0, row_lse = 0, acc[MAX_DIM / 32] = {};
+    if (row < s.last) { // the whole warp or nobody
+        for (int c = lane; c < dim; c += 32) {
+            own[c] = get(q, row, at + c), own[pitch + c] = get(dout, row, at + c);
+            row_delta += own[pitch + c] * get(o, row, at + c);
+        }
+        row_delta = warp_reduce(row_delta, Sum()), row_lse = get(lse, row, head);
+        if (lane == 0) put(delta, row, head, row_delta);
+    }
+    for (int64_t t0 = 0; t0 < keys; t0 += PAIRS) {
+        for (int r = warp; r < 2 * PAIRS; r += QUERIES) {
+            int64_t t = t0 + r % PAIRS;
+            for (int c = lane; c < dim; c += 32)
+                tile[r * pitch + c] = t >= keys ? 0 : get(r < PAIRS ? k : v, key_row(s, t), kv + c);
+        }
+        __syncthreads(); // tile (and own rows, at first) written above | read below
+        int here = visible - t0 < PAIRS ? (int)(visible - t0) : PAIRS;
+        float product = 0;
+        if (lane % PAIRS < here) product = dot_rows(own + lane / PAIRS * pitch, tile + lane * pitch, dim);
+        float other = __shfl_xor_sync(0xffffffffu, product, PAIRS);
+        if (lane < here) weight[lane] = scale * expf(scale * product - row_lse) * (other - row_delta); // here <= 16
+        __syncwarp(); // weights written above | read by the warp's other lanes below
+        for (int t = 0; t < here; t++) {
+            float ds = weight[t];
+#pragma unroll
+            for (int n = 0; n < MAX_DIM / 32; n++)
+                if (lane + 32 * n < dim) acc[n] += ds * tile[t * pitch + lane + 32 * n];
+        }
+        __syncthreads(); // tile and weights read above | overwritten in the next round
+    }
+    if (row < s.last) {
+#pragma unroll
+        for (int n = 0; n < MAX_DIM / 32; n++)
+            if (lane + 32 * n < dim) put(dq, row, at + lane + 32 * n, acc[n]);
+    }
+}
+
+// grid (tiles of keys, key heads), one warp per key, tiles of queries shared by all. A lane looks at one span in 32, so
+// that a list of hundreds of windows costs little; spans that show no key of the block are passed by.
+__global__ void __launch_bounds__(QUERIES * 32, 2)
+    attention_dkdv_kernel(Mat dk, Mat dv, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat lse, Mat spans, int group,
+                          int dim, float scale) {
+    DYNAMIC_SHARED(shared);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pitch = dim + 1;
+    float *own = (float *)shared + warp * 2 * pitch, *tile = (float *)shared + QUERIES * 2 * pitch; // k, v | q, dout
+    float *weight = tile + 2 * PAIRS * pitch + warp * 2 * PAIRS;                                    // ds, p
+    int kv_head = (int)blockIdx.y, kv = kv_head * dim;
+    int64_t first = (int64_t)blockIdx.x * QUERIES, key = first + warp;
+    int64_t last = first + QUERIES < k.rows ? first + QUERIES : k.rows; // of this block's keys
+    float acc_k[MAX_DIM / 32] = {}, acc_v[MAX_DIM / 32] = {};
+    if (key < last)
+        for (int c = lane; c < dim; c += 32) own[c] = get(k, key, kv + c), own[pitch + c] = get(v, key, kv + c);
+    for (int64_t n0 = 0; n0 < spans.rows; n0 += 32) {
+        bool shows = false;
+        if (n0 + lane < spans.rows) {
+            Span s = *(const Span *)mat_at(spans, n0 + lane, 0);
+            shows = (s.first < last && s.last > first) || (s.prefix_first < last && s.prefix_last > first);
+        }
+        // The same in every warp, as nothing in it is a warp's own: all meet at the same barriers.
+        for (unsigned found = __ballot_sync(0xffffffffu, shows); found; found &= found - 1) {
+            Span s = *(const Span *)mat_at(spans, n0 + __ffs((int)found) - 1, 0);
+            bool in_own = key >= s.first && key < s.last, in_prefix = key >= s.prefix_first && key < s.prefix_last;
+            // The first query that sees this warp's key, and the first that sees any of the block's.
+            int64_t seen_from = key >= last || !(in_own || in_prefix) ? s.last : in_own && s.causal ? key : s.first;
+            bool all = !s.causal || first < s.first || (s.prefix_first < last && s.prefix_last > first);
+            for (int head = kv_head * group; head < (kv_head + 1) * group; head++)
+                for (int64_t i0 = all ? s.first : first; i0 < s.last; i0 += PAIRS) {
+                    for (int r = warp; r < 2 * PAIRS; r += QUERIES) {
+                        int64_t i = i0 + r % PAIRS;
+                        for (int c = lane; c < dim; c += 32)
+                            tile[r * pitch + c] = i >= s.last ? 0 : get(r < PAIRS ? q : dout, i, head * dim + c);
+                    }
+                    __syncthreads(); // tile (and own rows, at first) written above | read below
+                    int from = seen_from < i0 ? 0 : seen_from - i0 < PAIRS ? (int)(seen_from - i0) : PAIRS;
+                    int here = s.last - i0 < PAIRS ? (int)(s.last - i0) : PAIRS, pair = lane % PAIRS;
+                    float product = 0;
+                    if (pair >= from && pair < here)
+                        product = dot_rows(own + lane / PAIRS * pitch, tile + lane * pitch, dim);
+                    float other = __shfl_xor_sync(0xffffffffu, product, PAIRS);
+                    if (lane >= from && lane < here) { // here <= 16
+                        float p = expf(scale * product - get(lse, i0 + lane, head));
+                        weight[lane] = scale * p * (other - get(delta, i0 + lane, head)), weight[PAIRS + lane] = p;
+                    }
+                    __syncwarp(); // weights written above | read by the warp's other lanes below
+                    for (int t = from; t < here; t++) {
+                        float ds = weight[t], p = weight[PAIRS + t];
+#pragma unroll
+                        for (int n = 0; n < MAX_DIM / 32; n++)
+                            if (lane + 32 * n < dim) {
+                                acc_k[n] += ds * tile[t * pitch + lane + 32 * n];
+                                acc_v[n] += p * tile[(PAIRS + t) * pitch + lane + 32 * n];
+                            }
+                    }
+                    __syncthreads(); // tile and weights read above | overwritten in the next round
+                }
+        }
+    }
+    if (key < last) {
+#pragma unroll
+        for (int n = 0; n < MAX_DIM / 32; n++)
+            if (lane + 32 * n < dim)
+                put(dk, key, kv + lane + 32 * n, acc_k[n]), put(dv, key, kv + lane + 32 * n, acc_v[n]);
+    }
+}
+static void cuda_attention_backward(Mat dq, Mat dk, Mat dv, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat o, Mat lse,
+                                    Spans spans, int64_t heads, int64_t kv_heads, int64_t dim, float scale) {
+    int group = (int)(heads / kv_heads), tiles = (int)blocks(spans.longest, QUERIES);
+    size_t shared = attention_backward_shared(dim);
+    cuda_zero(dq), cuda_zero(delta); // for the rows that are in no span
+    if (spans.n && tiles)
+        RUN(attention_dq_kernel, dim3(blocks(spans.n * tiles, 1), (unsigned)heads), QUERIES * 32, shared, dq, delta,
+            dout, q, k, v, o, lse, spans.rows, tiles, group, (int)dim, scale);
+    if (k.rows) // behind dq, which leaves delta
+        RUN(attention_dkdv_kernel, dim3(blocks(k.rows, QUERIES), (unsigned)kv_heads), QUERIES * 32, shared, dk, dv,
+            delta, dout, q, k, v, lse, mat_rows(spans.rows, 0, spans.n), group, (int)dim, scale);
+}
+
 // attention_decode: one query row per span, many keys. grid (rows, key heads, eights of the query heads that share a key
 // head), 256 threads. Keys go in chunks of 256: a thread scores one key for all (up to 8) query heads, reading it once;
 // a warp then turns one head's 256 scores into weights; then threads sum values, each (head, column) by one thread.
@@ -497,6 +713,19 @@ static void cuda_swiglu_forward(Mat y, Mat gate, Mat up) {
     RUN(swiglu_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, gate, up);
 }
 
+// swiglu_backward: with s = 1 / (1 + exp(-gate)), dup = dy gate s; dgate = dy up s (1 + gate (1 - s)). Row kernel.
+__global__ void swiglu_backward_kernel(Mat dgate, Mat dup, Mat dy, Mat gate, Mat up) {
+    int64_t i = blockIdx.x;
+    for (int64_t j = threadIdx.x; j < dy.cols; j += blockDim.x) {
+        float z = get(gate, i, j), s = 1 / (1 + expf(-z)), g = get(dy, i, j);
+        put(dgate, i, j, g * get(up, i, j) * s * (1 + z * (1 - s)));
+        put(dup, i, j, g * z * s);
+    }
+}
+static void cuda_swiglu_backward(Mat dgate, Mat dup, Mat dy, Mat gate, Mat up) {
+    RUN(swiglu_backward_kernel, blocks(dy.rows, 1), row_threads(dy.cols), 0, dgate, dup, dy, gate, up);
+}
+
 // gelu: y = x/2 (1 + erf(x / sqrt 2)), here as x/2 erfc(-x / sqrt 2): for x << 0 the sum would cancel. Row kernel.
 __global__ void gelu_kernel(Mat y, Mat x) {
     int64_t i = blockIdx.x;
@@ -506,6 +735,18 @@ __global__ void gelu_kernel(Mat y, Mat x) {
     }
 }
 static void cuda_gelu_forward(Mat y, Mat x) { RUN(gelu_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, x); }
+
+// gelu_backward: dx = dy (Phi(x) + x phi(x)), Phi by erfc as above. Row kernel.
+__global__ void gelu_backward_kernel(Mat dx, Mat dy, Mat x) {
+    int64_t i = blockIdx.x;
+    for (int64_t j = threadIdx.x; j < x.cols; j += blockDim.x) {
+        float z = get(x, i, j), Phi = 0.5f * erfcf(-0.70710678f * z), phi = 0.39894228f * expf(-0.5f * z * z);
+        put(dx, i, j, get(dy, i, j) * (Phi + z * phi));
+    }
+}
+static void cuda_gelu_backward(Mat dx, Mat dy, Mat x) {
+    RUN(gelu_backward_kernel, blocks(x.rows, 1), row_threads(x.cols), 0, dx, dy, x);
+}
 
 // -------------------------------------------------------------------------------------------------------------- rows
 
@@ -566,6 +807,22 @@ __global__ void __launch_bounds__(512)
 }
 static void cuda_logprob_forward(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature) {
     RUN(logprob_kernel, blocks(logits.rows, 1), 512, SCRATCH_BYTES, lp, lse, entropy, logits, targets, inv_temperature);
+}
+
+// logprob_backward: with g = dlp[i] inv_temperature,
+//   dlogits[i,v] = g ([v == t] - exp(logits[i,v] inv_temperature - lse[i])),
+// zeros where g is 0 or t < 0. The exponent is one fused operation: logits of 100 would lose 1e-5 of p to a rounded
+// product. Row kernel; an element is read and written by one thread, so dlogits may be logits.
+__global__ void logprob_backward_kernel(Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature) {
+    int64_t i = blockIdx.x;
+    int32_t t = get_index(targets, i);
+    float g = t < 0 ? 0 : get(dlp, i, 0) * inv_temperature, l = get(lse, i, 0);
+    for (int64_t v = threadIdx.x; v < logits.cols; v += blockDim.x)
+        put(dlogits, i, v, g == 0 ? 0 : g * ((float)(v == t) - expf(fmaf(get(logits, i, v), inv_temperature, -l))));
+}
+static void cuda_logprob_backward(Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature) {
+    RUN(logprob_backward_kernel, blocks(logits.rows, 1), row_threads(logits.cols), 0, dlogits, logits, targets, lse,
+        dlp, inv_temperature);
 }
 
 // sample: as ops.c, in double, so that the same id comes out: penalty, temperature, top-k, top-p, min-p, then the largest
@@ -679,6 +936,59 @@ static void cuda_sample(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps
         steps, params);
 }
 
+// -------------------------------------------------------------------------------------------------------------- step
+
+// sum_squares, in double and two steps: each block leaves one sum in `squares`, then one block adds these. How many
+// blocks there are and which element goes to which thread depend on the shape only. A contiguous x is one long row.
+// grid (pieces of a row, pieces of the rows).
+enum { SQUARES_BLOCKS = 512 };
+static double *squares; // [SQUARES_BLOCKS], 4 KiB for the life of the program; the stream's order keeps calls apart
+__global__ void __launch_bounds__(256) sum_squares_kernel(double *sums, Mat x) {
+    DYNAMIC_SHARED(shared);
+    double sum = 0;
+    for (int64_t i = blockIdx.y; i < x.rows; i += gridDim.y)
+        for (int64_t j = (int64_t)blockIdx.x * 256 + threadIdx.x; j < x.cols; j += (int64_t)gridDim.x * 256) {
+            double v = get(x, i, j);
+            sum += v * v;
+        }
+    sum = block_reduce(sum, (double *)shared, Sum());
+    if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
+}
+__global__ void __launch_bounds__(256) sum_sums_kernel(Mat out, const double *sums, int n) {
+    DYNAMIC_SHARED(shared);
+    double sum = 0;
+    for (int b = threadIdx.x; b < n; b += 256) sum += sums[b];
+    sum = block_reduce(sum, (double *)shared, Sum());
+    if (threadIdx.x == 0) put(out, 0, 0, (float)sum);
+}
+static void cuda_sum_squares(Mat out, Mat x) {
+    if (x.stride == x.cols) x = mat_reshape(x, 1, x.rows * x.cols);
+    int64_t across = x.cols / 4096 + 1, down = x.rows; // 4096 columns are 16 a thread
+    if (across > SQUARES_BLOCKS) across = SQUARES_BLOCKS;
+    if (down > SQUARES_BLOCKS / across) down = SQUARES_BLOCKS / across;
+    if (down == 0) down = 1; // nothing to add is 0
+    RUN(sum_squares_kernel, dim3((unsigned)across, (unsigned)down), 256, SCRATCH_BYTES, squares, x);
+    RUN(sum_sums_kernel, 1, 256, SCRATCH_BYTES, out, (const double *)squares, (int)(across * down));
+}
+
+// adamw: g *= grad_scale;  w *= 1 - lr decay;  m += (1 - beta1)(g - m);  v = beta2 v + (1 - beta2) g^2;
+// w -= step_size m / (sqrt(v) root_scale + eps). In double, as the reference: memory is what an update waits for.
+// grid (rows, pieces of a row), each element by one thread.
+__global__ void __launch_bounds__(256) adamw_kernel(Mat w, Mat m, Mat v, Mat g, AdamStep s) {
+    int64_t i = blockIdx.x, step = (int64_t)gridDim.y * blockDim.x;
+    for (int64_t j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x; j < w.cols; j += step) {
+        double d = s.grad_scale * get(g, i, j), m1 = get(m, i, j), v1 = get(v, i, j);
+        m1 += (1 - s.beta1) * (d - m1), v1 = s.beta2 * v1 + (1 - s.beta2) * d * d;
+        put(m, i, j, (float)m1), put(v, i, j, (float)v1);
+        put(w, i, j,
+            (float)(get(w, i, j) * (1 - s.lr * s.decay) - s.step_size * m1 / (sqrt(v1) * s.root_scale + s.eps)));
+    }
+}
+static void cuda_adamw(Mat w, Mat m, Mat v, Mat g, AdamStep step) {
+    unsigned pieces = blocks(w.cols, 1024); // of 1024 columns, but not more than 1024 of them
+    RUN(adamw_kernel, dim3(blocks(w.rows, 1), pieces < 1024 ? pieces : 1024), row_threads(w.cols), 0, w, m, v, g, step);
+}
+
 // ------------------------------------------------------------------------------------------------------------- types
 
 // cast: y = x in y's type. Row kernel.
@@ -714,16 +1024,30 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     device_check(cudaFuncSetAttribute(attention_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)attention_shared(MAX_DIM)),
                  "asking for shared memory");
+    int backward_shared = (int)attention_backward_shared(MAX_DIM);
+    device_check(
+        cudaFuncSetAttribute(attention_dq_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, backward_shared),
+        "asking for shared memory");
+    device_check(
+        cudaFuncSetAttribute(attention_dkdv_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, backward_shared),
+        "asking for shared memory");
+    if (!squares)
+        device_check(cudaMalloc((void **)&squares, SQUARES_BLOCKS * sizeof *squares), "reserving 4 KiB for sums");
     o->act_type = act_type, o->weight_grad_type = F32;
     o->alloc = cuda_alloc, o->release = cuda_release, o->upload = cuda_upload, o->download = cuda_download;
     o->zero = cuda_zero, o->copy = cuda_copy, o->sync = cuda_sync;
     o->matmul = cuda_matmul, o->add_bias = cuda_add_bias, o->add = cuda_add;
+    o->bias_backward = cuda_bias_backward, o->dropout = cuda_dropout;
     o->rmsnorm_forward = cuda_rmsnorm_forward, o->add_rmsnorm_forward = cuda_add_rmsnorm_forward;
+    o->rmsnorm_backward_add = cuda_rmsnorm_backward_add;
     o->rope = cuda_rope;
     o->attention_forward = cuda_attention_forward, o->attention_decode = cuda_attention_decode;
-    o->swiglu_forward = cuda_swiglu_forward, o->gelu_forward = cuda_gelu_forward;
+    o->attention_backward = cuda_attention_backward;
+    o->swiglu_forward = cuda_swiglu_forward, o->swiglu_backward = cuda_swiglu_backward;
+    o->gelu_forward = cuda_gelu_forward, o->gelu_backward = cuda_gelu_backward;
     o->gather_rows = cuda_gather_rows, o->scatter_add_rows = cuda_scatter_add_rows;
-    o->logprob_forward = cuda_logprob_forward, o->sample = cuda_sample;
+    o->logprob_forward = cuda_logprob_forward, o->logprob_backward = cuda_logprob_backward, o->sample = cuda_sample;
+    o->sum_squares = cuda_sum_squares, o->adamw = cuda_adamw;
     o->cast = cuda_cast;
     o->name = "cuda";
     return o;

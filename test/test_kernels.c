@@ -28,7 +28,7 @@ static const Ops *cuda(void) {
 // ------------------------------------------------------------------------------------------------------- one comparison
 
 enum Role { IN, OUT, INOUT };
-enum { MAX_ARGS = 8, GUARD = 0x3F }; // 0x3F3F.. is 0.747 in fp32 and bf16: sums that read it go wrong
+enum { MAX_ARGS = 10, GUARD = 0x3F }; // 0x3F3F.. is 0.747 in fp32 and bf16: sums that read it go wrong
 
 // One argument of an op, outputs first. values: rows * cols, or NULL for random ones. pad: stride - cols.
 typedef struct Arg {
@@ -310,15 +310,13 @@ static void check_matmul(Product p, int64_t N, int64_t M, int64_t K, int64_t pad
 }
 TEST(matmul_of_any_layout_type_and_size) {
     static const Layout layouts[] = {NT, NN, TN};
-    static const Type types[5][3] = {
-        {F32, F32, F32}, {F32, F32, BF16}, {BF16, BF16, BF16}, {F32, BF16, BF16}, {BF16, F32, F32}};
     int turn = 0;
     for (int l = 0; l < 3; l++)
-        for (int t = 0; t < 5; t++)
+        for (int t = 0; t < 8; t++) // bf16 activations, F32 gradients and masters, adapters of either type: all mixes
             for (int s = 0; s < 4; s++, turn++) {
-                Product p = {layouts[l], turn % 3 ? 1 : 0.5f, turn % 2 ? 0 : 1.5f};
-                check_matmul(p, odd[s], odd[(s + 1 + t) % 4], odd[(s + 2 + l) % 4], turn % 2 * 3, types[t][0],
-                             types[t][1], types[t][2]);
+                Product p = {layouts[l], turn % 3 ? 1 : 0.5f, (turn + turn / 4) % 2 ? 0 : 1.5f};
+                check_matmul(p, odd[s], odd[(s + 1 + t) % 4], odd[(s + 2 + l) % 4], turn % 2 * 3, act_types[t % 2],
+                             act_types[t / 2 % 2], act_types[t / 4]);
             }
     check_matmul((Product){NT, 1, 0}, 65, 70, 1000, 0, F32, F32, F32); // long sums
 }
@@ -419,7 +417,14 @@ static void call_add_onto(const Ops *d, const Mat *m, const void *ctx) { (void)c
 static void call_cast(const Ops *d, const Mat *m, const void *ctx) { (void)ctx, cast(d, m[0], m[1]); }
 static void call_copy(const Ops *d, const Mat *m, const void *ctx) { (void)ctx, copy(d, m[0], m[1]); }
 static void call_swiglu(const Ops *d, const Mat *m, const void *ctx) { (void)ctx, swiglu_forward(d, m[0], m[1], m[2]); }
+static void call_swiglu_backward(const Ops *d, const Mat *m, const void *ctx) {
+    (void)ctx, swiglu_backward(d, m[0], m[1], m[2], m[3], m[4]);
+}
 static void call_gelu(const Ops *d, const Mat *m, const void *ctx) { (void)ctx, gelu_forward(d, m[0], m[1]); }
+static void call_gelu_backward(const Ops *d, const Mat *m, const void *ctx) {
+    (void)ctx, gelu_backward(d, m[0], m[1], m[2]);
+}
+static void call_bias_backward(const Ops *d, const Mat *m, const void *ctx) { (void)ctx, bias_backward(d, m[0], m[1]); }
 
 TEST(elementwise_ops_of_both_types) {
     for (int t = 0; t < 2; t++)
@@ -437,6 +442,8 @@ TEST(elementwise_ops_of_both_types) {
             check((Case){"copy", {out, in}, call_copy, NULL, 0});
             check((Case){"swiglu", {out, in, in}, call_swiglu, NULL, 0});
             check((Case){"gelu", {out, in}, call_gelu, NULL, 0});
+            check((Case){"swiglu_backward", {out, out, in, other, in}, call_swiglu_backward, NULL, 0});
+            check((Case){"gelu_backward", {out, other, in}, call_gelu_backward, NULL, 0});
         }
 }
 TEST(activations_are_right_far_from_zero) {
@@ -447,7 +454,55 @@ TEST(activations_are_right_far_from_zero) {
         in.values = &far[i];
         if (far[i] > -7) check((Case){"gelu far from zero", {out, in}, call_gelu, NULL, 0});
         if (far[i] > -80) check((Case){"swiglu far from zero", {out, in, up}, call_swiglu, NULL, 0});
+        Arg dy = {IN, 1, 1, 0, F32, NULL, false};
+        if (far[i] > -6) check((Case){"gelu_backward far from zero", {out, dy, in}, call_gelu_backward, NULL, 0});
+        if (far[i] > -80)
+            check((Case){"swiglu_backward far from zero", {out, out, dy, in, dy}, call_swiglu_backward, NULL, 0});
     }
+}
+
+TEST(a_bias_gathers_the_columns_of_its_gradient) {
+    static const int64_t rows[] = {1, 15, 16, 17, 200};
+    for (int t = 0; t < 2; t++)
+        for (int r = 0; r < COUNT(rows); r++)
+            for (int s = 0; s < 4; s++)
+                check((Case){
+                    "bias_backward",
+                    {{INOUT, 1, odd[s], r, F32, NULL, false}, {IN, rows[r], odd[s], s, act_types[t], NULL, false}},
+                    call_bias_backward,
+                    NULL,
+                    0});
+}
+
+typedef struct Drop {
+    float p;
+    uint64_t seed;
+    uint32_t site;
+} Drop;
+static void call_dropout(const Ops *d, const Mat *m, const void *ctx) {
+    const Drop *c = ctx;
+    dropout(d, m[0], m[1], m[2], c->p, c->seed, c->site);
+}
+static void call_dropout_onto(const Ops *d, const Mat *m, const void *ctx) {
+    const Drop *c = ctx;
+    dropout(d, m[0], m[0], m[1], c->p, c->seed, c->site);
+}
+TEST(dropout_drops_the_elements_of_the_reference) {
+    static const Drop drops[] = {
+        {0, 1, 0}, {0.1f, UINT64_MAX, 3}, {0.5f, 1 << 20, 0xffffff}, {0.999f, 7, 1}, {1e-9f, 9, 2}};
+    static const int64_t cols[] = {1, 3, 4, 129, 1100};
+    int32_t keys[7 * 2];
+    for (int i = 0; i < COUNT(keys); i++) keys[i] = i % 5 ? i * 7919 : -i;
+    for (int t = 0; t < 2; t++)
+        for (int p = 0; p < COUNT(drops); p++)
+            for (int s = 0; s < COUNT(cols); s++) {
+                Arg out = {OUT, 7, cols[s], p, act_types[t], NULL, false}, in = out,
+                    at = {IN, 7, 2, s % 2, I32, keys, false};
+                in.role = IN, in.pad = s;
+                check((Case){"dropout", {out, in, at}, call_dropout, &drops[p], 0});
+                in.role = INOUT;
+                check((Case){"dropout in place", {in, at}, call_dropout_onto, &drops[p], 0});
+            }
 }
 
 // ---------------------------------------------------------------------------------------------------------------- norm
@@ -476,6 +531,21 @@ TEST(rmsnorm_alone_and_behind_an_addition) {
             if (T == BF16) rstd.absent = true;
             check((Case){"add_rmsnorm", {y, rstd, sum_out, x, x, w}, call_add_rmsnorm, &eps, 0});
             check((Case){"add_rmsnorm onto x", {y, rstd, sum, x, w}, call_add_rmsnorm_onto, &eps, 0});
+        }
+}
+
+static void call_rmsnorm_backward(const Ops *d, const Mat *m, const void *ctx) {
+    (void)ctx, rmsnorm_backward_add(d, m[0], m[1], m[2], m[3], m[4], m[5]);
+}
+TEST(rmsnorm_backward_adds_to_both_gradients) {
+    for (int t = 0; t < 2; t++)
+        for (int s = 0; s < 6; s++) {
+            Type T = act_types[t];
+            int64_t N = s < 4 ? odd[3 - s] : s == 4 ? 2 : 100, C = s < 4 ? odd[s] : s == 4 ? 1000 : 40;
+            Arg dx = {INOUT, N, C, s, T, NULL, false}, dw = {INOUT, 1, C, s, F32, NULL, s == 2},
+                dy = {IN, N, C, 1, T, NULL, false}, x = {IN, N, C, 3, act_types[(t + s) % 2], NULL, false},
+                w = {IN, 1, C, 0, s % 2 ? BF16 : F32, NULL, false}, rstd = {IN, N, 1, s % 3, F32, NULL, false};
+            check((Case){"rmsnorm_backward_add", {dx, dw, dy, x, w, rstd}, call_rmsnorm_backward, NULL, 0});
         }
 }
 
@@ -596,6 +666,153 @@ TEST(a_hidden_key_is_never_touched) { // NaN in a row must not reach the rows th
     for (int i = 0; i < 40 * 8; i++) EXPECT(isfinite(host[i]) == (i < 37 * 8));
     d->release(o.p), d->release(q.p), d->release(k.p), d->release(v.p);
 }
+
+static void call_attention_backward(const Ops *d, const Mat *m, const void *ctx) {
+    const Heads *h = ctx;
+    Spans s = spans_on(d, h);
+    attention_backward(d, m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8], m[9], s, h->heads, h->kv_heads, h->dim,
+                       h->scale);
+    d->sync(), d->release(s.rows.p);
+}
+// Random rows; those of queries in no span, and what such rows of o and lse hold, are NaN: nothing may read them.
+static float *random_rows(int64_t rows, int64_t cols, Type T, const Heads *in_spans) {
+    float *p = malloc((size_t)(rows * cols) * 4 + 4);
+    uint64_t stream = random_stream += 1;
+    for (int64_t i = 0; i < rows; i++) {
+        bool used = !in_spans;
+        for (int64_t n = 0; in_spans && n < in_spans->n_spans; n++)
+            used |= i >= in_spans->spans[n].first && i < in_spans->spans[n].last;
+        for (int64_t j = 0; j < cols; j++) {
+            float r = random_value(stream, i * cols + j);
+            p[i * cols + j] = !used ? NAN : T == BF16 ? bf16_to_f32(f32_to_bf16(r)) : r;
+        }
+    }
+    return p;
+}
+static void check_attention_backward(const char *what, Type T, int64_t queries, int64_t keys, Heads h, int64_t pad) {
+    int64_t C = h.heads * h.dim, Ckv = h.kv_heads * h.dim;
+    float *q = random_rows(queries, C, T, &h), *dout = random_rows(queries, C, T, &h),
+          *o = random_rows(queries, C, T, &h), *lse = random_rows(queries, h.heads, F32, &h),
+          *k = random_rows(keys, Ckv, T, NULL), *v = random_rows(keys, Ckv, T, NULL);
+    call_attention(ops_ref(),
+                   (Mat[]){mat(o, queries, C, F32), mat(lse, queries, h.heads, F32), mat(q, queries, C, F32),
+                           mat(k, keys, Ckv, F32), mat(v, keys, Ckv, F32)},
+                   &h);
+    for (int64_t i = 0; T == BF16 && i < queries * C; i++) o[i] = bf16_to_f32(f32_to_bf16(o[i]));
+    check((Case){what,
+                 {{OUT, queries, C, pad, T, NULL, false},
+                  {OUT, keys, Ckv, 2 * pad, T, NULL, false},
+                  {OUT, keys, Ckv, pad, T, NULL, false},
+                  {OUT, queries, h.heads, pad, F32, NULL, false},
+                  {IN, queries, C, pad, T, dout, false},
+                  {IN, queries, C, 2 * pad, T, q, false},
+                  {IN, keys, Ckv, pad, T, k, false},
+                  {IN, keys, Ckv, 3 * pad, T, v, false},
+                  {IN, queries, C, 0, T, o, false},
+                  {IN, queries, h.heads, pad, F32, lse, false}},
+                 call_attention_backward,
+                 &h,
+                 0});
+    free(q), free(dout), free(o), free(lse), free(k), free(v);
+}
+TEST(attention_backward_over_all_kinds_of_spans) {
+    static const Span two[] = {{0, 2, 0, 0, 0}}, causal[] = {{0, 61, 0, 0, 1}}, full[] = {{0, 33, 0, 0, 0}};
+    static const Span packed[] = {
+        {0, 15, 0, 0, 1}, {17, 33, 0, 0, 1}, {33, 34, 0, 0, 1}, {34, 51, 0, 0, 0}}; // rows 15, 16: in none
+    static const Span group[] = {
+        {0, 19, 0, 0, 1}, {19, 40, 0, 19, 1}, {40, 41, 0, 19, 1}, {41, 60, 0, 19, 1}, {60, 70, 5, 40, 0}};
+    static const Span beyond[] = {{0, 9, 20, 47, 1}, {9, 9, 0, 0, 1}}; // keys behind the queries; an empty span
+    Span windows[70]; // more than a warp can look at in one go: 70 windows of 2, all with the prefix [0, 3)
+    for (int i = 0; i < 70; i++) windows[i] = (Span){3 + 2 * i, 5 + 2 * i, 0, 3, i % 2};
+    for (int t = 0; t < 2; t++) {
+        Type T = act_types[t];
+        check_attention_backward("backward of two rows", T, 2, 2, HEADS(2, 1, 16, two), 0);
+        check_attention_backward("backward of causal attention", T, 61, 61, HEADS(4, 2, 16, causal), 1);
+        check_attention_backward("backward of whole attention, dim 80", T, 33, 33, HEADS(3, 3, 80, full), 0);
+        check_attention_backward("backward of packed attention, dim 7", T, 53, 53, HEADS(6, 2, 7, packed), 2);
+        check_attention_backward("backward of a group that shares a prefix", T, 70, 70, HEADS(4, 1, 24, group), 3);
+        check_attention_backward("backward to a prefix elsewhere, dim 128", T, 9, 50, HEADS(2, 1, 128, beyond), 0);
+        check_attention_backward("backward of many windows", T, 143, 143, HEADS(1, 1, 4, windows), 0);
+        check_attention_backward("backward, dim 1", T, 33, 33, HEADS(1, 1, 1, full), 0);
+        check_attention_backward("backward, dim 512", T, 33, 33, HEADS(1, 1, 512, full), 0);
+    }
+}
+TEST(attention_backward_of_a_hidden_row_is_never_touched) {
+    const Ops *d = cuda();
+    enum { N = 40, C = 8, AT = 21 };
+    static const Span causal[] = {{0, N, 0, 0, 1}};
+    Heads h = HEADS(1, 1, C, causal);
+    for (int query = 0; query < 2;
+         query++) { // NaN in query row AT: keys behind it do not show; in key row AT: queries before
+        Mat m[10];  // dq, dk, dv, delta, dout, q, k, v, o, lse
+        for (int i = 0; i < 10; i++) m[i] = device_random(N, i == 3 || i == 9 ? 1 : C, F32, (uint64_t)i);
+        call_attention(d, (Mat[]){m[8], m[9], m[5], m[6], m[7]}, &h);
+        float nan_row[C], dq[N * C], dk[N * C], dv[N * C];
+        for (int i = 0; i < C; i++) nan_row[i] = NAN;
+        for (int i = 0; i < 2; i++) d->upload(mat_rows(m[query ? 4 + i : 6 + i], AT, 1), mat(nan_row, 1, C, F32));
+        call_attention_backward(d, m, &h);
+        d->download(mat(dq, N, C, F32), m[0]), d->download(mat(dk, N, C, F32), m[1]);
+        d->download(mat(dv, N, C, F32), m[2]);
+        for (int i = 0; i < N; i++)
+            for (int c = 0; c < C; c++) {
+                EXPECT_INT(isfinite(dq[i * C + c]) != 0, query ? i != AT : i < AT);
+                EXPECT_INT(isfinite(dk[i * C + c]) != 0, query ? i > AT : i != AT);
+                EXPECT_INT(isfinite(dv[i * C + c]) != 0, query ? i > AT : i != AT);
+            }
+        for (int i = 0; i < 10; i++) d->release(m[i].p);
+    }
+}
+TEST(attention_backward_of_nothing_is_zero) {
+    const Ops *d = cuda();
+    static const Span empty[] = {{2, 2, 0, 0, 1}};
+    for (int early = 0; early < 2; early++)
+        for (int queries = 0; queries < 6; queries += 5) // and without a span, or with an empty one
+            for (int spans = 0; spans < (queries ? 2 : 1); spans++) {
+                if (cuda_emu_schedule) cuda_emu_schedule(1, early);
+                Heads h = {2, 1, 4, 1, empty, spans};
+                Mat m[10];
+                for (int i = 0; i < 10; i++) {
+                    bool of_keys = i == 1 || i == 2 || i == 6 || i == 7;
+                    m[i] = device_random(6, of_keys ? 4 : i == 3 || i == 9 ? 2 : 8, F32, (uint64_t)i);
+                    if (!of_keys) m[i].rows = queries;
+                }
+                call_attention_backward(d, m, &h);
+                for (int i = 0; i < 4; i++) {
+                    float host[48];
+                    d->download(mat(host, m[i].rows, m[i].cols, F32), m[i]);
+                    for (int64_t e = 0; e < m[i].rows * m[i].cols; e++) EXPECT(host[e] == 0);
+                }
+                for (int i = 0; i < 10; i++) d->release(m[i].p);
+            }
+}
+TEST(gradients_of_a_sequence_alone_and_in_a_batch_have_the_same_bits) {
+    const Ops *d = cuda();
+    static const Span batch[] = {{0, 13, 0, 0, 1}, {13, 58, 0, 0, 1}, {58, 70, 0, 13, 1}}, one[] = {{0, 45, 0, 0, 1}};
+    for (int t = 0; t < 2; t++) {
+        Type type = act_types[t];
+        Heads all = HEADS(4, 2, 24, batch), alone = HEADS(4, 2, 24, one);
+        Mat m[10], part[10]; // dq, dk, dv, delta, dout, q, k, v, o, lse
+        for (int i = 0; i < 10; i++) {
+            int64_t cols = i == 1 || i == 2 || i == 6 || i == 7 ? 48 : i == 3 || i == 9 ? 4 : 96;
+            m[i] = device_random(70, cols, i == 3 || i == 9 ? F32 : type, (uint64_t)i);
+            part[i] = i < 4 ? device_random(45, cols, m[i].type, 20) : mat_rows(m[i], 13, 45);
+        }
+        call_attention(d, (Mat[]){m[8], m[9], m[5], m[6], m[7]}, &all);
+        call_attention_backward(d, m, &all), call_attention_backward(d, part, &alone);
+        for (int i = 0; i < 4; i++) EXPECT(same_bits(mat_rows(m[i], 13, 45), part[i]));
+        // rmsnorm: the gradient of one row
+        Mat dx = device_random(70, 96, type, 30), one_dx = device_random(70, 96, type, 30),
+            rstd = device_random(70, 1, F32, 31), w = device_random(1, 96, F32, 32);
+        rmsnorm_backward_add(d, dx, mat_none(), m[4], m[5], w, rstd);
+        rmsnorm_backward_add(d, mat_rows(one_dx, 33, 1), mat_none(), mat_rows(m[4], 33, 1), mat_rows(m[5], 33, 1), w,
+                             mat_rows(rstd, 33, 1));
+        EXPECT(same_bits(mat_rows(dx, 33, 1), mat_rows(one_dx, 33, 1)));
+        EXPECT(!same_bits(mat_rows(dx, 34, 1), mat_rows(one_dx, 34, 1)));
+        for (int i = 0; i < 10; i++) d->release(m[i].p);
+        for (int i = 0; i < 4; i++) d->release(part[i].p);
+        d->release(dx.p), d->release(one_dx.p), d->release(rstd.p), d->release(w.p);
+    }
+}
 TEST(a_decoded_row_without_keys_is_zero) {
     const Ops *d = cuda();
     static const Span none[] = {{0, 0, 0, 0, 0}, {0, 0, 3, 5, 0}};
@@ -700,6 +917,43 @@ TEST(logprob_and_entropy_of_every_vocabulary_size) {
     }
 }
 
+static void call_logprob_backward(const Ops *d, const Mat *m, const void *ctx) {
+    logprob_backward(d, m[0], m[1], m[2], m[3], m[4], *(const float *)ctx);
+}
+static void call_logprob_backward_onto(const Ops *d, const Mat *m, const void *ctx) {
+    logprob_backward(d, m[0], m[0], m[1], m[2], m[3], *(const float *)ctx);
+}
+TEST(logprob_backward_of_every_vocabulary_size) {
+    static const int64_t sizes[] = {2, 31, 513, 3001};
+    static const float inv_temperatures[] = {1, 0.5f, 3, 20};
+    enum { N = 6 };
+    for (int s = 0; s < 4; s++) {
+        int64_t V = sizes[s];
+        float *logits = malloc((size_t)(N * V) * 4), lp[N], lse[N], dlp[N] = {1, -2, 3, 0.125f, 0, 1e-3f};
+        for (int64_t i = 0; i < N * V; i++) logits[i] = 8 * random_value(78, i);
+        logits[1] = -INFINITY;
+        int32_t targets[] = {0, (int32_t)V - 1, -1, 1, (int32_t)V / 2, 1};
+        logprob_forward(ops_ref(), mat(lp, N, 1, F32), mat(lse, N, 1, F32), mat_none(), mat(logits, N, V, F32),
+                        mat(targets, N, 1, I32), inv_temperatures[s]);
+        logits[4 * V] = NAN; // a row without a gradient is not looked at
+        Arg in = {IN, N, V, s, F32, logits, false}, at = {IN, N, 1, s, I32, targets, false},
+            norm = {IN, N, 1, s % 2, F32, lse, false}, g = {IN, N, 1, 0, F32, dlp, false}, inout = in;
+        inout.role = INOUT;
+        for (int t = 0; t < 2; t++)
+            check((Case){"logprob_backward",
+                         {{OUT, N, V, 2 * s, act_types[t], NULL, false}, in, at, norm, g},
+                         call_logprob_backward,
+                         &inv_temperatures[s],
+                         0});
+        check((Case){"logprob_backward over the logits",
+                     {inout, at, norm, g},
+                     call_logprob_backward_onto,
+                     &inv_temperatures[s],
+                     0});
+        free(logits);
+    }
+}
+
 static void call_sample(const Ops *d, const Mat *m, const void *ctx) {
     sample(d, m[0], m[2], m[1], m[3], m[4], *(const SampleParams *)ctx);
 }
@@ -758,4 +1012,66 @@ TEST(sampling_draws_the_reference_tokens) {
                 check_sample(sizes[s], (float)levels, settings[i], settings[i].repetition_penalty != 1 || i % 2);
     check_sample(20011, 2, settings[5], true);
     for (int i = 0; i < COUNT(settings); i++) check_sample(100, -1, settings[i], true);
+}
+
+// ---------------------------------------------------------------------------------------------------------------- step
+
+static void call_sum_squares(const Ops *d, const Mat *m, const void *ctx) { (void)ctx, sum_squares(d, m[0], m[1]); }
+TEST(squares_are_summed_in_double) {
+    static const int64_t shapes[][2] = {{1, 1}, {1, 31}, {127, 33}, {33, 127}, {1, 70001}, {3, 1}};
+    for (int t = 0; t < 2; t++)
+        for (int s = 0; s < COUNT(shapes); s++)
+            for (int64_t pad = 0; pad < 6; pad += 5)
+                check((Case){"sum_squares",
+                             {{OUT, 1, 1, pad, F32, NULL, false},
+                              {IN, shapes[s][0], shapes[s][1], pad, act_types[t], NULL, false}},
+                             call_sum_squares,
+                             NULL,
+                             0.01}); // 1e-7: the one rounding of the result
+    const Ops *d = cuda();
+    // 2^24 + 1 + 1 + ...: sums in fp32 would stay at 2^24 in any order that meets the large one early
+    enum { N = 3000 };
+    static float x[N];
+    for (int i = 0; i < N; i++) x[i] = i ? 1 : 4096;
+    Mat m = mat(d->alloc(sizeof x), 1, N, F32), out = mat(d->alloc(4), 1, 1, F32);
+    float got;
+    d->upload(m, mat(x, 1, N, F32));
+    for (int e = 0; e < 3; e++) { // as it is; an empty view; with a NaN
+        if (e == 2) x[N - 1] = NAN, d->upload(m, mat(x, 1, N, F32));
+        sum_squares(d, out, e == 1 ? mat_rows(m, 0, 0) : m);
+        d->download(mat(&got, 1, 1, F32), out);
+        EXPECT(e == 0 ? got == 16777216.0f + 3000 : e == 1 ? got == 0 : isnan(got));
+    }
+    d->release(m.p), d->release(out.p);
+}
+
+static void call_adamw(const Ops *d, const Mat *m, const void *ctx) {
+    for (int i = 0; i < 3; i++) adamw(d, m[0], m[1], m[2], m[3], ((const AdamStep *)ctx)[i]);
+}
+TEST(adamw_takes_the_steps_of_the_reference) {
+    AdamStep steps[3];
+    for (int t = 1; t <= 3; t++) // the first steps, clipped; then a later one without decay
+        steps[t - 1] = (AdamStep){.grad_scale = t == 2 ? 0.3 : 1,
+                                  .lr = 1e-2 * t,
+                                  .decay = t == 3 ? 0 : 0.1,
+                                  .beta1 = 0.9,
+                                  .beta2 = 0.999,
+                                  .eps = 1e-8,
+                                  .step_size = 1e-2 * t / (1 - pow(0.9, t)),
+                                  .root_scale = 1 / sqrt(1 - pow(0.999, t))};
+    static const int64_t shapes[][2] = {{1, 1}, {31, 33}, {2, 300}, {1, 2500}};
+    for (int s = 0; s < COUNT(shapes); s++) {
+        int64_t N = shapes[s][0], C = shapes[s][1];
+        float *squares = malloc((size_t)(N * C) * 4);
+        for (int64_t i = 0; i < N * C; i++) squares[i] = i % 7 ? 0.1f * fabsf(random_value(5, i)) : 0;
+        check((Case){"adamw",
+                     {{INOUT, N, C, s, F32, NULL, false},
+                      {INOUT, N, C, 2, F32, NULL, false},
+                      {INOUT, N, C, 0, F32, squares, false},
+                      {IN, N, C, s, F32, NULL, false}},
+                     call_adamw,
+                     steps,
+                     0.02}); // 2e-7: both compute in double and round three times
+        free(squares);
+    }
 }
