@@ -193,9 +193,42 @@ typedef struct TensorOut {
 bool tensors_write(const char *path, const TensorOut *tensors, int64_t count, Err *e); // E-WR-01, E-WR-02
 // The same with other __metadata__: a JSON object of strings, or NULL for none.
 bool tensors_write_with(const char *path, const char *metadata, const TensorOut *tensors, int64_t count, Err *e);
+// The same for tensors that need not be in memory: source writes all bytes of tensors[i] (whose data is not looked at).
+typedef bool (*TensorSource)(void *ctx, int64_t i, FileWriter *w, Err *e);
+bool tensors_write_from(const char *path, const char *metadata, const TensorOut *tensors, int64_t count,
+                        TensorSource source, void *ctx, Err *e);
+
+// =================================================================================================== io/pattern.c
+// Regular expressions over module paths, as Python's re reads them: without back references, look-behind and flags.
+typedef struct Pattern {
+    struct PatternStep *steps; // private
+    int32_t n, cap, n_looks;
+} Pattern;
+bool pattern_compile(Pattern *p, const char *text, size_t len, Where at, Err *e); // E-AD-03
+bool pattern_matches(const Pattern *p, const char *text, size_t len);             // the whole text, as re.fullmatch
+void pattern_free(Pattern *p);
 
 // =================================================================================================== io/adapter.c
 // A PEFT LoRA adapter folder, described and checked but not applied: adapter_config.json + adapter_model.safetensors.
+
+// rank_pattern or alpha_pattern: the first key that names a module gives its number. PEFT reads a key as the regular
+// expression "(.*\\.)?(KEY)$".
+typedef struct ModuleNumbers {
+    struct ModuleNumber *keys; // private
+    int64_t n;
+} ModuleNumbers;
+bool module_numbers_open(ModuleNumbers *p, const JsonDoc *doc, const Json *object, Err *e); // E-AD-03; NULL: no key
+bool module_number(const ModuleNumbers *p, const char *module, double *out);                // false: none names it
+void module_numbers_close(ModuleNumbers *p);
+// Whether one of the names of modules_to_save (a JSON list) is the end of a module that the parameter lies in.
+bool module_saved(const Json *names, const char *parameter);
+
+// Paths of modules and parameters: as they stood in the original checkpoints and the module tree of transformers before
+// 4.52 ("visual.blocks.0.attn.qkv", "model.layers.0.mlp.up_proj"), and in the tree since then ("model.visual...",
+// "model.language_model.layers..."). Into out, which is returned. original_path reads either, and shorter ones too.
+const char *original_path(char *out, size_t size, const char *path);
+const char *tree_path(char *out, size_t size, const char *original);
+
 typedef struct AdapterInfo {
     int64_t r;
     double alpha, dropout;
@@ -206,9 +239,18 @@ typedef struct AdapterInfo {
     int64_t modules_saved; // tensors of modules_to_save
     int64_t parameters;
     TensorFile tensors;
+    JsonDoc config;
+    ModuleNumbers ranks, alphas;
 } AdapterInfo;
 bool adapter_open(AdapterInfo *a, const char *dir, Err *e); // E-AD-01 to -04, E-ST-*, E-JS-*, E-NU-01
 void adapter_close(AdapterInfo *a);
+// What a tensor of the adapter is: half 'A' or 'B' of a pair, or 0 for a saved parameter. *path: of its module (a pair) or
+// of the parameter, as the file writes it, into out.
+char adapter_part(const Tensor *t, char *out, size_t size);
+// The number of a module of the file, by the path that the file writes, else by that of today's tree, else `missing`.
+double adapter_number(const ModuleNumbers *p, const char *path, double missing);
+// Whether target_modules names a module, in either tree. True where that cannot be told: null, or no expression for us.
+bool adapter_targets(const AdapterInfo *a, const char *path);
 
 // ==================================================================================================== io/image.c
 // JPEG and PNG in, Pillow-exact resize, PNG out, drawing. Pixels are 8-bit RGB, rows top to bottom, [height, width, 3].
@@ -284,7 +326,10 @@ typedef struct Log {
 // when it is shorter or the cut is not between lines). A torn last line is cut off with warning E-CK-07; a bad line
 // followed by a good one refuses (E-CK-02 with its line).
 bool log_open(Log *l, const char *path, int64_t keep_bytes, Err *e);
-bool log_write(Log *l, const char *members, Err *e); // members: "\"ev\":\"step\",\"step\":3"; E-WR-01, -02
+// members: "\"ev\":\"step\",\"step\":3", JSON on one line of less than LIMIT_LOG_LINE_BYTES (else a bug). On E-WR-01, -02
+// the file is as it was.
+bool log_write(Log *l, const char *members, Err *e);
+void log_add_text(Text *members, const char *bytes, size_t len); // a JSON string, cut at LIMIT_LOG_TEXT_BYTES with a mark
 bool log_sync(Log *l, Err *e);
 void log_close(Log *l);
 // Every line checked: E-CK-02 with the first bad line. *lines counts the good ones; a torn last line is no fault.
@@ -797,24 +842,33 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
               Completion *out, Err *e);
 void completion_free(Completion *c);
 
-// ================================================================================================== data/records.c
-// Conversations from JSON lines: {"messages": [{"role", "content": text | [{"type": "text"|"image", ...}]}], "images":
-// [...]} in the forms Hugging Face and the batch services write.
+// ==================================================================================================== data/forms.c
+// One record: a conversation in any of the forms that data/README.md shows, told apart by their fields.
 
-typedef struct BoxMark { // a <bbox> place of a text part, filled once the picture's size is known
-    int message, part;   // which part of which message it is the text of
-    int image;           // whose picture's frame
-    double box[4];       // x1, y1, x2, y2
-} BoxMark;
+typedef struct Piece { // the text of one record in a file
+    const char *text;
+    size_t len;
+    int64_t number;    // of the line, or of the element in the array, from 1
+    int64_t line, col; // where it begins, from 1
+    int64_t offset;    // bytes in front of it
+} Piece;
 enum BoxFrame {
     BOX_RESIZED,
     BOX_ORIGINAL,
     BOX_NORM1,
     BOX_NORM1000
-}; // pixels shown to the model, of the file, 0..1, 0..1000
+}; // pixels shown to the model, of the file; 0..1; 0..1000
+
+typedef struct BoxMark { // a <bbox> place of a text, filled once the picture's size is known
+    int message, part;   // which part of which message it is
+    int image;           // whose picture's frame
+    enum BoxFrame frame;
+    double box[4]; // x1, y1, x2, y2
+    const Json *at;
+} BoxMark;
 
 typedef struct Record {
-    char id[260];      // "id" when present, else the line number
+    char id[260];      // "id" when present, else the number of the line or element
     Message *messages; // [n]
     int n;
     bool *trained; // [n] whether the loss counts this turn: assistant turns, but for "loss": false and prompts
@@ -822,38 +876,66 @@ typedef struct Record {
     int n_images;
     BoxMark *boxes; // [n_boxes]
     int n_boxes;
-    enum BoxFrame frame; // of boxes, and of every "bbox_2d" in the texts
-    double weight;       // of its loss, 1 unless "weight" says otherwise
-    JsonDoc doc;         // owns all text
+    enum BoxFrame frame;         // of every "bbox_2d" in the texts: "box_frame"
+    int text_image;              // whose frame that is: "image_id"; -1: not said
+    double weight;               // of its loss, 1 unless "weight" says otherwise
+    int64_t line, offset, bytes; // where its JSON text stands
+    struct RecordText *placed;   // private: texts with boxes written in
+    JsonDoc doc;                 // owns all other text
 } Record;
-// One line of a JSONL file. Refuses E-DS-01 to E-DS-05 with file and line.
+
+typedef struct RecordOptions { // what the caller is ready for; what he is not is refused
+    bool boxes;                // he will call record_place_boxes (else "objects" and a "box_frame" refuse: E-DS-02)
+    bool absolute_images;      // absolute paths among the images (else E-DS-04)
+    bool data_images;          // data: URIs among them (else E-DS-04)
+} RecordOptions;
+// One record. Refuses E-DS-01 to -06, -08, E-JS-* with file and place.
 bool record_parse(Record *r, const char *line, size_t len, const char *file, int64_t line_number, Err *e);
+bool record_parse_piece(Record *r, const Piece *p, const char *file, RecordOptions o, Err *e);
 void record_free(Record *r);
-// Calls each for every line of a JSONL file; stops and returns false when it does or when the file is refused. Ids are
-// unique in a file (E-DS-03). The record is freed after the call; who keeps it moves it out and zeroes *r.
-typedef bool (*RecordCallback)(void *ctx, Record *r, Err *e);
-bool records_read(const char *path, RecordCallback each, void *ctx, Err *e);
-// The same, but a refused line (or one that `each` refused) goes to `bad` and reading goes on: for reports of all
-// faults.
-typedef void (*BadRecord)(void *ctx, const Err *e);
-bool records_read_all(const char *path, RecordCallback each, BadRecord bad, void *ctx, Err *e);
-// The lines of a JSONL file without their ends; blank ones are skipped with warning E-DS-11. E-IO-01 to -03, -05,
-// E-JS-01.
-typedef bool (*LineCallback)(void *ctx, const char *line, size_t len, int64_t line_number, Err *e);
-bool lines_read(const char *path, LineCallback each, void *ctx, Err *e);
+
+typedef struct FrameSize { // of a picture
+    int64_t width, height; // of the file, as turned by ImageOptions
+    int64_t resized_width, resized_height;
+} FrameSize;
+// Writes every box as whole pixels of the resized picture: <bbox> places become "[x1, y1, x2, y2]", numbers of "bbox_2d"
+// in the texts are replaced where they stand. sizes [n_images]. E-DS-06.
+bool record_place_boxes(Record *r, const FrameSize *sizes, Err *e);
+
 // Cuts text at its <image> marks; pictures are numbered from *image on. Returns the number of parts (their text lies in
 // text); parts may be NULL to count.
 int split_image_marks(const char *text, size_t len, int *image, Part *parts);
 
+// ================================================================================================== data/records.c
+// Files of records: JSON lines, or one JSON array whose elements stream by.
+
+// Each record's text of a file. Lines come without their ends; blank ones are skipped with warning E-DS-11. Adds the
+// file's bytes to hash (may be NULL). Memory is that of the longest piece. E-IO-01 to -03, -05, E-JS-01; E-JS-03, -04 for
+// an array that is none.
+typedef bool (*PieceCallback)(void *ctx, const Piece *p, Err *e);
+bool pieces_read(const char *path, Sha256 *hash, PieceCallback each, void *ctx, Err *e);
+// The same for a file that is JSON lines whatever its first byte.
+typedef bool (*LineCallback)(void *ctx, const char *line, size_t len, int64_t line_number, Err *e);
+bool lines_read(const char *path, LineCallback each, void *ctx, Err *e);
+
+// Calls each for every record of a file; stops and returns false when it does or when a record is refused. Ids are
+// unique in a file (E-DS-03). The record is freed after the call; who keeps it moves it out and zeroes *r.
+typedef bool (*RecordCallback)(void *ctx, Record *r, Err *e);
+bool records_read(const char *path, RecordCallback each, void *ctx, Err *e);
+// The same, but a refused record (or one that `each` refused) goes to `bad` and reading goes on. bad may be NULL: then it
+// stops, as records_read does. hash as in pieces_read.
+typedef void (*BadRecord)(void *ctx, const Err *e);
+bool records_read_all(const char *path, RecordOptions o, Sha256 *hash, RecordCallback each, BadRecord bad, void *ctx,
+                      Err *e);
 // ================================================================================================== data/samples.c
-// Training samples: records of any accepted form (rl_reference.md section 12), measured from image headers before the
-// first step, tokenised with a loss mask, read again when their turn comes.
+// Training samples: records of any accepted form, measured from image headers before the first step, tokenised with a
+// loss mask, read again when their turn comes.
 
 typedef struct DataOptions {
     const char *const *files; // JSONL or a JSON array of records
     int n_files;
     const char *image_root;   // where relative paths start; NULL: the folder of each file
-    int64_t max_tokens;       // longest sample
+    int64_t max_tokens;       // longest sample; 0: the model's context
     bool drop_long, drop_bad; // leave such samples out and count them; else refuse (E-DS-07, and whatever is bad)
     bool absolute_images;     // accept absolute paths
     bool trust_text;          // typed special tokens are special
@@ -877,10 +959,12 @@ typedef struct Dataset {
     int64_t n;
     int64_t dropped_long, dropped_bad;
     int64_t tokens, targets, patches, longest, most_patches; // sums; largest of one sample
-    char sha256[65];                                         // of the files' bytes
+    char sha256[65];                                         // of the files' bytes, one after the other
     struct DataFile *files;                                  // private
 } Dataset;
-// Scans everything. A sample is never cut: one over max_tokens refuses or is dropped whole. E-DS-*, E-IM-*, E-IO-*.
+// Scans everything. A sample is never cut: one over max_tokens refuses or is dropped whole. With drop_bad it stops
+// anyway when more than 1 % of the samples, and more than 10, are bad. Nothing usable refuses: E-DS-02. t and c must
+// outlive d. E-DS-*, E-IM-*, E-IO-*, E-TK-06.
 bool dataset_open(Dataset *d, const Tokenizer *t, const Config *c, DataOptions o, Err *e);
 void dataset_close(Dataset *d);
 
@@ -894,11 +978,13 @@ typedef struct Sample {
     Grid grids[16];
     int n_grids;
 } Sample;
-// Reads sample i with its pictures. E-IO-05 when the file or the number of its tokens changed since the scan.
+// Reads sample i with its pictures. E-IO-05 when the file or the number of its tokens changed since the scan. Any number
+// of threads may load from one data set.
 bool sample_load(const Dataset *d, int64_t i, Sample *s, Err *e);
 void sample_free(Sample *s);
-// The ids of its prompt alone (up to the first assistant turn, with the generation prompt), for sample completions.
-bool sample_prompt(const Dataset *d, int64_t i, Ids *prompt, Err *e);
+// The ids of its prompt alone (up to the first trained turn, with the generation prompt), for sample completions. The
+// pictures of the prompt are the first *n_grids ones of the sample (n_grids may be NULL).
+bool sample_prompt(const Dataset *d, int64_t i, Ids *prompt, int *n_grids, Err *e);
 // Place `index` of epoch `epoch`: a permutation of 0..n-1 that is a pure function of its arguments (no state to save).
 int64_t shuffled(uint64_t seed, int64_t epoch, int64_t index, int64_t n);
 
@@ -977,10 +1063,10 @@ double gradient_norm(Optimizer *o, const Model *m);
 void optimizer_step(Optimizer *o, Model *m, double factor, double norm);
 void describe_nonfinite(const Optimizer *o, Text *out); // after gradient_norm: which gradients are not finite
 
-// The last accepted values of a quantity. outlier: value > mean + 6 sd and > 2 mean of at least WINDOW_FROM values.
-enum { WINDOW = 128, WINDOW_FROM = 64 };
+// The last accepted values of a quantity. outlier: value > mean + 6 sd and > 2 mean of at least OUTLIER_FROM values.
+enum { OUTLIER_WINDOW = 128, OUTLIER_FROM = 64 };
 typedef struct Window {
-    double value[WINDOW];
+    double value[OUTLIER_WINDOW];
     int64_t n, next;
 } Window;
 bool outlier(Window *w, double value);

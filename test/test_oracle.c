@@ -1,7 +1,7 @@
 // test_oracle.c - every comparison with other people's numbers, over any folder laid out like ../shared or
 // test/fixtures.
 //
-//     build/test_oracle [--root DIR] [--device ref|cpu|cuda] [--threads N] [--only TEXT] [--verbose] [--plant NAME]
+//     build/test_oracle [--root DIR] [--device ref|cpu|cuda] [--threads N] [--only TEXT] [--verbose] [--plant NAME] [--keep LAYERS]
 //
 // What it is:     one function per kind of data (the table `kinds`), each of which walks whatever the folder holds. One
 //                 line per case: its worst measured error and the limit of that (when it fails: the first value that
@@ -12,7 +12,21 @@
 #include <dirent.h>
 
 // ------------------------------------------------------------------------------------------------------------ limits
-typedef enum Rule { EXACT, PIXELS, STATE, PROBABILITY, JPEG_MEAN, JPEG_FAR, JPEG_COLOUR, RULES } Rule;
+typedef enum Rule {
+    EXACT,
+    PIXELS,
+    STATE,
+    PROBABILITY,
+    GRADIENT,
+    ADAPTER,
+    MERGED,
+    TRAJECTORY,
+    TRAINED,
+    JPEG_MEAN,
+    JPEG_FAR,
+    JPEG_COLOUR,
+    RULES
+} Rule;
 enum { REF, CPU, CUDA, DEVICES };
 static const char *const device_names[DEVICES] = {"ref", "cpu", "cuda"};
 // Relative L2 of floats also bounds the largest difference: it may be 100 limits of the reference's rms (compare.h).
@@ -33,6 +47,17 @@ static const struct {
     [PROBABILITY] = {{1e-5, 1e-5, 1e-5},
                      "largest difference",
                      "a softmax of at most a few hundred exact logits: double needs 1e-12, float 1e-6"},
+    [GRADIENT] = {{5e-5, 5e-5, 2e-4},
+                  "relative L2",
+                  "gradients in fp32: the reference itself is within 5.3e-6 of float64"},
+    [ADAPTER] = {{1e-5, 1e-5, 5e-5}, "relative L2", "logits with an adapter: as STATE"},
+    [MERGED] = {{1e-6, 1e-6, 1e-6}, "relative L2", "W + scale B A: one fp32 rounding each of product and sum"},
+    [TRAJECTORY] = {{3e-4, 3e-4, 1e-3},
+                    "relative difference",
+                    "loss, gradient norm and learning rate of an update: the reference is within 6e-5 of float64"},
+    [TRAINED] = {{1e-3, 1e-3, 2e-3},
+                 "relative L2",
+                 "weights after all updates, where Adam has divided by small numbers"},
     [JPEG_MEAN] = {{0.5, 0.5, 0.5},
                    "mean difference in levels",
                    "decoders differ in the inverse DCT and in chroma upsampling"},
@@ -48,6 +73,7 @@ static const struct {
 static const char *root = "../shared", *only = "", *plant = "";
 static int device_index;
 static bool verbose;
+static int64_t keep_layers; // of the training passes: how many blocks keep what they computed
 static const Ops *device;
 static int passed, failed, skipped;
 
@@ -600,6 +626,8 @@ static void run_models(const char *dir) {
     names_free(&folders);
 }
 
+#include "oracle_training.h"
+
 // --------------------------------------------------------------------------------------- oracle/pipeline: the pictures
 static void run_smart_resize(const char *path) {
     Case c;
@@ -1143,23 +1171,24 @@ static const struct {
     {"oracle/pipeline/pixels", run_pixels},
     {"oracle/sampling", run_sampling},
     {"oracle/models", run_models},
+    {"oracle/models", run_training},
     {"oracle/pipeline/ask", run_ask},
 };
 
 static int usage(const char *what) {
     fprintf(stderr,
             "test_oracle: %s\nusage: test_oracle [--root DIR] [--device ref|cpu|cuda] [--threads N] [--only TEXT] "
-            "[--verbose] [--plant NAME]\n",
+            "[--keep LAYERS] [--verbose] [--plant NAME]\n",
             what);
     return EXIT_USAGE;
 }
 
 int main(int argc, char **argv) {
-    const char *device_name = "ref", *threads = "0";
+    const char *device_name = "ref", *threads = "0", *keep = "0";
     const struct {
         const char *name, **value;
-    } options[] = {
-        {"--root", &root}, {"--device", &device_name}, {"--threads", &threads}, {"--only", &only}, {"--plant", &plant}};
+    } options[] = {{"--root", &root}, {"--device", &device_name}, {"--threads", &threads},
+                   {"--only", &only}, {"--plant", &plant},        {"--keep", &keep}};
     for (int i = 1; i < argc; i++) {
         size_t k = 0, n = sizeof options / sizeof options[0];
         while (k < n && strcmp(argv[i], options[k].name)) k++;
@@ -1171,6 +1200,7 @@ int main(int argc, char **argv) {
     char *end;
     long n_threads = strtol(threads, &end, 10);
     if (device_index == DEVICES) return usage(device_name);
+    keep_layers = strtol(keep, NULL, 10);
     if (*end || n_threads < 0 || n_threads > LIMIT_THREADS) return usage("--threads wants 0 (all processors) to 256");
     Err e = {0};
     device = device_index == REF ? ops_ref() : device_index == CPU ? ops_cpu() : ops_cuda(F32, &e);

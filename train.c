@@ -1,0 +1,316 @@
+// train.c - what every trainer here is made of: packed batches, AdamW, the schedule, the guards, and what a checkpoint holds.
+//
+// What it is:  the step of training without the loss: sequences are packed into one pass, gradients are clipped and
+//              applied, bad numbers are stopped, and all of it can be written down and read back to the bit.
+// What it is not: a trainer. sft.c is one.
+// Read before: model.c (model_pass), lora.c.  Read next: sft.c.
+#include "surgr1.h"
+
+// ------------------------------------------------------------------------------------------------------------ packing
+
+static void *room(void *p, int64_t count, size_t size) { return grow_or_die(p, (size_t)count, size, "a packed batch"); }
+
+void pack_clear(Pack *p) {
+    p->b.N = p->b.n_spans = p->n_places = p->patches = 0;
+    p->b.n_grids = 0;
+}
+
+void pack_free(Pack *p) {
+    free(p->ids), free(p->axes), free(p->pos), free(p->spans), free(p->pixels), free(p->grids), free(p->image_at);
+    free(p->targets), free(p->keys), free(p->patch_keys);
+    *p = (Pack){0};
+}
+
+// Row i of a sequence predicts its id i + 1, where that id is a target.
+bool pack_add(Pack *p, const Config *c, const Sequence *s, Err *e) {
+    TrainBatch *b = &p->b;
+    int64_t first = b->N, N = first + s->n, next, patches = 0;
+    int64_t values = c->vision.channels * c->vision.temporal * c->vision.patch * c->vision.patch;
+    for (int i = 0; i < s->n_grids; i++) patches += grid_patches(s->grids[i]);
+
+    p->axes = room(p->axes, 3 * N, sizeof *p->axes); // [sequence][3][n]; made [3][N] in pack_batch
+    if (!mrope_positions(c, s->ids, s->n, s->n_prompt, s->grids, s->n_grids, p->axes + 3 * first, &next, e))
+        return false;
+    p->ids = room(p->ids, N, sizeof *p->ids), p->targets = room(p->targets, N, sizeof *p->targets);
+    p->keys = room(p->keys, 2 * N, sizeof *p->keys), p->image_at = room(p->image_at, N, sizeof *p->image_at);
+    for (int64_t i = 0; i < s->n; i++) {
+        p->ids[first + i] = s->ids[i];
+        p->targets[first + i] = i + 1 < s->n && s->trained[i + 1] ? s->ids[i + 1] : -1;
+        p->keys[2 * (first + i)] = (int32_t)s->key, p->keys[2 * (first + i) + 1] = (int32_t)i;
+    }
+    p->n_places += image_places(c, s->ids, s->n_prompt, first, p->image_at + p->n_places);
+    p->spans = room(p->spans, b->n_spans + 1, sizeof *p->spans);
+    p->spans[b->n_spans++] = (Span){(int32_t)first, (int32_t)N, 0, 0, 1};
+    b->N = N;
+    if (!s->n_grids) return true;
+    p->grids = room(p->grids, b->n_grids + s->n_grids, sizeof *p->grids);
+    memcpy(p->grids + b->n_grids, s->grids, (size_t)s->n_grids * sizeof *p->grids);
+    b->n_grids += s->n_grids;
+    p->pixels = room(p->pixels, (p->patches + patches) * values, sizeof *p->pixels);
+    memcpy(p->pixels + p->patches * values, s->pixels, (size_t)(patches * values) * sizeof *p->pixels);
+    p->patch_keys = room(p->patch_keys, 2 * (p->patches + patches), sizeof *p->patch_keys);
+    for (int64_t i = 0; i < patches; i++) {
+        p->patch_keys[2 * (p->patches + i)] = (int32_t)s->key;
+        p->patch_keys[2 * (p->patches + i) + 1] = (int32_t)i;
+    }
+    p->patches += patches;
+    return true;
+}
+
+const TrainBatch *pack_batch(Pack *p, bool dropout, uint64_t seed, int64_t keep) {
+    TrainBatch *b = &p->b;
+    p->pos = room(p->pos, 3 * b->N, sizeof *p->pos);
+    for (int64_t k = 0; k < b->n_spans; k++) {
+        int64_t first = p->spans[k].first, n = p->spans[k].last - first;
+        for (int axis = 0; axis < 3; axis++)
+            memcpy(p->pos + axis * b->N + first, p->axes + 3 * first + axis * n, (size_t)n * sizeof *p->pos);
+    }
+    b->ids = p->ids, b->pos = p->pos, b->spans = p->spans, b->pixels = p->pixels, b->grids = p->grids;
+    b->image_at = p->image_at, b->targets = p->targets;
+    b->keys = dropout ? p->keys : NULL, b->patch_keys = dropout ? p->patch_keys : NULL;
+    b->seed = seed, b->keep = keep;
+    return b;
+}
+
+// ----------------------------------------------------------------------------------------------------------- schedule
+
+// transformers get_*_schedule_with_warmup; wsd as in llm.c's schedulers.h: flat, then 1 - sqrt over the last part.
+double schedule_factor(const Schedule *s, int64_t step) {
+    double W = (double)s->warmup, N = (double)s->steps, t = (double)step, x = 1;
+    if (step < s->warmup) return t / fmax(1, W);
+    double through = fmin(1, (t - W) / fmax(1, N - W));
+    switch (s->kind) {
+    case SCHEDULE_CONSTANT: return 1;
+    case SCHEDULE_LINEAR: x = fmax(0, (N - t) / fmax(1, N - W)); break;
+    case SCHEDULE_COSINE: x = fmax(0, 0.5 * (1 + cos(3.14159265358979323846 * through))); break;
+    case SCHEDULE_WSD: {
+        double start = N - s->decay_part * N;
+        x = t < start ? 1 : 1 - sqrt(fmin(1, (t - start) / fmax(1, N - start)));
+        break;
+    }
+    }
+    return x * (1 - s->floor) + s->floor;
+}
+
+// ---------------------------------------------------------------------------------------------------------- optimizer
+
+static int64_t trained_params(const Model *m) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < m->n_params; i++) n += m->params[i].w->d.p != NULL && !m->params[i].tied;
+    return n;
+}
+static void moments_place(Optimizer *o, Arena *a) {
+    for (int64_t i = 0; i < o->n; i++) {
+        o->rows[i].m = arena_mat(a, o->rows[i].p->rows, o->rows[i].p->cols, F32);
+        o->rows[i].v = arena_mat(a, o->rows[i].p->rows, o->rows[i].p->cols, F32);
+    }
+    o->squares = arena_mat(a, o->n, 1, F32);
+}
+
+bool optimizer_open(Optimizer *o, Model *m, const AdamOptions *options, Err *e) {
+    *o = (Optimizer){.options = *options, .arena = {.role = "optimizer"}, .n = trained_params(m)};
+    o->rows = alloc_or_die((size_t)o->n + 1, sizeof *o->rows, "the optimizer");
+    o->host = alloc_or_die((size_t)o->n + 1, sizeof *o->host, "the optimizer");
+    for (int64_t i = 0, k = 0; i < m->n_params; i++) {
+        Param *p = &m->params[i];
+        if (!p->w->d.p || p->tied) continue;
+        // no decay for norms and biases, as in transformers' Trainer
+        o->rows[k++] = (OptimizerRow){.p = p, .decay = p->dims > 1 ? options->decay : 0, .lr = options->lr[p->tower]};
+    }
+    Arena count = {0};
+    moments_place(o, &count);
+    if (!arena_reserve(&o->arena, m->d, count.used, e)) return false;
+    moments_place(o, &o->arena);
+    m->d->zero(mat(o->arena.base, 1, (int64_t)(o->arena.used / sizeof(real)), F32));
+    return true;
+}
+void optimizer_close(Optimizer *o, const Model *m) {
+    arena_release(&o->arena, m->d);
+    free(o->rows), free(o->host);
+    *o = (Optimizer){0};
+}
+
+// |g| of all trained parameters, from each one's sum of squares (kept for whoever asks which of them is not finite).
+double gradient_norm(Optimizer *o, const Model *m) {
+    double sum = 0;
+    for (int64_t i = 0; i < o->n; i++) sum_squares(m->d, mat_rows(o->squares, i, 1), o->rows[i].p->w->d);
+    m->d->download(mat(o->host, o->n, 1, F32), o->squares);
+    for (int64_t i = 0; i < o->n; i++) sum += o->host[i];
+    return sqrt(sum);
+}
+
+// torch.nn.utils.clip_grad_norm_, then torch.optim.AdamW. factor: of the schedule.
+void optimizer_step(Optimizer *o, Model *m, double factor, double norm) {
+    const AdamOptions *a = &o->options;
+    double t = (double)++o->updates;
+    double scale = a->clip > 0 ? fmin(1, a->clip / (norm + 1e-6)) : 1;
+    for (int64_t i = 0; i < o->n; i++) {
+        OptimizerRow *r = &o->rows[i];
+        double lr = r->lr * factor;
+        AdamStep s = {.grad_scale = scale,
+                      .lr = lr,
+                      .decay = r->decay,
+                      .beta1 = a->beta1,
+                      .beta2 = a->beta2,
+                      .eps = a->eps,
+                      .step_size = lr / (1 - pow(a->beta1, t)),
+                      .root_scale = 1 / sqrt(1 - pow(a->beta2, t))};
+        adamw(m->d, r->p->w->v, r->m, r->v, r->p->w->d, s);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------- guards
+
+bool outlier(Window *w, double value) {
+    bool is = false;
+    if (w->n >= OUTLIER_FROM) {
+        double mean = 0, square = 0;
+        for (int64_t i = 0; i < w->n; i++) mean += w->value[i];
+        mean /= (double)w->n;
+        for (int64_t i = 0; i < w->n; i++) square += (w->value[i] - mean) * (w->value[i] - mean);
+        double limit = mean + 6 * sqrt(square / (double)w->n);
+        is = value > limit && value > 2 * mean;
+        if (is) value = limit; // what is far out enters the window as the limit, so that it cannot widen it at once
+    }
+    w->value[w->next] = value;
+    w->next = (w->next + 1) % OUTLIER_WINDOW;
+    if (w->n < OUTLIER_WINDOW) w->n++;
+    return is;
+}
+
+void describe_nonfinite(const Optimizer *o, Text *out) {
+    int64_t bad = 0;
+    for (int64_t i = 0; i < o->n; i++) {
+        if (isfinite(o->host[i])) continue;
+        if (bad++ < LIMIT_LISTED) text_addf(out, "%s%s", bad > 1 ? ", " : "", o->rows[i].p->name);
+    }
+    if (bad > LIMIT_LISTED) text_addf(out, " and %lld more", (long long)(bad - LIMIT_LISTED));
+    if (bad == o->n) text_addf(out, " (all of them)");
+    for (int64_t i = 0; bad < o->n && i < o->n; i++)
+        if (isfinite(o->host[i]) && ((i && !isfinite(o->host[i - 1])) || (i + 1 < o->n && !isfinite(o->host[i + 1])))) {
+            text_addf(out, "; beside them %s is clean", o->rows[i].p->name);
+            break;
+        }
+}
+
+// -------------------------------------------------------------------------------------------------------- checkpoints
+
+typedef struct Stored { // tensors on their way to a file, with the host copies they need
+    TensorOut *out;
+    char (*names)[200];
+    int64_t n;
+    float **copies;
+} Stored;
+static void stored_add(Stored *s, const Model *m, const Param *p, const char *suffix, Mat value) {
+    TensorOut *t = &s->out[s->n];
+    snprintf(s->names[s->n], sizeof *s->names, "%s%s", p->name, suffix);
+    *t = (TensorOut){.name = s->names[s->n], .type = FT_F32, .dims = p->dims};
+    memcpy(t->shape, p->shape, sizeof t->shape);
+    float *copy = alloc_or_die((size_t)(p->rows * p->cols), sizeof *copy, "a tensor of the checkpoint");
+    m->d->download(mat(copy, p->rows, p->cols, F32), value);
+    s->copies[s->n++] = copy;
+    t->data = copy;
+}
+static Stored stored_new(int64_t n) {
+    return (Stored){.out = alloc_or_die((size_t)n + 1, sizeof(TensorOut), "a checkpoint"),
+                    .names = alloc_or_die((size_t)n + 1, 200, "a checkpoint"),
+                    .copies = alloc_or_die((size_t)n + 1, sizeof(float *), "a checkpoint")};
+}
+static bool stored_write(Stored *s, const char *dir, const char *file, Err *e) {
+    char path[1300];
+    bool ok = path_join(path, sizeof path, dir, file, e) && tensors_write(path, s->out, s->n, e);
+    for (int64_t i = 0; i < s->n; i++) free(s->copies[i]);
+    free(s->out), free(s->names), free(s->copies);
+    return ok;
+}
+
+// The trained values of a model without an adapter; an adapter holds its own.
+static bool trained_save(const Optimizer *o, const Model *m, const char *dir, Err *e) {
+    if (m->lora) return lora_save(m, dir, false, e);
+    Stored s = stored_new(o->n);
+    for (int64_t i = 0; i < o->n; i++) stored_add(&s, m, o->rows[i].p, "", o->rows[i].p->w->v);
+    return stored_write(&s, dir, "trained.safetensors", e);
+}
+
+bool train_save(const Optimizer *o, const Model *m, const char *dir, Err *e) {
+    if (!trained_save(o, m, dir, e)) return false;
+    Stored s = stored_new(2 * o->n);
+    for (int64_t i = 0; i < o->n; i++) {
+        stored_add(&s, m, o->rows[i].p, ".exp_avg", o->rows[i].m);
+        stored_add(&s, m, o->rows[i].p, ".exp_avg_sq", o->rows[i].v);
+    }
+    return stored_write(&s, dir, "optimizer.safetensors", e);
+}
+
+static bool stored_read(const TensorFile *f, const Model *m, const Param *p, const char *suffix, Mat value, Err *e) {
+    char name[200];
+    snprintf(name, sizeof name, "%s%s", p->name, suffix);
+    const Tensor *t = tensors_find(f, name);
+    if (!t || t->type != FT_F32 || t->elements != p->rows * p->cols)
+        return err_set(e, "E-CK-05", AT(.file = f->path, .tensor = p->name),
+                       "expected %s in F32 with %lld elements; found %s; do: resume with the options of the run", name,
+                       (long long)(p->rows * p->cols), t ? "another shape or type" : "none");
+    float *copy = alloc_or_die((size_t)t->elements, sizeof *copy, "a tensor of the checkpoint");
+    tensor_to_f32(t, 0, t->elements, copy);
+    m->d->upload(value, mat(copy, p->rows, p->cols, F32));
+    free(copy);
+    return true;
+}
+
+// A file must hold what is asked for and nothing else.
+static bool open_of(TensorFile *f, const char *dir, const char *file, int64_t count, Err *e) {
+    char path[1300];
+    if (!path_join(path, sizeof path, dir, file, e) || !tensors_open(f, path, e)) return false;
+    if (f->count == count) return true;
+    err_set(e, "E-CK-05", AT(.file = path), "expected %lld tensors; found %lld; do: resume with the options of the run",
+            (long long)count, (long long)f->count);
+    tensors_close(f);
+    return false;
+}
+
+bool train_load_values(Model *m, const char *dir, Err *e) { // of a model without adapter
+    TensorFile f;
+    bool ok = open_of(&f, dir, "trained.safetensors", trained_params(m), e);
+    if (!ok) return false;
+    for (int64_t i = 0; ok && i < m->n_params; i++)
+        if (m->params[i].w->d.p && !m->params[i].tied) ok = stored_read(&f, m, &m->params[i], "", m->params[i].w->v, e);
+    tensors_close(&f);
+    return ok;
+}
+bool train_load_moments(Optimizer *o, const Model *m, const char *dir, Err *e) {
+    TensorFile f;
+    bool ok = open_of(&f, dir, "optimizer.safetensors", 2 * o->n, e);
+    if (!ok) return false;
+    for (int64_t i = 0; ok && i < o->n; i++)
+        ok = stored_read(&f, m, o->rows[i].p, ".exp_avg", o->rows[i].m, e) &&
+             stored_read(&f, m, o->rows[i].p, ".exp_avg_sq", o->rows[i].v, e);
+    tensors_close(&f);
+    return ok;
+}
+int64_t train_bytes(const Optimizer *o) { // of a checkpoint, about
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < o->n; i++) bytes += 3 * 4 * o->rows[i].p->rows * o->rows[i].p->cols;
+    return bytes + (1 << 16);
+}
+
+// The state of a window, exactly: hexadecimal floats.
+void window_print(const Window *w, Text *out) {
+    text_addf(out, "{\"next\":%lld,\"values\":[", (long long)w->next);
+    for (int64_t i = 0; i < w->n; i++) text_addf(out, "%s\"%a\"", i ? "," : "", w->value[i]);
+    text_addf(out, "]}");
+}
+bool window_read(Window *w, const Json *v) {
+    const Json *values = json_get(v, "values"), *next = json_get(v, "next");
+    *w = (Window){0};
+    if (!values || values->type != JSON_ARRAY || values->count > OUTLIER_WINDOW || !next || !next->integer || next->i < 0 ||
+        next->i >= OUTLIER_WINDOW)
+        return false;
+    for (const Json *x = values->child; x; x = x->next) {
+        char *end;
+        if (x->type != JSON_STRING) return false;
+        w->value[w->n++] = strtod(x->str, &end);
+        if (*end) return false;
+    }
+    w->next = next->i;
+    return true;
+}
