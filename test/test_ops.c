@@ -207,6 +207,178 @@ TEST(greedy_takes_the_lowest_id_of_equals_and_ignores_the_sampling_filters) {
     EXPECT_INT(*(int32_t *)tokens.p, 2);
 }
 
+static AdamStep adam_step(int t, double grad_scale, double lr, double decay) {
+    return (AdamStep){.grad_scale = grad_scale,
+                      .lr = lr,
+                      .decay = decay,
+                      .beta1 = 0.9,
+                      .beta2 = 0.999,
+                      .eps = 1e-8,
+                      .step_size = lr / (1 - pow(0.9, t)),
+                      .root_scale = 1 / sqrt(1 - pow(0.999, t))};
+}
+static Mat filled(int64_t rows, int64_t cols, float value) {
+    Mat m = new_mat(rows, cols, F32);
+    for (int64_t i = 0; i < rows * cols; i++) f(m)[i] = value;
+    return m;
+}
+// theta 0.5 under a constant gradient of 0.2 with lr 0.01: without decay each step is lr to seven digits.
+// torch.optim.AdamW gives the same numbers.
+TEST(adamw_takes_the_worked_steps_with_and_without_decay_at_any_grad_scale) {
+    static const double want[2][3] = {{0.49, 0.48, 0.47}, {0.489950000500, 0.479901006000, 0.469853016399}};
+    for (int scaled = 0; scaled < 2; scaled++)
+        for (int decayed = 0; decayed < 2; decayed++) {
+            Mat w = filled(2, 3, 0.5f), m = filled(2, 3, 0), v = filled(2, 3, 0),
+                g = filled(2, 3, scaled ? 0.8f : 0.2f);
+            for (int t = 1; t <= 3; t++) {
+                adamw(d, w, m, v, g, adam_step(t, scaled ? 0.25 : 1, 0.01, decayed ? 0.01 : 0));
+                for (int i = 0; i < 6; i++) {
+                    EXPECT_NEAR(f(w)[i], want[decayed][t - 1], 5e-8);
+                    EXPECT_NEAR(f(m)[i], 0.2 * (1 - pow(0.9, t)), 2e-8); // the gradient after its scale, not before
+                    EXPECT_NEAR(f(v)[i], 0.04 * (1 - pow(0.999, t)), 2e-11);
+                    EXPECT(f(g)[i] == (scaled ? 0.8f : 0.2f));
+                }
+            }
+        }
+    Mat w = filled(1, 1, 0), m = filled(1, 1, 0), v = filled(1, 1, 0), g = filled(1, 1, 3e-8f);
+    adamw(d, w, m, v, g, adam_step(1, 1, 0.01, 0)); // eps beside the corrected root: 3e-8 / (3e-8 + 1e-8)
+    EXPECT_NEAR(f(w)[0], -0.0075, 1e-8);
+    f(w)[0] = 2;
+    adamw(d, w, m, v, g, adam_step(2, 1, 0, 0.5)); // the decay is lr * decay: none without lr
+    EXPECT(f(w)[0] == 2);
+}
+TEST(adamw_follows_gradients_that_change) { // against the textbook order: moments, their corrections, then the step
+    enum { N = 12, STEPS = 20 };
+    double w1[N], m1[N] = {0}, v1[N] = {0};
+    float want[N];
+    Mat w = new_mat(3, 4, F32), m = filled(3, 4, 0), v = filled(3, 4, 0);
+    for (int i = 0; i < N; i++) w1[i] = f(w)[i];
+    for (int t = 1; t <= STEPS; t++) {
+        Mat g = new_mat(3, 4, F32);
+        adamw(d, w, m, v, g, adam_step(t, 0.3, 0.02, 0.1));
+        for (int i = 0; i < N; i++) {
+            double gi = 0.3 * (double)f(g)[i];
+            m1[i] = 0.9 * m1[i] + 0.1 * gi, v1[i] = 0.999 * v1[i] + 0.001 * gi * gi;
+            double m_hat = m1[i] / (1 - pow(0.9, t)), v_hat = v1[i] / (1 - pow(0.999, t));
+            w1[i] -= 0.02 * 0.1 * w1[i] + 0.02 * m_hat / (sqrt(v_hat) + 1e-8);
+        }
+    }
+    for (int i = 0; i < N; i++) want[i] = (float)w1[i];
+    EXPECT_CLOSE("weights after 20 steps", f(w), want, N, 1e-6);
+    want[5] *= 1.00001f; // control
+    EXPECT(!error_within(tensor_error(f(w), want, N), 1e-6));
+}
+
+TEST(sum_squares_of_nothing_is_zero_and_nan_passes_through) {
+    Mat x = new_mat(7, 9, F32), out = filled(1, 1, 5), wide = x;
+    double sum = 0;
+    for (int i = 0; i < 63; i++) sum += (double)f(x)[i] * f(x)[i];
+    sum_squares(d, out, x);
+    EXPECT_NEAR(f(out)[0], sum, 6e-8 * sum);
+    wide.cols = 4; // a view with gaps: what lies in them does not count
+    for (int i = 0; i < 7; i++) f(x)[i * 9 + 4] = NAN;
+    sum = 0;
+    for (int i = 0; i < 63; i++) sum += i % 9 < 4 ? (double)f(x)[i] * f(x)[i] : 0;
+    sum_squares(d, out, wide);
+    EXPECT_NEAR(f(out)[0], sum, 6e-8 * sum);
+    sum_squares(d, out, x);
+    EXPECT(isnan(f(out)[0]));
+    f(x)[0] = INFINITY;
+    sum_squares(d, out, wide);
+    EXPECT(isinf(f(out)[0]));
+    f(out)[0] = 5;
+    sum_squares(d, out, mat_rows(x, 0, 0));
+    EXPECT(f(out)[0] == 0);
+    f(out)[0] = 5;
+    sum_squares(d, out, mat_cols(x, 0, 0));
+    EXPECT(f(out)[0] == 0);
+    Mat half = new_mat(2, 2, BF16);
+    memcpy(half.p, (uint16_t[]){0x3f80, 0x4000, 0xc040, 0}, 8); // 1, 2, -3, 0
+    sum_squares(d, out, half);
+    EXPECT(f(out)[0] == 14);
+    Mat many = filled(1000, 1000, 1e-3f); // in float the sum would stall: 1e6 terms of 1e-6
+    sum_squares(d, out, many);
+    EXPECT_NEAR(f(out)[0], 1e6 * (double)1e-3f * (double)1e-3f, 1e-7);
+}
+
+static Mat dropout_keys(int64_t n) { // row i: sample 10 + i, place 3 i
+    Mat keys = new_mat(n, 2, I32);
+    for (int32_t i = 0; i < n; i++) ((int32_t *)keys.p)[2 * i] = 10 + i, ((int32_t *)keys.p)[2 * i + 1] = 3 * i;
+    return keys;
+}
+TEST(dropout_drops_a_share_of_p_and_scales_the_rest) {
+    enum { N = 1000, C = 1000 };
+    static const float shares[] = {0.05f, 0.5f, 0.9f};
+    Mat x = filled(N, C, 1), y = new_mat(N, C, F32), keys = dropout_keys(N);
+    for (int i = 0; i < N * C; i++) f(x)[i] = 1 + (float)(i % 1013) / 1013;
+    for (int k = 0; k < 3; k++) {
+        float p = shares[k];
+        int64_t dropped = 0, wrong = 0, by_lane[4] = {0};
+        dropout(d, y, x, keys, p, 123456789012345, 77);
+        for (int i = 0; i < N * C; i++) {
+            if (f(y)[i] == 0) dropped++, by_lane[i % 4]++;
+            else wrong += fabs(f(y)[i] * (1 - (double)p) / f(x)[i] - 1) > 6e-8; // one rounding to float
+        }
+        EXPECT_INT(wrong, 0);
+        EXPECT_NEAR((double)dropped / (N * C), p, 4 * sqrt(p * (1 - p) / (N * C))); // four sigma
+        for (int lane = 0; lane < 4; lane++)                                        // of each of Philox's four words
+            EXPECT_NEAR((double)by_lane[lane] / (N * C / 4), p, 4 * sqrt(p * (1 - p) / (N * C / 4)));
+    }
+    dropout(d, y, x, keys, 0, 1, 1);
+    EXPECT(!memcmp(y.p, x.p, (size_t)N * C * 4));
+    Mat infinite = filled(1, 64, INFINITY), out = new_mat(1, 64, F32); // dropped means 0, not 0 times what was there
+    dropout(d, out, infinite, mat_rows(keys, 0, 1), 0.5f, 1, 1);
+    for (int j = 0; j < 64; j++) EXPECT(f(out)[j] == 0 || isinf(f(out)[j]));
+}
+// Share of equal places in two masks: 1 where they are the same, p^2 + (1 - p)^2 where they are independent.
+static double agreement(Mat a, Mat b) {
+    int64_t same = 0;
+    for (int64_t i = 0; i < a.rows; i++)
+        for (int64_t j = 0; j < a.cols; j++)
+            same += (*(float *)mat_at(a, i, j) == 0) == (*(float *)mat_at(b, i, j) == 0);
+    return (double)same / (double)(a.rows * a.cols);
+}
+TEST(a_dropout_mask_depends_on_seed_site_keys_and_column_alone) {
+    enum { N = 40, C = 250 }; // 10,000 elements: at p = 1/2 independent masks agree in 0.5 +- 0.005
+    Mat x = filled(N, C, 1), y = new_mat(N, C, F32), z = new_mat(N, C, F32), keys = dropout_keys(N);
+    dropout(d, y, x, keys, 0.5f, 5, 9);
+    // the second call, in place, on other values, narrower, row by row in the other order: the same mask
+    for (int64_t i = N - 1; i >= 0; i--) {
+        Mat row = mat_rows(z, i, 1);
+        for (int64_t j = 0; j < C; j++) f(row)[j] = -3 - (float)j;
+        dropout(d, mat_cols(row, 0, 7), mat_cols(row, 0, 7), mat_rows(keys, i, 1), 0.5f, 5, 9);
+        EXPECT(agreement(mat_cols(row, 0, 7), mat_cols(mat_rows(y, i, 1), 0, 7)) == 1);
+        EXPECT(f(row)[7] == -10);
+    }
+    Mat turned = new_mat(N, 2, I32); // rows of a batch in the other order keep their masks
+    for (int i = 0; i < N; i++) memcpy(mat_at(turned, i, 0), mat_at(keys, N - 1 - i, 0), 8);
+    dropout(d, z, x, turned, 0.5f, 5, 9);
+    for (int i = 0; i < N; i++) EXPECT(agreement(mat_rows(z, i, 1), mat_rows(y, N - 1 - i, 1)) == 1);
+    EXPECT_NEAR(agreement(z, y), 0.5, 0.02);
+    // each of them alone makes another mask, in its high bits too
+    static const uint64_t seeds[] = {6, 5 + (1ull << 32), 5 + (1ull << 63)};
+    static const uint32_t sites[] = {8, 9 + (1u << 16), 9 + (1u << 23)};
+    for (int k = 0; k < 3; k++) {
+        dropout(d, z, x, keys, 0.5f, seeds[k], 9);
+        EXPECT_NEAR(agreement(z, y), 0.5, 0.02);
+        dropout(d, z, x, keys, 0.5f, 5, sites[k]);
+        EXPECT_NEAR(agreement(z, y), 0.5, 0.02);
+    }
+    for (int part = 0; part < 2; part++)
+        for (int bit = 0; bit < 32; bit += 31) {
+            memcpy(turned.p, keys.p, (size_t)N * 8);
+            for (int i = 0; i < N; i++) ((uint32_t *)turned.p)[2 * i + part] ^= 1u << bit;
+            dropout(d, z, x, turned, 0.5f, 5, 9);
+            EXPECT_NEAR(agreement(z, y), 0.5, 0.02);
+        }
+    for (int i = 1; i < N; i++) EXPECT_NEAR(agreement(mat_rows(y, 0, 1), mat_rows(y, i, 1)), 0.5, 0.16); // five sigma
+    for (int lag = 1; lag <= 200; lag++) // of at least 2,000 elements: five sigma
+        EXPECT_NEAR(agreement(mat_cols(y, 0, C - lag), mat_cols(y, lag, C - lag)), 0.5, 0.056);
+    // a larger p drops what a smaller one dropped, and more
+    dropout(d, z, x, keys, 0.7f, 5, 9);
+    for (int i = 0; i < N * C; i++) EXPECT(f(y)[i] != 0 || f(z)[i] == 0);
+}
+
 TEST(zero_rows_are_no_work) {
     Mat x = new_mat(2, 4, F32), w = new_mat(3, 4, F32), y = new_mat(2, 3, F32);
     matmul(d, mat_rows(y, 0, 0), mat_rows(x, 0, 0), w, NT, 1, 0);
@@ -214,6 +386,28 @@ TEST(zero_rows_are_no_work) {
     attention_forward(d, mat_rows(x, 0, 0), mat_none(), mat_rows(x, 0, 0), mat_rows(x, 0, 0), mat_rows(x, 0, 0),
                       (Spans){0}, 1, 1, 4, 1);
     EXPECT(true);
+}
+TEST(zero_rows_have_no_gradient_and_move_no_weight) {
+    Mat x = mat_rows(new_mat(2, 4, F32), 0, 0), column = mat_rows(new_mat(2, 1, F32), 0, 0), w = filled(1, 4, 3),
+        sums = filled(1, 4, 5), index = mat_rows(new_mat(2, 1, I32), 0, 0);
+    bias_backward(d, sums, x);
+    rmsnorm_backward_add(d, x, sums, x, x, w, column);
+    matmul(d, filled(4, 4, 5), x, x, TN, 1, 1);
+    matmul(d, sums, mat_cols(w, 0, 0), mat_reshape(x, 0, 4), NN, 1, 1); // an inner size of zero adds nothing
+    dropout(d, x, x, mat_reshape(index, 0, 2), 0.5f, 1, 1);
+    rope(d, x, x, 1, 4, -1);
+    attention_backward(d, x, x, x, column, x, x, x, x, x, column, (Spans){0}, 1, 1, 4, 1);
+    swiglu_backward(d, x, x, x, x, x);
+    gelu_backward(d, x, x, x);
+    scatter_add_rows(d, sums, x, index);
+    logprob_backward(d, x, x, index, column, column, 1);
+    adamw(d, x, x, x, x, (AdamStep){.lr = 1});
+    bias_backward(d, mat_none(), filled(3, 4, 1)); // frozen
+    for (int j = 0; j < 4; j++) EXPECT(f(sums)[j] == 5 && f(w)[j] == 3);
+    Mat g = filled(3, 4, 7), dx = filled(3, 4, NAN); // and an empty span list leaves gradients of zero
+    Mat q = filled(3, 4, 1), lse = filled(3, 1, 0);
+    attention_backward(d, dx, g, g, filled(3, 1, 0), q, q, q, q, q, lse, (Spans){0}, 1, 1, 4, 1);
+    for (int i = 0; i < 12; i++) EXPECT(f(dx)[i] == 0 && f(g)[i] == 0);
 }
 
 // Exit status of a child that makes a call; its standard error is dropped.
@@ -246,5 +440,60 @@ TEST(a_broken_contract_stops_the_program) {
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
         int s = status_of(calls[i]);
         if (s != EXIT_BUG && s != 128 + 6) FAIL("call %zu ended with status %d", i, s);
+    }
+}
+
+// Calls that break the contract of a backward op in one place each; case 0 breaks none.
+static int broken;
+static bool is(int n) { return broken == n; }
+static Mat fresh(int64_t rows, int64_t cols) { return new_mat(rows, cols, F32); }
+static void backward_calls(void) {
+    Mat x = fresh(4, 6), column = fresh(4, 1), row = filled(1, 6, 1), index = new_mat(4, 1, I32),
+        half = new_mat(4, 6, BF16);
+    Span span = {0, is(1) ? 5 : 4, 0, 0, 1}, twice = {0, 4, is(2) ? 3 : 4, 4, 0};
+    d = ops_ref();
+    bias_backward(d, is(3) ? fresh(1, 5) : is(4) ? new_mat(1, 6, BF16) : is(5) ? fresh(2, 6) : row, is(6) ? x : half);
+    if (is(6)) bias_backward(d, row, new_mat(4, 6, I32));
+    dropout(d, fresh(4, 6), is(7) ? fresh(3, 6) : x, is(8) ? index : new_mat(is(9) ? 3 : 4, 2, I32),
+            is(10)   ? 1
+            : is(11) ? -0.1f
+            : is(12) ? NAN
+                     : 0.5f,
+            1, is(13) ? 1u << 24 : (1u << 24) - 1);
+    rmsnorm_backward_add(d, is(14) ? fresh(4, 5) : fresh(4, 6), is(15) ? new_mat(1, 6, BF16) : row, x, x,
+                         is(16) ? fresh(1, 5) : row,
+                         is(17)   ? mat_none()
+                         : is(18) ? fresh(3, 1)
+                                  : column);
+    attention_backward(d, is(19) ? fresh(3, 6) : fresh(4, 6), is(20) ? fresh(4, 3) : fresh(4, 6),
+                       is(21) ? fresh(5, 6) : fresh(4, 6),
+                       is(22)   ? mat_none()
+                       : is(23) ? fresh(4, 1)
+                                : fresh(4, 2),
+                       is(24) ? fresh(4, 5) : x, x, x, x, x,
+                       is(25)   ? mat_none()
+                       : is(26) ? new_mat(4, 2, BF16)
+                                : fresh(4, 2),
+                       host_spans(&span, 1), 2, is(27) ? 1 : 2, 3, 1);
+    attention_backward(d, fresh(4, 6), fresh(4, 6), fresh(4, 6), fresh(4, 2), x, x, x, x, x, fresh(4, 2),
+                       host_spans(&twice, 1), 2, 2, 3, 1);
+    swiglu_backward(d, fresh(4, 6), is(28) ? fresh(4, 5) : half, x, is(29) ? fresh(3, 6) : x, is(30) ? index : x);
+    gelu_backward(d, fresh(4, 6), is(31) ? fresh(4, 5) : half, is(32) ? new_mat(4, 6, I32) : x);
+    logprob_backward(d, is(33) ? fresh(4, 5) : half, is(34) ? half : x, is(35) ? column : index,
+                     is(36) ? mat_none() : column,
+                     is(37)   ? mat_none()
+                     : is(38) ? row
+                              : column,
+                     1);
+    scatter_add_rows(d, fresh(9, is(39) ? 5 : 6), x, is(40) ? new_mat(3, 1, I32) : index);
+    sum_squares(d, is(41) ? fresh(1, 2) : is(42) ? new_mat(1, 1, BF16) : fresh(1, 1), is(43) ? index : half);
+    adamw(d, is(44) ? half : x, fresh(4, 6), is(45) ? fresh(4, 5) : fresh(4, 6), is(46) ? half : x,
+          (AdamStep){.lr = 1});
+}
+TEST(a_broken_contract_of_a_backward_op_stops_the_program) {
+    enum { CALLS = 46 };
+    for (broken = 0; broken <= CALLS; broken++) {
+        int s = status_of(backward_calls);
+        if (broken ? s != EXIT_BUG && s != 128 + 6 : s != 0) FAIL("call %d ended with status %d", broken, s);
     }
 }
