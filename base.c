@@ -9,6 +9,7 @@
 #include <float.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <signal.h>
 #include <unistd.h>
 
 // ----------------------------------------------------------------------------------------------------------- UTF-8
@@ -502,3 +503,21 @@ void progress(const char *what, int64_t done, int64_t total, double started_seco
     fflush(stderr);
     pthread_mutex_unlock(&log_lock);
 }
+
+// ------------------------------------------------------------------------------------------------------------ signals
+
+static volatile sig_atomic_t stop_asked;
+static volatile time_t stop_asked_at; // set before stop_asked, read in the handler only
+static void on_stop(int signal_number) {
+    (void)signal_number;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (stop_asked && now.tv_sec - stop_asked_at <= 5) _exit(EXIT_STOPPED);
+    stop_asked_at = now.tv_sec, stop_asked = 1;
+}
+void stop_on_signals(void) {
+    struct sigaction a = {.sa_handler = on_stop};
+    sigemptyset(&a.sa_mask);
+    sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL);
+}
+bool stop_requested(void) { return stop_asked; }

@@ -70,6 +70,7 @@ extern "C" {
     X(LIMIT_NEW_TOKENS, INT64_C(8192), "generated tokens of one answer")                                               \
     X(LIMIT_CONTEXT, INT64_C(32768), "tokens of one sequence")                                                         \
     X(LIMIT_LORA_RANK, INT64_C(1024), "LoRA rank")                                                                     \
+    X(LIMIT_PATTERN, INT64_C(16384), "bytes of a regular expression, and steps of it compiled")                        \
     X(LIMIT_THREADS, INT64_C(256), "threads")                                                                          \
     X(LIMIT_LOG_LINE_BYTES, INT64_C(65536), "bytes of one line of a log")                                              \
     X(LIMIT_LOG_TEXT_BYTES, INT64_C(8192), "bytes of one text in a log, the rest is cut")                              \
@@ -188,6 +189,11 @@ void note_verbose(const char *fmt, ...) PRINTF_LIKE(1, 2);
 
 // One line that is redrawn on standard error when it is a terminal; nothing otherwise.
 void progress(const char *what, int64_t done, int64_t total, double started_seconds);
+
+// SIGINT and SIGTERM ask for a stop; whoever works in a loop looks. A second one within 5 s of the first ends the process
+// at once, with EXIT_STOPPED.
+void stop_on_signals(void);
+bool stop_requested(void);
 
 static inline double clock_seconds(void) { // monotonic
     struct timespec t;

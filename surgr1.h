@@ -58,6 +58,10 @@ bool path_dir(char *out, size_t out_size, const char *path, Err *e);
 int open_beneath(const char *root, const char *relative, const char *code, Where at, Err *e);
 // fsync of a folder: names made, renamed and removed in it are durable from here. E-WR-02.
 bool folder_sync(const char *dir, Err *e);
+// A folder that appears whole or not at all: make it under another name beside its place (files that a crash left there go
+// first), write into it, commit renames it. What stands at `dir` must be nothing or an empty folder. E-WR-01, -02.
+bool folder_begin(const char *made, Err *e);
+bool folder_finish(const char *made, const char *dir, Err *e);
 // SHA-256 (FIPS 180-4), for checks and reports: 64 hex digits and a zero into hex.
 void sha256_hex(const void *data, size_t size, char hex[65]);
 typedef struct Sha256 { // the same in pieces
@@ -305,6 +309,7 @@ void image_draw_box(Image *im, double x1, double y1, double x2, double y2, const
 // safetensors file, so that two runs can be compared op by op.
 void trace_start(const char *path, const char *label); // label: what is traced, kept in the file's metadata
 void trace_where(const char *where);                   // "text.layer.3": names the ops that follow
+const char *trace_place(void);                         // what trace_where said last
 bool trace_finish(Err *e);                             // writes the file; true when no trace was started
 // Compares two trace files and prints a report on standard output: the first op whose error passes `limit` (relative
 // L2), or that they agree. *same tells which. Refuses files of other shape (E-ST-*).
@@ -329,7 +334,8 @@ bool log_open(Log *l, const char *path, int64_t keep_bytes, Err *e);
 // members: "\"ev\":\"step\",\"step\":3", JSON on one line of less than LIMIT_LOG_LINE_BYTES (else a bug). On E-WR-01, -02
 // the file is as it was.
 bool log_write(Log *l, const char *members, Err *e);
-void log_add_text(Text *members, const char *bytes, size_t len); // a JSON string, cut at LIMIT_LOG_TEXT_BYTES with a mark
+void log_add_text(Text *members, const char *bytes,
+                  size_t len); // a JSON string, cut at LIMIT_LOG_TEXT_BYTES with a mark
 bool log_sync(Log *l, Err *e);
 void log_close(Log *l);
 // Every line checked: E-CK-02 with the first bad line. *lines counts the good ones; a torn last line is no fault.
@@ -691,7 +697,7 @@ typedef struct Model {
     int64_t rank;             // largest LoRA rank in the decoder, 0: none
     bool dropout;             // one of those has dropout
     LoraConfig *lora;         // NULL: no adapter
-    Arena weights, adapter, trained, gradients, activations, tables;
+    Arena weights, merged, adapter, trained, gradients, activations, tables;
     VisionTape tape;
     TensorFile files; // kept open while weights are mapped
     bool mapped;      // matrices on the CPU point into the mapping
@@ -788,10 +794,13 @@ bool lora_init(Model *m, const LoraOptions *o, Err *e);
 bool lora_load(Model *m, const char *dir, Err *e);
 // Writes adapter_config.json and adapter_model.safetensors (F32), in the key layout of transformers >= 4.52 or before.
 bool lora_save(const Model *m, const char *dir, bool old_keys, Err *e);
-// W += scale B A for every pair, in F32 with double sums; the adapter is gone afterwards. E-ME-01.
+// W += scale B A for every pair, in F32 with double sums; the adapter is gone afterwards (then another may come), and no
+// parameter is trained. E-ME-01.
 bool lora_merge(Model *m, Err *e);
 // A plain checkpoint folder that transformers opens: config and tokenizer files are copied from the folder the model
-// came from, weights in the types they had there (or all in one), sharded above shard_bytes. E-WR-01, E-WR-02.
+// came from, weights in the types they had there (or all in one), sharded above shard_bytes. An adapter that is not
+// merged yet is added on the way, piece by piece. dir must be new or empty; it appears whole or not at all. E-WR-01,
+// E-WR-02, E-NU-01 (too large for the type).
 typedef struct SaveOptions {
     const char *type;    // "keep", "f32" or "bf16"
     int64_t shard_bytes; // 0: 5 GB, as transformers
@@ -910,7 +919,7 @@ int split_image_marks(const char *text, size_t len, int *image, Part *parts);
 // Files of records: JSON lines, or one JSON array whose elements stream by.
 
 // Each record's text of a file. Lines come without their ends; blank ones are skipped with warning E-DS-11. Adds the
-// file's bytes to hash (may be NULL). Memory is that of the longest piece. E-IO-01 to -03, -05, E-JS-01; E-JS-03, -04 for
+// file's bytes to hash (may be NULL). Memory is that of the longest piece. E-IO-01 to -03, -05, E-JS-01; E-JS-04 for
 // an array that is none.
 typedef bool (*PieceCallback)(void *ctx, const Piece *p, Err *e);
 bool pieces_read(const char *path, Sha256 *hash, PieceCallback each, void *ctx, Err *e);
@@ -1078,6 +1087,39 @@ bool train_save(const Optimizer *o, const Model *m, const char *dir, Err *e);
 bool train_load_values(Model *m, const char *dir, Err *e); // of a model without adapter; E-CK-05
 bool train_load_moments(Optimizer *o, const Model *m, const char *dir, Err *e);
 int64_t train_bytes(const Optimizer *o);
+
+// ========================================================================================================= sft.c
+// Supervised fine-tuning.
+
+typedef struct SftOptions {
+    uint64_t seed;
+    bool in_order; // no shuffling
+    double epochs; // when steps is 0
+    int64_t steps;
+    int64_t batch, accumulate; // sequences in a micro-batch; micro-batches in an update
+    int64_t pack_tokens;       // most tokens in a micro-batch (at least one sequence); 0: no limit
+    int64_t keep;              // blocks of each tower that keep what they computed
+    bool dropout;              // some LoRA has dropout
+    AdamOptions adam;
+    Schedule schedule;  // its steps are those of the plan
+    double warmup_part; // > 0: warm-up as a part of the steps
+    int64_t eval_every, eval_samples, patience;
+    double min_delta;
+    int64_t save_every, keep_last, keep_every;
+    int64_t sample_every, samples, sample_tokens;
+    int64_t max_skips; // in a row
+    bool skip_outliers, old_keys;
+} SftOptions;
+typedef struct SftPlan {                       // of a whole run: what comes is known before it starts
+    int64_t steps, end;                        // updates; samples
+    int64_t samples, tokens, patches, targets; // largest of a micro-batch
+    int64_t all_tokens;
+} SftPlan;
+void sft_plan(const Dataset *d, const SftOptions *o, SftPlan *p);
+// Trains m, which is open for training (model_train_open), from the checkpoint `from` (NULL or step -1: from the start).
+// Ends with a checkpoint, and when *finished with RUN/export; else it was asked to stop. E-NU-04, E-WR-*, E-CK-*, E-ME-01.
+bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *eval, Run *run, const SftOptions *o,
+             const Checkpoint *from, bool *finished, Err *e);
 
 // ====================================================================================================== surgr1.c
 // Option tables, subcommands, help.

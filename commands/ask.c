@@ -5,7 +5,6 @@
 // What it is not: the prompt (tokenizer.c), the pictures (vision.c), or how an answer is made (generate.c).
 // Read before: commands.h, generate.c.  Read next: info.c.
 #include "commands.h"
-#include <signal.h>
 #include <unistd.h>
 
 enum { DEVICE_REF, DEVICE_CPU, DEVICE_CUDA };
@@ -60,13 +59,6 @@ static Option ask_options[] = {
     TEXT("trace", &ask.trace, "FILE", "write every op's output, for surgr1 trace-diff"),
     END};
 // clang-format on
-
-static volatile sig_atomic_t interrupted;
-static void on_interrupt(int signal_number) {
-    (void)signal_number;
-    if (interrupted) _exit(EXIT_STOPPED); // asked twice
-    interrupted = 1;
-}
 
 typedef struct Conversation {
     Record record;
@@ -331,7 +323,7 @@ static bool on_token(void *ctx, int completion, int32_t id) {
         fflush(stdout);
         text_free(&piece);
     }
-    return !interrupted && !ferror(stdout);
+    return !stop_requested() && !ferror(stdout);
 }
 
 // The boxes of an answer in both frames, and which picture they belong to.
@@ -390,9 +382,9 @@ static void print_json(const Session *s, const Conversation *c, const Completion
     text_addf(&t, ",\"answer\":");
     text_add_json_string(&t, answer->len ? answer->p : "", answer->len);
     text_addf(&t, ",\"stop\":\"%s\",\"prompt_tokens\":%lld,\"new_tokens\":%lld,\"ids\":[",
-              done->stopped ? "end"
-              : interrupted ? "interrupted"
-                            : "length",
+              done->stopped      ? "end"
+              : stop_requested() ? "interrupted"
+                                 : "length",
               (long long)c->ids.n, (long long)done->ids.n);
     for (int64_t i = 0; i < done->ids.n; i++) text_addf(&t, "%s%d", i ? "," : "", done->ids.p[i]);
     text_addf(&t, "],\"logprob\":");
@@ -465,7 +457,7 @@ static bool answer_batch(Session *s, int64_t from, int n, Err *e) {
             print_answer(tail.len ? tail.p : "", tail.len);
             printf("\n");
             text_free(&tail);
-        } else if (!interrupted) print_json(s, c, &done[i], &answer, &found);
+        } else if (!stop_requested()) print_json(s, c, &done[i], &answer, &found);
         if (ask.draw) ok = draw_boxes(c, &found, e);
         text_free(&answer);
     }
@@ -484,7 +476,7 @@ static bool answer_batch(Session *s, int64_t from, int n, Err *e) {
 // Weights, then every conversation in batches, in order.
 static bool answer_all(Session *s, Err *e) {
     LoadOptions options = {.allow_nonfinite = ask.allow_nonfinite, .force_f32 = ask.dtype == DTYPE_F32};
-    signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
+    stop_on_signals();
     pool_start((int)ask.threads);
     if (ask.max_memory) memory_limit_set(ask.max_memory);
     double started = clock_seconds();
@@ -494,14 +486,14 @@ static bool answer_all(Session *s, Err *e) {
     describe_session(s);
     if (ask.trace) trace_start(ask.trace, d->name);
     bool ok = true;
-    for (int64_t i = 0; ok && i < s->n && !interrupted; i += ask.batch) {
+    for (int64_t i = 0; ok && i < s->n && !stop_requested(); i += ask.batch) {
         int64_t left = s->n - i, n = left < ask.batch ? left : ask.batch;
         ok = answer_batch(s, i, (int)n, e);
         if (ask.messages) progress("conversations", i + n, s->n, started);
     }
     if (ok)
         note("timing: %lld prompt tokens in %.3f s, %lld new tokens%s, %.1f tokens/s", (long long)s->prompt_tokens,
-             s->prompt_s, (long long)s->new_tokens, interrupted ? " (interrupted)" : "",
+             s->prompt_s, (long long)s->new_tokens, stop_requested() ? " (interrupted)" : "",
              s->decode_s > 0 ? (double)s->continued_tokens / s->decode_s : 0.0);
     if (ok && ask.trace) ok = trace_finish(e);
     model_free(&s->m);
@@ -527,7 +519,7 @@ static int run_ask(char **args, int n) {
     tokenizer_free(s.t);
     pool_stop();
     warn_summary();
-    return !ok ? err_report(&e) : interrupted ? EXIT_STOPPED : EXIT_OK;
+    return !ok ? err_report(&e) : stop_requested() ? EXIT_STOPPED : EXIT_OK;
 }
 
 const Command command_ask = {

@@ -5,6 +5,7 @@
 // Read before: base.h.  Read next: json.c.
 #define _GNU_SOURCE // O_PATH, the GNU strerror_r
 #include "../surgr1.h"
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -318,6 +319,30 @@ bool folder_sync(const char *dir, Err *e) {
     if (fd >= 0 && close(fd) && !error) error = errno;
     return !error || err_set(e, "E-WR-02", AT(.file = dir), "expected to flush the folder; found %s; do: %s",
                              error_text(error), "check that it is writable and on a healthy disk");
+}
+
+static bool folder_failed(const char *dir, const char *what, int error, Err *e) {
+    return err_set(e, error == ENOSPC || error == EDQUOT ? "E-WR-01" : "E-WR-02", AT(.file = dir),
+                   "expected to %s the folder; found %s; do: check that its parent is writable", what,
+                   error_text(error));
+}
+
+bool folder_begin(const char *dir, Err *e) {
+    DIR *left = opendir(dir);
+    int error = 0;
+    for (struct dirent *f; left && (f = readdir(left));)
+        if (strcmp(f->d_name, ".") && strcmp(f->d_name, "..") && unlinkat(dirfd(left), f->d_name, 0)) error = errno;
+    if (left) closedir(left);
+    if (!error && left && rmdir(dir)) error = errno;
+    if (!error && mkdir(dir, 0755)) error = errno;
+    return !error || folder_failed(dir, "make", error, e);
+}
+
+bool folder_finish(const char *made, const char *dir, Err *e) {
+    char parent[1100];
+    if (!path_dir(parent, sizeof parent, dir, e) || !folder_sync(made, e)) return false;
+    if (rename(made, dir)) return folder_failed(dir, "rename", errno, e);
+    return folder_sync(parent, e);
 }
 
 bool file_write_atomic(const char *path, const void *data, size_t size, Err *e) {

@@ -93,6 +93,7 @@ void trace_start(const char *path, const char *label) {
 }
 
 void trace_where(const char *where) { snprintf(trace.where, sizeof trace.where, "%s", where); }
+const char *trace_place(void) { return trace.where; }
 
 bool trace_finish(Err *e) {
     if (!trace.path[0]) return true;

@@ -23,6 +23,7 @@ surgery/answer 70
 surgery/reward 70
 surgery/ 80
 train 90
+sft 95
 grpo 100
 refine 100
 commands/ 110

@@ -1,0 +1,517 @@
+// sft.c - supervised fine-tuning: stages 1 and 2 of Surg-R1, the first stage of Surgery-R1.
+//
+// What it is:  equation 1 of the Surg-R1 paper, L = -1/T sum_t log p(y_t | x, y_<t) over the T target tokens of an update,
+//              and the loop around it: order, packing, accumulation, evaluation, completions, checkpoints, resume.
+// What it is not: the step itself (train.c, model.c) or the samples (data/samples.c).
+// Read before: train.c.  Read next: commands/sft.c, which fills the options.
+//
+// What can be computed from the step is never saved, and what is saved is saved exactly: a run that was killed goes on to
+// the same bits. Lines of run.jsonl therefore hold no times; those go to timing.jsonl.
+#include "surgr1.h"
+
+// --------------------------------------------------------------------------------------------------------------- plan
+
+static int64_t sample_at(const Dataset *d, const SftOptions *o, int64_t seen) {
+    int64_t index = seen % d->n;
+    return o->in_order ? index : shuffled(o->seed, seen / d->n, index, d->n);
+}
+
+// How many samples from the seen-th on go into the next micro-batch: at most `batch`, and with a limit of tokens as many
+// as fit (always one). None is taken at or behind `end`.
+static int64_t micro_batch(const Dataset *d, const SftOptions *o, int64_t seen, int64_t end) {
+    int64_t tokens = 0, n = 0;
+    for (; n < o->batch && seen + n < end; n++) {
+        tokens += d->samples[sample_at(d, o, seen + n)].tokens;
+        if (n && o->pack_tokens && tokens > o->pack_tokens) break;
+    }
+    return n;
+}
+
+void sft_plan(const Dataset *d, const SftOptions *o, SftPlan *p) {
+    *p = (SftPlan){.end = o->steps ? INT64_MAX : (int64_t)ceil(o->epochs * (double)d->n)};
+    int64_t seen = 0;
+    while (seen < p->end && (!o->steps || p->steps < o->steps)) {
+        for (int64_t k = 0; k < o->accumulate && seen < p->end; k++) {
+            int64_t n = micro_batch(d, o, seen, p->end), tokens = 0, patches = 0, targets = 0;
+            for (int64_t i = 0; i < n; i++) {
+                const SampleInfo *s = &d->samples[sample_at(d, o, seen + i)];
+                tokens += s->tokens, patches += s->patches, targets += s->targets;
+            }
+            if (tokens > p->tokens) p->tokens = tokens;
+            if (patches > p->patches) p->patches = patches;
+            if (targets > p->targets) p->targets = targets;
+            if (n > p->samples) p->samples = n;
+            seen += n, p->all_tokens += tokens;
+        }
+        p->steps++;
+    }
+    if (p->end > seen) p->end = seen;
+}
+
+// -------------------------------------------------------------------------------------------------------------- state
+
+typedef struct Sft {
+    Model *m;
+    const Tokenizer *t;
+    const Dataset *train, *eval; // eval: NULL when there is none
+    Run *run;
+    const SftOptions *o;
+    SftPlan plan;
+    Schedule schedule;
+    Optimizer opt;
+    Pack pack;
+    float *dlp, *lp, *entropy; // of one micro-batch
+    int64_t cap;
+    // what a checkpoint holds
+    int64_t step, seen, skipped, in_a_row, outliers;
+    int64_t skips[64], n_skips; // the latest steps that were skipped
+    Window losses, norms;
+    double best;
+    int64_t best_step, stale; // evaluations since the best
+    // not saved
+    double started;
+    int64_t first_step, disk_full;
+    bool resumed;
+} Sft;
+
+static void state_print(const Sft *s, Text *out) {
+    text_addf(
+        out,
+        "{\"format\":1,\"step\":%lld,\"seen\":%lld,\"epoch\":%lld,\"index\":%lld,\"updates\":%lld,\"skipped\":%lld,"
+        "\"in_a_row\":%lld,\"outliers\":%lld,\"skips\":[",
+        (long long)s->step, (long long)s->seen, (long long)(s->seen / s->train->n), (long long)(s->seen % s->train->n),
+        (long long)s->opt.updates, (long long)s->skipped, (long long)s->in_a_row, (long long)s->outliers);
+    for (int64_t i = 0; i < s->n_skips; i++) text_addf(out, "%s%lld", i ? "," : "", (long long)s->skips[i]);
+    text_addf(out, "],\"best\":\"%a\",\"best_step\":%lld,\"stale\":%lld,\"losses\":", s->best, (long long)s->best_step,
+              (long long)s->stale);
+    window_print(&s->losses, out);
+    text_addf(out, ",\"norms\":");
+    window_print(&s->norms, out);
+    text_addf(out, "}");
+}
+
+static bool state_read(Sft *s, const Checkpoint *c, Err *e) {
+    const Json *j = c->state.root, *best = json_get(j, "best"), *skips = json_get(j, "skips");
+    int64_t format = 0, most = INT64_MAX;
+    bool ok = json_int(&c->state, j, "format", true, 1, 1, &format, e) &&
+              json_int(&c->state, j, "step", true, 0, most, &s->step, e) &&
+              json_int(&c->state, j, "seen", true, 0, most, &s->seen, e) &&
+              json_int(&c->state, j, "updates", true, 0, most, &s->opt.updates, e) &&
+              json_int(&c->state, j, "skipped", true, 0, most, &s->skipped, e) &&
+              json_int(&c->state, j, "in_a_row", true, 0, most, &s->in_a_row, e) &&
+              json_int(&c->state, j, "outliers", true, 0, most, &s->outliers, e) &&
+              json_int(&c->state, j, "best_step", true, -1, most, &s->best_step, e) &&
+              json_int(&c->state, j, "stale", true, 0, most, &s->stale, e);
+    if (!ok) return false;
+    ok = best && best->type == JSON_STRING && skips && skips->type == JSON_ARRAY &&
+         skips->count <= sizeof s->skips / sizeof *s->skips && window_read(&s->losses, json_get(j, "losses")) &&
+         window_read(&s->norms, json_get(j, "norms"));
+    for (const Json *k = ok ? skips->child : NULL; k; k = k->next) s->skips[s->n_skips++] = k->i;
+    if (ok) s->best = strtod(best->str, NULL);
+    return ok || err_set(e, "E-CK-04", AT(.file = c->state.file),
+                         "expected the state of a fine-tuning run; found something else; do: resume with the program "
+                         "version that wrote it");
+}
+
+// ---------------------------------------------------------------------------------------------------------------- logs
+
+static bool log_event(Sft *s, Text *members, Err *e) {
+    bool ok = log_write(&s->run->log, members->p, e);
+    text_free(members);
+    return ok;
+}
+static void number(Text *t, const char *name, double v) { // JSON knows no NaN
+    text_addf(t, ",\"%s\":", name);
+    if (isfinite(v)) text_add_json_number(t, v);
+    else text_addf(t, "\"%s\"", isnan(v) ? "nan" : v > 0 ? "inf" : "-inf");
+}
+static bool scalar(Sft *s, const char *tag, double v, Err *e) {
+    return events_scalar(&s->run->events, tag, s->step, v, e);
+}
+
+// -------------------------------------------------------------------------------------------------------------- passes
+
+typedef struct Sums { // over the sequences of an update or an evaluation
+    double loss, weight, entropy;
+    int64_t tokens, targets, sequences;
+    Text bad; // ids of the sequences whose loss is not finite
+} Sums;
+
+// Samples seen .. seen + n of d in one pass. total > 0: gradients of sum(weight -lp) / total are added; else it only scores.
+static bool pass(Sft *s, const Dataset *d, int64_t seen, int64_t n, bool in_order, double total, Sums *sums, Err *e) {
+    char(*ids)[260] = alloc_or_die((size_t)n, sizeof *ids, "a micro-batch");
+    double *weights = alloc_or_die((size_t)n, sizeof *weights, "a micro-batch");
+    bool ok = true;
+    pack_clear(&s->pack);
+    for (int64_t k = 0; ok && k < n; k++) {
+        Sample x;
+        int64_t i = in_order ? seen + k : sample_at(d, s->o, seen + k);
+        if (!(ok = sample_load(d, i, &x, e))) break;
+        Sequence q = {.ids = x.ids.p,
+                      .n = x.ids.n,
+                      .n_prompt = x.ids.n,
+                      .trained = x.trained,
+                      .pixels = x.pixels,
+                      .grids = x.grids,
+                      .n_grids = x.n_grids,
+                      .key = (uint32_t)(seen + k)};
+        ok = pack_add(&s->pack, &s->m->c, &q, e);
+        weights[k] = x.weight;
+        memcpy(ids[k], x.id, sizeof *ids);
+        sample_free(&x);
+    }
+    if (ok) {
+        const TrainBatch *b = pack_batch(&s->pack, total > 0 && s->o->dropout, s->o->seed, s->o->keep);
+        if (b->N > s->cap) {
+            s->cap = b->N;
+            s->dlp = grow_or_die(s->dlp, (size_t)s->cap, sizeof *s->dlp, "the loss");
+            s->lp = grow_or_die(s->lp, (size_t)s->cap, sizeof *s->lp, "the loss");
+            s->entropy = grow_or_die(s->entropy, (size_t)s->cap, sizeof *s->entropy, "the loss");
+        }
+        for (int64_t k = 0; k < n; k++)
+            for (int64_t i = b->spans[k].first; i < b->spans[k].last; i++)
+                s->dlp[i] = b->targets[i] < 0 ? 0 : (float)(-weights[k] / total);
+        ok = model_pass(s->m, b, total > 0 ? s->dlp : NULL, s->lp, s->entropy, e);
+        for (int64_t k = 0; ok && k < n; k++) {
+            double loss = 0, entropy = 0;
+            int64_t targets = 0;
+            for (int64_t i = b->spans[k].first; i < b->spans[k].last; i++)
+                loss -= s->lp[i], entropy += s->entropy[i], targets += b->targets[i] >= 0;
+            if (!isfinite(loss)) text_addf(&sums->bad, "%s%s", sums->bad.len ? ", " : "", ids[k]);
+            sums->loss += weights[k] * loss, sums->weight += weights[k] * (double)targets, sums->entropy += entropy;
+            sums->targets += targets, sums->sequences++;
+        }
+        sums->tokens += ok ? b->N : 0;
+    }
+    free(ids), free(weights);
+    return ok;
+}
+
+// The first op of a second, forward pass over the same samples whose output is not finite: "text.layer.3 matmul".
+typedef struct Culprit {
+    char op[200];
+} Culprit;
+static void look_for_nonfinite(void *ctx, const Ops *d, const char *op, Mat y) {
+    Culprit *c = ctx;
+    if (c->op[0] || y.type == I32) return;
+    int64_t n = y.rows * y.cols;
+    char *host = alloc_or_die((size_t)n + 1, type_size(y.type), "the search for the first bad value");
+    d->download(mat(host, y.rows, y.cols, y.type), y);
+    for (int64_t i = 0; i < n && !c->op[0]; i++) {
+        float v = y.type == F32 ? ((float *)(void *)host)[i] : bf16_to_f32(((uint16_t *)(void *)host)[i]);
+        if (!isfinite(v)) snprintf(c->op, sizeof c->op, "%s %s", trace_place(), op);
+    }
+    free(host);
+}
+
+static bool find_culprit(Sft *s, int64_t first, int64_t end, Culprit *c, Err *e) {
+    Sums sums = {0};
+    bool ok = true;
+    op_trace_set(look_for_nonfinite, c);
+    for (int64_t seen = first, n; ok && seen < end && !c->op[0]; seen += n) {
+        n = micro_batch(s->train, s->o, seen, end);
+        ok = pass(s, s->train, seen, n, false, 0, &sums, e);
+    }
+    op_trace_set(NULL, NULL);
+    text_free(&sums.bad);
+    return ok;
+}
+
+// ---------------------------------------------------------------------------------------------------------- evaluation
+
+static int64_t eval_samples(const Sft *s) {
+    return s->o->eval_samples && s->o->eval_samples < s->eval->n ? s->o->eval_samples : s->eval->n;
+}
+
+static bool evaluate(Sft *s, double *loss, Err *e) {
+    Sums sums = {0};
+    double started = clock_seconds();
+    int64_t end = eval_samples(s);
+    SftOptions in_order = *s->o;
+    in_order.in_order = true;
+    bool ok = true;
+    for (int64_t seen = 0, n; ok && seen < end; seen += n) {
+        progress("evaluation", seen, end, started);
+        n = micro_batch(s->eval, &in_order, seen, end);
+        ok = pass(s, s->eval, seen, n, true, 0, &sums, e);
+    }
+    progress("evaluation", end, end, started);
+    text_free(&sums.bad);
+    if (!ok) return false;
+    *loss = sums.weight > 0 ? sums.loss / sums.weight : 0;
+    bool better = *loss < s->best - s->o->min_delta;
+    if (better) s->best = *loss, s->best_step = s->step, s->stale = 0;
+    else s->stale++;
+    note("eval at step %lld: loss %.4f, perplexity %.3f over %lld targets of %lld samples%s", (long long)s->step, *loss,
+         exp(*loss), (long long)sums.targets, (long long)sums.sequences, better ? ", the best so far" : "");
+    Text t = {0};
+    text_addf(&t, "\"ev\":\"eval\",\"step\":%lld", (long long)s->step);
+    number(&t, "loss", *loss);
+    text_addf(&t, ",\"targets\":%lld,\"best_step\":%lld", (long long)sums.targets, (long long)s->best_step);
+    return log_event(s, &t, e) && scalar(s, "eval/loss", *loss, e) && scalar(s, "eval/perplexity", exp(*loss), e);
+}
+
+// Greedy answers to the first prompts of the evaluation set (or of the training set), for people to read.
+static bool complete_samples(Sft *s, Err *e) {
+    const Dataset *d = s->eval ? s->eval : s->train;
+    GenerationConfig g;
+    bool from_file, ok = generation_config_load(&g, s->m->c.dir, &from_file, e);
+    g.sample = (SampleParams){.repetition_penalty = 1, .temperature = 1, .top_p = 1};
+    g.max_new_tokens = s->o->sample_tokens;
+    Text table = {0};
+    text_addf(&table, "| id | answer |\n|---|---|\n");
+    for (int64_t i = 0; ok && i < s->o->samples && i < d->n; i++) {
+        Sample x;
+        Ids prompt = {0};
+        Completion done = {0};
+        int n_grids = 0;
+        if (!(ok = sample_load(d, i, &x, e))) break;
+        ok = sample_prompt(d, i, &prompt, &n_grids, e);
+        int64_t room = s->m->c.context - prompt.n;
+        GenerationConfig fits = g;
+        if (fits.max_new_tokens > room) fits.max_new_tokens = room > 1 ? room : 1;
+        Request r = {.ids = prompt.p,
+                     .n = prompt.n,
+                     .pixels = n_grids ? x.pixels : NULL,
+                     .grids = x.grids,
+                     .n_grids = n_grids,
+                     .stream = (uint32_t)i,
+                     .completions = 1};
+        ok = ok && generate(s->m, &r, 1, &fits, NULL, NULL, &done, e);
+        if (ok) {
+            Text answer = {0}, clean = {0}, line = {0};
+            tokenizer_decode(s->t, done.ids.p, done.ids.n, true, &answer);
+            text_add_clean(&clean, answer.p ? answer.p : "", answer.len, "");
+            note("sample %s at step %lld: %s", x.id, (long long)s->step, clean.p ? clean.p : "");
+            text_addf(&line, "\"ev\":\"sample\",\"step\":%lld,\"id\":", (long long)s->step);
+            text_add_json_string(&line, x.id, strlen(x.id));
+            text_addf(&line, ",\"tokens\":%lld,\"stopped\":%s,\"text\":", (long long)done.ids.n,
+                      done.stopped ? "true" : "false");
+            log_add_text(&line, answer.p ? answer.p : "", answer.len);
+            text_addf(&table, "| %s | %s |\n", x.id, clean.p ? clean.p : "");
+            ok = log_event(s, &line, e);
+            text_free(&answer), text_free(&clean), completion_free(&done);
+        }
+        ids_free(&prompt), sample_free(&x);
+    }
+    ok = ok && events_text(&s->run->events, "samples", s->step, table.p, table.len, e);
+    text_free(&table);
+    return ok;
+}
+
+// --------------------------------------------------------------------------------------------------------- checkpoints
+
+// What follows a checkpoint, and also the first thing after a resume from it: a kill may have come between.
+static bool after_checkpoint(Sft *s, Err *e) {
+    Text t = {0};
+    text_addf(&t, "\"ev\":\"checkpoint\",\"step\":%lld", (long long)s->step);
+    return log_event(s, &t, e) &&
+           checkpoint_rotate(s->run, s->o->keep_last, s->o->keep_every, s->eval ? s->best_step : -1, e);
+}
+
+static bool save_checkpoint(Sft *s, Err *e) {
+    char dir[1300];
+    bool enough = true;
+    if (!checkpoint_begin(s->run, s->step, train_bytes(&s->opt), dir, sizeof dir, &enough, e)) return false;
+    if (!enough) {
+        if (++s->disk_full < 3) return true;
+        return err_set(e, "E-WR-01", AT(.file = s->run->dir),
+                       "expected room for a checkpoint; found none for the third time in a row; do: free space, then "
+                       "start the same command again");
+    }
+    s->disk_full = 0;
+    Text state = {0};
+    state_print(s, &state);
+    bool ok = train_save(&s->opt, s->m, dir, e);
+    if (!ok) checkpoint_abort(s->run, dir);
+    ok = ok && checkpoint_commit(s->run, s->step, dir, state.p, e);
+    text_free(&state);
+    return ok && after_checkpoint(s, e);
+}
+
+static bool resume(Sft *s, const Checkpoint *c, Err *e) {
+    if (!state_read(s, c, e) || !train_load_moments(&s->opt, s->m, c->dir, e)) return false;
+    if (!s->m->lora && !train_load_values(s->m, c->dir, e)) return false;
+    s->resumed = true;
+    note("resumed from step %lld of %lld", (long long)s->step, (long long)s->plan.steps);
+    return after_checkpoint(s, e);
+}
+
+// ---------------------------------------------------------------------------------------------------------------- step
+
+// Whether the run has to stop: three skips in a row, or more than 1 % (and at least 10) of the last 1,000 steps.
+static bool too_many_skips(Sft *s) {
+    enum { ROOM = sizeof s->skips / sizeof *s->skips };
+    if (s->n_skips == ROOM) memmove(s->skips, s->skips + 1, (ROOM - 1) * sizeof *s->skips), s->n_skips--;
+    s->skips[s->n_skips++] = s->step;
+    int64_t recent = 0;
+    for (int64_t i = 0; i < s->n_skips; i++) recent += s->skips[i] > s->step - 1000;
+    return s->in_a_row >= s->o->max_skips || recent > 10;
+}
+
+static bool report_skip(Sft *s, const Sums *sums, int64_t first, double norm, Err *e) {
+    Text bad = {0}, t = {0};
+    Culprit culprit = {{0}};
+    bool loss = sums->bad.len > 0;
+    if (loss && !find_culprit(s, first, s->seen, &culprit, e)) return false;
+    if (!loss) describe_nonfinite(&s->opt, &bad);
+    s->skipped++, s->in_a_row++;
+    char found[400];
+    if (loss)
+        snprintf(found, sizeof found, "%.120s in sample %.200s",
+                 culprit.op[0] ? culprit.op : "no bad op on a second look", sums->bad.p);
+    else snprintf(found, sizeof found, "gradient norm %g, bad in %.300s", norm, bad.p ? bad.p : "");
+    warn(loss ? "E-NU-02" : "E-NU-03", AT(.file = s->run->dir, .sample = loss ? sums->bad.p : NULL),
+         "expected a finite %s in step %lld; found %s; do: look at the sample (the step is skipped)",
+         loss ? "loss" : "gradient", (long long)s->step, found);
+    text_addf(&t, "\"ev\":\"skip\",\"step\":%lld,\"code\":\"%s\",\"found\":", (long long)s->step,
+              loss ? "E-NU-02" : "E-NU-03");
+    text_add_json_string(&t, found, strlen(found));
+    text_free(&bad);
+    if (!log_event(s, &t, e)) return false;
+    if (!too_many_skips(s)) return true;
+    char path[1300], report[600];
+    snprintf(report, sizeof report, "{\"step\":%lld,\"skipped\":%lld,\"in_a_row\":%lld}\n", (long long)s->step,
+             (long long)s->skipped, (long long)s->in_a_row);
+    if (!path_join(path, sizeof path, s->run->dir, "nan-report.json", e) ||
+        !file_write_atomic(path, report, strlen(report), e))
+        return false;
+    return err_set(
+        e, "E-NU-04", AT(.file = s->run->dir),
+        "expected finite numbers; found %lld skipped steps in a row, %lld in all, the last: %.300s; do: lower "
+        "the learning rate or mend the sample, then start the same command again",
+        (long long)s->in_a_row, (long long)s->skipped, found);
+}
+
+static bool report_step(Sft *s, const Sums *sums, double loss, double norm, double factor, bool far, double seconds,
+                        Err *e) {
+    const AdamOptions *a = &s->o->adam;
+    double lr = a->lr[TOWER_DECODER] * factor, entropy = sums->targets ? sums->entropy / (double)sums->targets : 0;
+    double spent = clock_seconds() - s->started;
+    int64_t done = s->step - s->first_step, left = s->plan.steps - s->step;
+    double eta = done > 0 ? spent / (double)done * (double)left : 0;
+    int width = snprintf(NULL, 0, "%lld", (long long)s->plan.steps);
+    note("step %*lld/%lld  loss %8.4f  norm %8.3f  lr %9.3e  tokens %6lld  targets %5lld  %6.2f s  %7.0f tok/s  left "
+         "%d:%02d",
+         width, (long long)s->step, (long long)s->plan.steps, loss, norm, lr, (long long)sums->tokens,
+         (long long)sums->targets, seconds, (double)sums->tokens / seconds, (int)(eta / 60), (int)fmod(eta, 60));
+    Text t = {0}, timing = {0};
+    text_addf(&t, "\"ev\":\"step\",\"step\":%lld", (long long)s->step);
+    number(&t, "loss", loss), number(&t, "grad_norm", norm), number(&t, "learning_rate", lr),
+        number(&t, "entropy", entropy);
+    number(&t, "epoch", (double)s->seen / (double)s->train->n);
+    text_addf(&t, ",\"tokens\":%lld,\"targets\":%lld,\"samples\":%lld,\"outlier\":%s", (long long)sums->tokens,
+              (long long)sums->targets, (long long)sums->sequences, far ? "true" : "false");
+    text_addf(&timing, "\"ev\":\"step\",\"step\":%lld", (long long)s->step);
+    number(&timing, "seconds", seconds), number(&timing, "tokens_per_second", (double)sums->tokens / seconds);
+    bool ok = log_event(s, &t, e) && log_write(&s->run->timing, timing.p, e) && scalar(s, "train/loss", loss, e) &&
+              scalar(s, "train/grad_norm", norm, e) && scalar(s, "train/learning_rate", lr, e) &&
+              scalar(s, "train/entropy", entropy, e) &&
+              scalar(s, "speed/tokens_per_second", (double)sums->tokens / seconds, e);
+    text_free(&timing);
+    return ok;
+}
+
+// One update: accumulate, look, clip, apply. s->step and s->seen advance whatever comes of it.
+static bool update(Sft *s, Err *e) {
+    double started = clock_seconds(), total = 0;
+    int64_t first = s->seen, end = s->seen, micros = 0;
+    for (; micros < s->o->accumulate && end < s->plan.end; micros++)
+        end += micro_batch(s->train, s->o, end, s->plan.end);
+    for (int64_t i = first; i < end; i++) {
+        const SampleInfo *x = &s->train->samples[sample_at(s->train, s->o, i)];
+        total += x->weight * (double)x->targets;
+    }
+    Sums sums = {0};
+    model_zero_gradients(s->m);
+    for (int64_t k = 0; k < micros; k++) {
+        progress("update", k, micros, started);
+        int64_t n = micro_batch(s->train, s->o, s->seen, end);
+        if (!pass(s, s->train, s->seen, n, false, total > 0 ? total : 1, &sums, e)) return false;
+        s->seen += n;
+    }
+    progress("update", micros, micros, started);
+
+    double loss = total > 0 ? sums.loss / total : 0, norm = gradient_norm(&s->opt, s->m);
+    double factor = schedule_factor(&s->schedule, s->step++);
+    bool ok = true, far = false;
+    if (sums.bad.len || !isfinite(norm)) ok = report_skip(s, &sums, first, norm, e);
+    else {
+        s->in_a_row = 0;
+        far = outlier(&s->norms, norm);
+        far |= outlier(&s->losses, loss);
+        s->outliers = far ? s->outliers + 1 : 0;
+        bool skip = far && s->o->skip_outliers && s->outliers <= 5;
+        if (far)
+            warn("E-NU-05", AT(.file = s->run->dir),
+                 "expected step %lld to be like the ones before; found loss %.4g and gradient norm %.4g; do: %s",
+                 (long long)s->step, loss, norm,
+                 skip ? "look at its samples (the step is skipped)" : "look at its samples when it comes often");
+        if (skip) s->skipped++;
+        else optimizer_step(&s->opt, s->m, factor, norm);
+        ok = report_step(s, &sums, loss, norm, factor, far, fmax(clock_seconds() - started, 1e-6), e);
+    }
+    text_free(&sums.bad);
+    return ok;
+}
+
+static bool due(int64_t every, int64_t step) { return every > 0 && step % every == 0; }
+
+// The evaluation before the first step, if there is one: where the model stood.
+static bool start(Sft *s, Err *e) {
+    Text t = {0};
+    text_addf(&t, "\"ev\":\"start\",\"steps\":%lld,\"samples\":%lld,\"trained\":%lld", (long long)s->plan.steps,
+              (long long)s->train->n, (long long)s->opt.n);
+    double loss;
+    return log_event(s, &t, e) && (!s->eval || !s->o->eval_every || evaluate(s, &loss, e));
+}
+
+static bool export_result(Sft *s, Err *e) {
+    char dir[1300], temporary[1300];
+    if (!path_join(dir, sizeof dir, s->run->dir, "export", e) ||
+        !path_join(temporary, sizeof temporary, s->run->dir, ".tmp-export", e))
+        return false;
+    if (folder_exists(dir)) return true; // renamed into place whole, by the end of an earlier start
+    if (!s->m->lora) return model_save(s->m, dir, (SaveOptions){.type = "keep"}, e);
+    return folder_begin(temporary, e) && lora_save(s->m, temporary, s->o->old_keys, e) &&
+           folder_finish(temporary, dir, e);
+}
+
+bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *eval, Run *run, const SftOptions *o,
+             const Checkpoint *from, bool *finished, Err *e) {
+    Sft s = {.m = m, .t = t, .train = train, .eval = eval, .run = run, .o = o, .best = INFINITY, .best_step = -1};
+    *finished = false;
+    sft_plan(train, o, &s.plan);
+    s.schedule = o->schedule;
+    s.schedule.steps = s.plan.steps;
+    if (o->warmup_part > 0) s.schedule.warmup = (int64_t)ceil(o->warmup_part * (double)s.plan.steps);
+    bool ok = optimizer_open(&s.opt, m, &o->adam, e) && (from && from->step >= 0 ? resume(&s, from, e) : start(&s, e));
+    s.started = clock_seconds(), s.first_step = s.step;
+    bool stale = false;
+    while (ok && s.step < s.plan.steps && !stale && !stop_requested()) {
+        double loss;
+        int64_t best = s.best_step;
+        if (!(ok = update(&s, e))) break;
+        bool last = s.step == s.plan.steps;
+        if (eval && (due(o->eval_every, s.step) || (last && o->eval_every))) ok = evaluate(&s, &loss, e);
+        if (ok && due(o->sample_every, s.step)) ok = complete_samples(&s, e);
+        stale = o->patience > 0 && s.stale >= o->patience;
+        if (ok && (due(o->save_every, s.step) || last || stale || stop_requested() || s.best_step > best))
+            ok = save_checkpoint(&s, e);
+    }
+    stale = stale || (o->patience > 0 && s.stale >= o->patience); // also when resumed behind the end
+    *finished = ok && (s.step == s.plan.steps || stale);
+    if (*finished) {
+        if (stale && s.step < s.plan.steps)
+            note("stopped at step %lld: %lld evaluations without a better loss", (long long)s.step, (long long)s.stale);
+        Text end = {0};
+        text_addf(&end, "\"ev\":\"end\",\"step\":%lld,\"skipped\":%lld", (long long)s.step, (long long)s.skipped);
+        ok = log_event(&s, &end, e) && log_sync(&run->log, e) && log_sync(&run->timing, e) &&
+             events_sync(&run->events, e) && export_result(&s, e);
+        *finished = ok;
+    }
+    optimizer_close(&s.opt, m);
+    pack_free(&s.pack);
+    free(s.dlp), free(s.lp), free(s.entropy);
+    return ok;
+}
