@@ -7,9 +7,6 @@
 #include "commands.h"
 #include <unistd.h>
 
-enum { DEVICE_REF, DEVICE_CPU, DEVICE_CUDA };
-enum { DTYPE_AUTO, DTYPE_F32, DTYPE_BF16 };
-
 static struct {
     const char *model, *messages, *system, *draw, *trace;
     Many images;
@@ -268,17 +265,6 @@ static bool session_open(Session *s, Err *e) {
     return pixel_limits_ok(v, e);
 }
 
-static const Ops *device_open(Err *e) {
-    if (ask.device != DEVICE_CUDA) return ask.device == DEVICE_REF ? ops_ref() : ops_cpu();
-#ifdef SURGR1_CUDA
-    return ops_cuda(ask.dtype == DTYPE_F32 ? F32 : BF16, e);
-#else
-    err_set(e, "E-DV-01", AT(.file = "--device cuda"),
-            "expected a program built with CUDA; found one without; do: run make cuda, or use --device cpu");
-    return NULL;
-#endif
-}
-
 static void describe_session(const Session *s) {
     const Model *m = &s->m;
     int64_t parameters = 0, bytes = 0;
@@ -480,7 +466,7 @@ static bool answer_all(Session *s, Err *e) {
     pool_start((int)ask.threads);
     if (ask.max_memory) memory_limit_set(ask.max_memory);
     double started = clock_seconds();
-    const Ops *d = device_open(e);
+    const Ops *d = device_of(ask.device, ask.dtype, e);
     if (!d || !model_load(&s->m, ask.model, d, options, e)) return false;
     s->loaded = clock_seconds() - started;
     describe_session(s);

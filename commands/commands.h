@@ -63,6 +63,15 @@ int word_distance(const char *a, const char *b);     // Levenshtein, for "did yo
 Option *option_of(Option *table, const void *value); // the row whose value this is
 // One note with every option whose value came from `origin` ("" = the default).
 void list_options(const Option *options, const char *origin, const char *title);
+// Options as two JSON objects, name to value and name to origin ("default", "command line", a file's name).
+void options_json(const Option *options, Text *values, Text *origins);
+// The other way: the options of a run's config.json (or a bare object of them) into those that nobody has set yet. doc
+// holds the texts and must outlive the options. E-CF-02 names the field.
+bool options_read(const Command *c, const char *path, JsonDoc *doc, Err *e);
+// The device of --device and --dtype. E-DV-01.
+enum { DEVICE_REF, DEVICE_CPU, DEVICE_CUDA };
+enum { DTYPE_AUTO, DTYPE_F32, DTYPE_BF16 };
+const Ops *device_of(int device, int dtype, Err *e);
 // False with E-CL-01 when the smallest area is larger than the largest.
 bool pixel_limits_ok(const VisionConfig *v, Err *e);
 

@@ -103,23 +103,28 @@ static void value_text(const Option *o, char *out, size_t size) {
     }
 }
 
-static int set_number(Option *o, const char *field, const char *text) {
-    char expected[120], *end = NULL;
+// Stores the number when it is one and in range.
+static bool number_fits(Option *o, const char *text) {
+    char *end = NULL;
     errno = 0;
     double value = strtod(text, &end); // the C locale: nothing calls setlocale
     bool ok =
         *text && !*end && !errno && isfinite(value) && value >= o->min && value <= o->max && !strpbrk(text, " xX");
-    if (o->kind == OPT_INT) {
-        errno = 0;
-        int64_t whole = strtoll(text, &end, 10);
-        ok = ok && !*end && !errno;
-        if (ok) *(int64_t *)o->value = whole;
-        snprintf(expected, sizeof expected, "a whole number from %.0f to %.0f", o->min, o->max);
-    } else {
-        if (ok) *(double *)o->value = value;
-        snprintf(expected, sizeof expected, "a number from %g to %g", o->min, o->max);
-    }
-    return ok ? EXIT_OK : usage(field, expected, quoted(text, strlen(text)), "give such a number");
+    if (ok && o->kind == OPT_REAL) *(double *)o->value = value;
+    if (o->kind == OPT_REAL) return ok;
+    errno = 0;
+    int64_t whole = strtoll(text, &end, 10);
+    ok = ok && !*end && !errno;
+    if (ok) *(int64_t *)o->value = whole;
+    return ok;
+}
+
+static int set_number(Option *o, const char *field, const char *text) {
+    char expected[120];
+    if (number_fits(o, text)) return EXIT_OK;
+    if (o->kind == OPT_INT) snprintf(expected, sizeof expected, "a whole number from %.0f to %.0f", o->min, o->max);
+    else snprintf(expected, sizeof expected, "a number from %g to %g", o->min, o->max);
+    return usage(field, expected, quoted(text, strlen(text)), "give such a number");
 }
 
 static int set_option(const Command *c, Option *o, const char *field, const char *text) {
@@ -226,9 +231,114 @@ int command_run(const Command *c, int argc, char **argv) {
     return usage(c->name, c->args, found, todo);
 }
 
+// ------------------------------------------------------------------------------------------------- saved configurations
+
+static void value_json(const Option *o, Text *out) {
+    switch (o->kind) {
+    case OPT_FLAG:
+    case OPT_UNFLAG: text_addf(out, "%s", *(bool *)o->value ? "true" : "false"); return;
+    case OPT_INT: text_addf(out, "%lld", (long long)*(int64_t *)o->value); return;
+    case OPT_REAL: text_add_json_number(out, *(double *)o->value); return;
+    case OPT_MANY: {
+        const Many *m = o->value;
+        text_addf(out, "[");
+        for (int i = 0; i < m->n; i++) {
+            if (i) text_addf(out, ",");
+            text_add_json_string(out, m->p[i], strlen(m->p[i]));
+        }
+        text_addf(out, "]");
+        return;
+    }
+    default: break;
+    }
+    char value[1200];
+    value_text(o, value, sizeof value);
+    if (o->kind == OPT_TEXT && !*(const char **)o->value) text_addf(out, "null");
+    else text_add_json_string(out, value, strlen(value));
+}
+
+void options_json(const Option *options, Text *values, Text *origins) {
+    const char *comma = "";
+    text_addf(values, "{"), text_addf(origins, "{");
+    for (const Option *o = options; o->name; o++) {
+        if (o->kind == OPT_UNFLAG) continue;
+        text_addf(values, "%s\"%s\":", comma, o->name), text_addf(origins, "%s\"%s\":", comma, o->name);
+        value_json(o, values);
+        const char *origin = o->origin ? o->origin : "default";
+        text_add_json_string(origins, origin, strlen(origin));
+        comma = ",";
+    }
+    text_addf(values, "}"), text_addf(origins, "}");
+}
+
+// One value of a file into its option; text of numbers goes through the same check as on a command line.
+static bool option_from_json(const Command *c, Option *o, const JsonDoc *doc, const Json *v, Err *e) {
+    bool ok = false;
+    char field[80];
+    snprintf(field, sizeof field, "--%s", o->name);
+    switch (o->kind) {
+    case OPT_FLAG:
+    case OPT_UNFLAG:
+        if ((ok = v->type == JSON_TRUE || v->type == JSON_FALSE)) *(bool *)o->value = v->type == JSON_TRUE;
+        break;
+    case OPT_INT:
+    case OPT_REAL: ok = v->type == JSON_NUMBER && number_fits(o, v->str); break;
+    case OPT_TEXT:
+        ok = v->type == JSON_NULL || (v->type == JSON_STRING && v->len && !memchr(v->str, 0, v->len));
+        if (ok && v->type == JSON_STRING) *(const char **)o->value = v->str;
+        break;
+    case OPT_CHOICE: {
+        int chosen = v->type == JSON_STRING ? choice_of(o->arg, v->str) : -1;
+        if ((ok = chosen >= 0)) *(int *)o->value = chosen;
+        break;
+    }
+    case OPT_MANY: {
+        Many *m = o->value;
+        ok = v->type == JSON_ARRAY && v->count <= (uint32_t)o->max;
+        for (const Json *x = v->child; ok && x; x = x->next)
+            if ((ok = x->type == JSON_STRING && x->len && !memchr(x->str, 0, x->len))) m->p[m->n++] = x->str;
+        break;
+    }
+    }
+    return ok || err_set(e, "E-CF-02", json_at(doc, v, o->name),
+                         "expected what --%s takes (%s); found %s; do: see surgr1 %s --help", o->name,
+                         o->arg ? o->arg : "true or false", json_shown(v), c->name);
+}
+
+bool options_read(const Command *c, const char *path, JsonDoc *doc, Err *e) {
+    if (!json_read(doc, path, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e)) return false;
+    const Json *values = json_get(doc->root, "options");
+    if (!values) values = doc->root; // a file written by hand may hold the options alone
+    if (values->type != JSON_OBJECT)
+        return err_set(e, "E-CF-02", json_at(doc, values, "options"),
+                       "expected an object of options; found %s; do: give a config.json of a run", json_shown(values));
+    for (const Json *v = values->child; v; v = v->next) {
+        Option *o = find_option(c, v->key, v->key_len);
+        if (!o || o->kind == OPT_UNFLAG)
+            return err_set(e, "E-CF-02", json_at(doc, v, quoted(v->key, v->key_len)),
+                           "expected an option of surgr1 %s; found an unknown one; do: remove it", c->name);
+        if (o->origin) continue; // the command line speaks louder
+        if (!option_from_json(c, o, doc, v, e)) return false;
+        o->origin = path;
+    }
+    return true;
+}
+
 Option *option_of(Option *table, const void *value) {
     while (table->value != value) table++;
     return table;
+}
+
+const Ops *device_of(int device, int dtype, Err *e) {
+    if (device != DEVICE_CUDA) return device == DEVICE_REF ? ops_ref() : ops_cpu();
+#ifdef SURGR1_CUDA
+    return ops_cuda(dtype == DTYPE_F32 ? F32 : BF16, e);
+#else
+    (void)dtype;
+    err_set(e, "E-DV-01", AT(.file = "--device cuda"),
+            "expected a program built with CUDA; found one without; do: run make cuda, or use --device cpu");
+    return NULL;
+#endif
 }
 
 bool pixel_limits_ok(const VisionConfig *v, Err *e) {
