@@ -28,7 +28,7 @@ static const char *shown(const char *text) {
     Text t = {0};
     text_addf(&t, "%s:", r.id);
     for (int i = 0; i < r.n; i++) {
-        text_addf(&t, " %s[", r.messages[i].role);
+        text_addf(&t, " %s%s[", r.messages[i].role, r.trained[i] ? "*" : ""); // * the loss counts it
         for (int k = 0; k < r.messages[i].n_parts; k++) {
             const Part *p = &r.messages[i].parts[k];
             if (p->image >= 0) text_addf(&t, "<%s>", r.images[p->image]);
@@ -71,7 +71,7 @@ TEST(forms_that_are_read) {
     EXPECT_STR(
         shown("{\"messages\":[{\"role\":\"system\",\"content\":\"\"},{\"role\":\"user\",\"content\":\"a\"},"
               "{\"role\":\"assistant\",\"content\":\"b\"},{\"role\":\"user\",\"content\":\"c\"}],\"extra\":[1]}"),
-        "7: system[] user[a|] assistant[b|] user[c|]");
+        "7: system[] user[a|] assistant*[b|] user[c|]");
 }
 
 TEST(rules_by_code) {
@@ -95,8 +95,9 @@ TEST(rules_by_code) {
                    "E-DS-02"));
     EXPECT(refused(USER("\"a <image>\"") "}", "E-DS-02")); // a mark and no images
     EXPECT(refused(USER("\"a <image>\"") ",\"images\":[]}", "E-DS-02"));
-    EXPECT(refused(USER("\"a\"") ",\"images\":[\"x.png\"]}", "E-DS-02")); // an image and no mark
-    EXPECT(refused(USER("\"<image>\"") ",\"images\":\"x.png\"}", "E-DS-02"));
+    EXPECT(refused(USER("\"<image>\"") ",\"images\":[\"x.png\",\"y.png\"]}", "E-DS-02"));
+    EXPECT(refused(USER("\"<image>\"") ",\"images\":5}", "E-DS-02"));
+    EXPECT(refused(USER("\"<image>\"") ",\"images\":\"x.png\",\"image\":\"x.png\"}", "E-DS-02"));
     EXPECT(refused(USER("\"<image>\"") ",\"images\":[7]}", "E-DS-02"));
     EXPECT(refused("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":\"<image>"
                    "\"}],\"images\":[\"a\"]}",
@@ -204,7 +205,8 @@ static const char *read_file(const char *content, size_t size, bool all) {
     Err e = {0};
     const char *path = temporary(content, size);
     seen[0] = 0;
-    bool ok = all ? records_read_all(path, see, see_bad, NULL, &e) : records_read(path, see, NULL, &e);
+    bool ok = all ? records_read_all(path, (RecordOptions){0}, NULL, see, see_bad, NULL, &e)
+                  : records_read(path, see, NULL, &e);
     unlink(path);
     if (!ok) see_bad(NULL, &e);
     return seen;
