@@ -1,24 +1,25 @@
-// test_gradients.c - every backward op of ops.c against finite differences of its forward, in double.
+// test_gradients.c - every backward op of ops.c, and the block, against finite differences of its forward, in double.
 //
-// What it is:  the proof that the references are right; cpu.c and kernels.cu are compared with the references. ops.c is
-//              compiled here a second time with real = double, so that a difference quotient has digits to lose. For
-//              random dy the loss is L = sum dy y, and each element of each input is moved in turn:
+// What it is:  the proof that the references are right; cpu.c and kernels.cu are compared with the references. ops.c and
+//              block.c are compiled here a second time with real = double, so that a difference quotient has digits to
+//              lose. For random dy the loss is L = sum dy y, and each element of each input is moved in turn:
 //                  dL/dx = (8 (L(x + h) - L(x - h)) - (L(x + 2h) - L(x - 2h))) / 12 h,   error h^4 L^(5) / 30.
 // How far is too far: h = 2^-9 makes the error of the formula about 5e-13 L^(5), and the rounding of L, some 1e-15, is
-//              divided by h: 1e-12 together where derivatives are of order one. The limit is 1e-10 everywhere, so that
-//              no wrong term is small enough to hide.
+//              divided by h: 1e-12 together where derivatives are of order one. The limit is 1e-10 for an op, so that
+//              no wrong term is small enough to hide, and 1e-9 for a block, whose fifth derivatives are larger.
 // Controls:    of each gradient, what must fail: it shifted by an element, negated, one element off by 1e-6; and of each
 //              case, a backward with a mistake in its arguments (a span dropped, the other sign, the wrong target).
 // What it is not: a test of float rounding or speed (test_ops.c, test_kernels.c).
-// Read before: ops.c.
+// Read before: ops.c, block.c.
 #define SURGR1_REAL_DOUBLE
-#include "../ops.c" // and whatever else is differentiated: files that only call ops can follow in the same way
+#include "../ops.c"
+#include "../block.c"
 #include "test.h"
 
 // ----------------------------------------------------------------------------------------------------------- harness
 
-enum { MAX_VARIABLES = 4, PAD = 3 };
-static const double STEP = 1.0 / 512, LIMIT = 1e-10;
+enum { MAX_VARIABLES = 40, PAD = 3 };
+static const double STEP = 1.0 / 512;
 
 // A value and the gradient of L with respect to it. d.p == NULL: none is asked for. Every view has PAD columns of NaN
 // beside it, which nothing may read or write.
@@ -37,6 +38,7 @@ struct Case {
     int mistakes;                                 // each of 1..mistakes must be noticed
     Variable in[MAX_VARIABLES], out[MAX_VARIABLES];
     int n_in, n_out;
+    double limit;
     // what ops need besides
     Mat stat, delta, index, angles;
     Spans spans;
@@ -44,10 +46,11 @@ struct Case {
     float scalar; // alpha, eps, scale or inv_temperature
     int64_t heads, kv_heads, dim;
     bool in_place;
+    const struct BlockCase *block;
 };
 
 static const Ops *d;
-static void *made[200];
+static void *made[400];
 static int n_made;
 static Mat new_mat(int64_t rows, int64_t cols, Type type) { // all NaN, or zeros for I32
     d = ops_ref();
@@ -92,7 +95,7 @@ static bool padding_is_nan(Mat m) {
 }
 
 static Case new_case(const char *what, void (*forward)(const Case *), void (*back)(const Case *, int), int mistakes) {
-    return (Case){.what = what, .forward = forward, .backward = back, .mistakes = mistakes};
+    return (Case){.what = what, .forward = forward, .backward = back, .mistakes = mistakes, .limit = 1e-10};
 }
 enum Gradient { OVERWRITTEN, ADDED, FROZEN };
 static Variable *input(Case *c, const char *name, Mat value, enum Gradient g) {
@@ -157,7 +160,7 @@ static void gradient(const Variable *t, double *out) { // what the backward wrot
 
 // Relative L2, or infinity when an element is not finite or the largest error passes 100 limits of the rms
 // (compare.h in double).
-static double distance(const double *got, const double *want, int64_t n) {
+static double distance(const double *got, const double *want, int64_t n, double limit) {
     double diff = 0, norm = 0, largest = 0;
     for (int64_t i = 0; i < n; i++) {
         double e = fabs(got[i] - want[i]);
@@ -165,7 +168,7 @@ static double distance(const double *got, const double *want, int64_t n) {
         diff += e * e, norm += want[i] * want[i], largest = fmax(largest, e);
     }
     if (norm == 0) return diff == 0 ? 0 : INFINITY;
-    return largest > 100 * LIMIT * sqrt(norm / (double)n) ? INFINITY : sqrt(diff / norm);
+    return largest > 100 * limit * sqrt(norm / (double)n) ? INFINITY : sqrt(diff / norm);
 }
 
 // Every gradient of the case against differences; the controls; the padding. Frees the case's matrices.
@@ -182,23 +185,26 @@ static void check(const Case *c) {
         want[n] = alloc_or_die((size_t)size[n], sizeof *got, "differences");
         gradient(t, got); // taken before differences() runs more forwards
         differences(c, t->v, want[n]);
-        double error = distance(got, want[n], size[n]), rms = 0;
-        if (!(error <= LIMIT)) FAIL("%s: d%s is off by %.3g (limit %.3g)", c->what, t->name, error, LIMIT);
+        double error = distance(got, want[n], size[n], c->limit), rms = 0;
+        if (!(error <= c->limit)) FAIL("%s: d%s is off by %.3g (limit %.3g)", c->what, t->name, error, c->limit);
         for (int64_t i = 0; i < size[n]; i++) rms += want[n][i] * want[n][i] / (double)size[n];
         if (!(rms > 1e-6)) FAIL("%s: d%s is too small to show anything", c->what, t->name);
         got[size[n] / 2] += 1e-6 * sqrt(rms);
-        if (distance(got, want[n], size[n]) <= LIMIT) FAIL("%s: one wrong element of d%s passes", c->what, t->name);
+        if (distance(got, want[n], size[n], c->limit) <= c->limit)
+            FAIL("%s: one wrong element of d%s passes", c->what, t->name);
         gradient(t, got);
         for (int64_t i = 0; i < size[n]; i++) got[i] = -got[i];
-        if (distance(got, want[n], size[n]) <= LIMIT) FAIL("%s: -d%s passes", c->what, t->name);
+        if (distance(got, want[n], size[n], c->limit) <= c->limit) FAIL("%s: -d%s passes", c->what, t->name);
         gradient(t, got), got[size[n]] = got[0];
-        if (distance(got + 1, want[n], size[n]) <= LIMIT) FAIL("%s: d%s shifted by one passes", c->what, t->name);
+        if (distance(got + 1, want[n], size[n], c->limit) <= c->limit)
+            FAIL("%s: d%s shifted by one passes", c->what, t->name);
     }
     for (int m = 1; m <= c->mistakes; m++) {
         bool seen = false;
         backward(c, m);
         for (int n = 0; n < c->n_in; n++)
-            if (c->in[n].d.p) gradient(&c->in[n], got), seen |= !(distance(got, want[n], size[n]) <= LIMIT);
+            if (c->in[n].d.p)
+                gradient(&c->in[n], got), seen |= !(distance(got, want[n], size[n], c->limit) <= c->limit);
         if (!seen) FAIL("%s: mistake %d passes", c->what, m);
     }
     backward(c, 0);
@@ -345,6 +351,15 @@ TEST(add_rmsnorm_passes_the_gradient_of_the_sum_and_of_its_norm_to_both_terms) {
 
 // ---------------------------------------------------------------------------------------------------------- position
 
+static Mat turns(int64_t rows, int64_t dim) { // cos | sin, row i turned by (i + 1) / (j^2 + 1) in pair j
+    Mat m = new_mat(rows, dim, F32);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < dim / 2; j++) {
+            double turn = (double)(i + 1) / (double)(j * j + 1);
+            put(m, i, j, cos(turn)), put(m, i, dim / 2 + j, sin(turn));
+        }
+    return m;
+}
 static void rope_f(const Case *c) {
     copy(d, c->out[0].v, c->in[0].v);
     rope(d, c->out[0].v, c->angles, c->heads, c->dim, 1);
@@ -355,12 +370,7 @@ static void rope_b(const Case *c, int mistake) {
 }
 TEST(the_backward_of_a_rotation_is_the_inverse_rotation) {
     Case c = new_case("rope", rope_f, rope_b, 1);
-    c.heads = 3, c.dim = 6, c.angles = new_mat(5, 6, F32);
-    for (int64_t i = 0; i < 5; i++)
-        for (int64_t j = 0; j < 3; j++) {
-            double turn = (double)(i + 1) / (double)(j * j + 1);
-            put(c.angles, i, j, cos(turn)), put(c.angles, i, 3 + j, sin(turn));
-        }
+    c.heads = 3, c.dim = 6, c.angles = turns(5, 6);
     Variable *x = input(&c, "x", random_mat(5, 18, 1), OVERWRITTEN);
     output(&c, "y", 5, 18);
     Mat there_and_back = new_mat(5, 18, F32);
@@ -592,6 +602,100 @@ TEST(logprob_of_each_target) {
             EXPECT(row_is_zero(logits->d, i) == (cases[n].targets[i] < 0 || (n == 0 && i == 2)));
         check(&c);
     }
+}
+
+// ------------------------------------------------------------------------------------------------------------- block
+
+typedef struct BlockCase {
+    Block b;
+    BlockShape shape;
+    BlockScratch s;
+    BlockGrad g;
+    Arena arena;
+} BlockCase;
+static const char *named(const char *layer, const char *part) {
+    static char names[MAX_VARIABLES][24];
+    static int turn;
+    char *name = names[turn++ % MAX_VARIABLES];
+    snprintf(name, sizeof names[0], "%s.%s", layer, part);
+    return name;
+}
+static Weight weight(Case *c, const char *layer, const char *part, int64_t rows, int64_t cols, bool trained) {
+    Mat value = random_mat(rows, cols, 0.6);
+    if (!trained) return (Weight){value, mat_none()};
+    Variable *t = input(c, named(layer, part), value, ADDED);
+    return (Weight){t->v, t->d};
+}
+// rank 0: no LoRA. frozen: only LoRA learns.
+static Linear linear(Case *c, const char *name, int64_t out, int64_t in, bool bias, int64_t rank, float p,
+                     bool frozen) {
+    static uint32_t site;
+    Linear l = {.w = weight(c, name, "w", out, in, !frozen)};
+    if (bias) l.b = weight(c, name, "b", 1, out, !frozen);
+    if (!rank) return l;
+    l.lora = (Lora){.scale = 2 / (float)rank, .dropout = p, .site = ++site};
+    l.lora.a = weight(c, name, "A", rank, in, true), l.lora.b = weight(c, name, "B", out, rank, true);
+    return l;
+}
+static void block_f(const Case *c) {
+    const BlockCase *t = c->block;
+    block_forward(d, &t->b, t->shape, t->s, c->out[0].v, c->in[0].v, c->angles, c->spans, NULL, NULL, NULL, NULL, NULL);
+}
+// Mistakes: the last span is dropped; other rotary angles; the dropout of another step.
+static void block_b(const Case *c, int mistake) {
+    BlockScratch s = c->block->s;
+    Spans spans = c->spans;
+    if (mistake == 1) spans.n--;
+    if (mistake == 3) s.lora.seed++;
+    copy(d, c->in[0].d, c->out[0].d);
+    block_backward(d, &c->block->b, c->block->shape, s, c->block->g, c->in[0].d, c->in[0].v,
+                   mistake == 2 ? rotated_rows(c->angles) : c->angles, spans);
+}
+static void check_block(const char *what, BlockShape shape, bool joined, const Span *spans, int64_t n, float p,
+                        bool frozen) {
+    int64_t N = spans[n - 1].last, C = shape.C, q = shape.heads * shape.dim, kv = shape.kv_heads * shape.dim,
+            rank = shape.rank;
+    Case c = new_case(what, block_f, block_b, p > 0 ? 3 : 2);
+    BlockCase t = {.shape = shape, .arena = {.role = "block"}};
+    c.limit = 1e-9, c.block = &t, c.spans = host_spans(spans, n), c.angles = turns(N, shape.dim);
+    input(&c, "x", random_mat(N, C, 1), OVERWRITTEN), output(&c, "y", N, C);
+    t.b.norm1 = weight(&c, "norm1", "w", 1, C, !frozen), t.b.norm2 = weight(&c, "norm2", "w", 1, C, !frozen);
+    t.b.n_qkv = joined ? 1 : 3;
+    if (joined) t.b.qkv[0] = linear(&c, "qkv", q + 2 * kv, C, true, rank, p, frozen);
+    else {
+        t.b.qkv[0] = linear(&c, "q", q, C, true, rank, p, frozen);
+        t.b.qkv[1] = linear(&c, "k", kv, C, true, 0, p, frozen); // LoRA on some layers, of several ranks
+        t.b.qkv[2] = linear(&c, "v", kv, C, true, rank ? 1 : 0, p, frozen);
+    }
+    t.b.proj = linear(&c, "proj", C, q, joined, rank, p, frozen);
+    t.b.gate = linear(&c, "gate", shape.F, C, joined, rank, p, frozen);
+    t.b.up = linear(&c, "up", shape.F, C, joined, rank ? 1 : 0, p, frozen);
+    t.b.down = linear(&c, "down", C, shape.F, joined, rank, 0, frozen); // and dropout on some
+    for (int pass = 0; pass < 2; pass++) {
+        Err e = {0};
+        if (pass) EXPECT(arena_reserve(&t.arena, d, t.arena.used, &e));
+        block_scratch_place(&t.s, &t.arena, shape, N, F32, true, NULL);
+        block_grad_place(&t.g, &t.arena, shape, N, F32);
+    }
+    if (p > 0) {
+        t.s.lora.keys = new_mat(N, 2, I32), t.s.lora.seed = 77;
+        for (int32_t i = 0; i < N; i++) *(int32_t *)mat_at(t.s.lora.keys, i, 1) = i;
+    }
+    check(&c);
+    arena_release(&t.arena, d);
+}
+TEST(a_block_with_all_its_weights_and_adapters) {
+    Span group[] = {{0, 3, 0, 0, 1}, {3, 5, 0, 3, 1}, {5, 7, 0, 3, 1}}, windows[] = {{0, 4, 0, 0, 0}, {4, 6, 0, 0, 0}};
+    BlockShape text = {.C = 6, .heads = 4, .kv_heads = 2, .dim = 4, .F = 5, .eps = 0.25f};
+    BlockShape vision = {.C = 8, .heads = 2, .kv_heads = 2, .dim = 4, .F = 7, .eps = 0.25f};
+    check_block("decoder block", text, false, group, 3, 0, false);
+    check_block("tower block", vision, true, windows, 2, 0, false);
+    text.rank = 3, vision.rank = 2;
+    check_block("decoder block, LoRA", text, false, group, 3, 0, true);
+    check_block("tower block, LoRA beside trained weights", vision, true, windows, 2, 0, false);
+    text.dropout = vision.dropout = true;
+    check_block("decoder block, LoRA with dropout", text, false, group, 3, 0.25f, true);
+    check_block("tower block, LoRA with dropout beside trained weights", vision, true, windows, 2, 0.25f, false);
 }
 
 // -------------------------------------------------------------------------------------------------------------- step
