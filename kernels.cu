@@ -42,6 +42,13 @@ __device__ static inline void ldmatrix_x4(uint32_t r[4], const void *row) {
                  : "r"((uint32_t)__cvta_generic_to_shared(row))
                  : "memory");
 }
+// The same with each matrix transposed on its way into the registers.
+__device__ static inline void ldmatrix_x4_trans(uint32_t r[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
 // c[16,8] += a[16,16] * b[16,8]
 __device__ static inline void mma_m16n8k16_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
     asm volatile(
@@ -222,32 +229,42 @@ __global__ void __launch_bounds__(256)
         }
 }
 
-// matmul, tensor-core rung: layout NT, x and w BF16, rows on 16-byte addresses, inner size a multiple of 8; y of any type.
+// matmul, tensor-core rung: x and w BF16, rows on 16-byte addresses and of a multiple of 8 elements; y of any type.
 // grid (row tiles, column tiles), 128 threads: 2 x 2 warps, each 32 x 32 of a 64 x 64 tile of y by mma.m16n8k16. Tiles of
-// 32 inner elements come by cp.async into two stages: one is computed with while the other fills. Rows lie 80 bytes
-// apart, so the eight 16-byte rows of one ldmatrix fall into different banks.
+// 32 inner elements come by cp.async into two stages: one is computed with while the other fills. A tile lies as its
+// matrix does: [64][32 inner], or [32 inner][64] where the inner dimension runs down the rows (x in TN, w in NN and
+// TN); ldmatrix turns the latter. Rows lie 80 or 144 bytes apart, so the eight 16-byte rows of one ldmatrix fall into
+// different banks.
 enum {
     MMA_TILE = 64,
     MMA_K = 32,
-    MMA_PITCH = MMA_K + 8,
+    MMA_PITCH = MMA_K + 8,      // of [64][32]
+    MMA_PITCH_T = MMA_TILE + 8, // of [32][64]
     MMA_STAGE = MMA_TILE * MMA_PITCH,
     MMA_SHARED = 4 * MMA_STAGE * 2
 };
+static_assert(MMA_K * MMA_PITCH_T <= MMA_STAGE, "a stage holds either tile");
 
-__global__ void __launch_bounds__(128) matmul_mma_kernel(Mat y, Mat x, Mat w, float alpha, float beta) {
+template <Layout layout>
+__global__ void __launch_bounds__(128) matmul_mma_kernel(Mat y, Mat x, Mat w, int64_t inner, float alpha, float beta) {
     DYNAMIC_SHARED(shared);
-    uint16_t *xs = (uint16_t *)shared, *ws = xs + 2 * MMA_STAGE; // [2 stages][MMA_TILE][MMA_PITCH]
+    uint16_t *xs = (uint16_t *)shared, *ws = xs + 2 * MMA_STAGE; // 2 stages each
     int64_t i0 = (int64_t)blockIdx.x * MMA_TILE, j0 = (int64_t)blockIdx.y * MMA_TILE;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wi = warp / 2 * 32, wj = warp % 2 * 32;
-    int64_t stages = (x.cols + MMA_K - 1) / MMA_K;
-    auto load = [&](int64_t s) { // 16-byte pieces; what lies outside of x and w becomes zero
+    int64_t stages = (inner + MMA_K - 1) / MMA_K;
+    // The tile of m at (outer o0, inner c0), 16 bytes at a time; what lies outside of m becomes zero.
+    auto load_tile = [&](uint16_t *tile, const Mat &m, bool inner_down, int64_t o0, int64_t c0) {
         for (int e = threadIdx.x; e < MMA_TILE * MMA_K / 8; e += 128) {
-            int i = e / (MMA_K / 8), c = e % (MMA_K / 8) * 8;
-            int at = (int)(s % 2) * MMA_STAGE + i * MMA_PITCH + c;
-            bool in_x = i0 + i < x.rows && s * MMA_K + c < x.cols, in_w = j0 + i < w.rows && s * MMA_K + c < w.cols;
-            cp_async16(xs + at, in_x ? mat_at(x, i0 + i, s * MMA_K + c) : x.p, in_x ? 16 : 0);
-            cp_async16(ws + at, in_w ? mat_at(w, j0 + i, s * MMA_K + c) : w.p, in_w ? 16 : 0);
+            int across = inner_down ? MMA_TILE / 8 : MMA_K / 8, i = e / across, c = e % across * 8;
+            int64_t row = (inner_down ? c0 : o0) + i, col = (inner_down ? o0 : c0) + c;
+            bool inside = row < m.rows && col < m.cols;
+            cp_async16(tile + i * (inner_down ? MMA_PITCH_T : MMA_PITCH) + c, inside ? mat_at(m, row, col) : m.p,
+                       inside ? 16 : 0);
         }
+    };
+    auto load = [&](int64_t s) {
+        load_tile(xs + s % 2 * MMA_STAGE, x, layout == TN, i0, s * MMA_K);
+        load_tile(ws + s % 2 * MMA_STAGE, w, layout != NT, j0, s * MMA_K);
         cp_async_commit();
     };
     float acc[2][4][4] = {}; // indexed by constants only once all loops over it are unrolled: else it is no register
@@ -262,13 +279,18 @@ __global__ void __launch_bounds__(128) matmul_mma_kernel(Mat y, Mat x, Mat w, fl
             uint32_t a[2][4], b[2][4]; // b[j] holds two 16 x 8 fragments
 #pragma unroll
             for (int i = 0; i < 2; i++)
-                ldmatrix_x4(a[i], xt + (wi + 16 * i + lane % 16) * MMA_PITCH + c + lane / 16 * 8);
+                if (layout == TN)
+                    ldmatrix_x4_trans(a[i], xt + (c + lane % 8 + lane / 16 * 8) * MMA_PITCH_T + wi + 16 * i +
+                                                lane / 8 % 2 * 8);
+                else ldmatrix_x4(a[i], xt + (wi + 16 * i + lane % 16) * MMA_PITCH + c + lane / 16 * 8);
 #pragma unroll
             for (int j = 0; j < 2; j++)
-                ldmatrix_x4(b[j], wt + (wj + 16 * j + lane % 8 + lane / 16 * 8) * MMA_PITCH + c + lane / 8 % 2 * 8);
+                if (layout == NT)
+                    ldmatrix_x4(b[j], wt + (wj + 16 * j + lane % 8 + lane / 16 * 8) * MMA_PITCH + c + lane / 8 % 2 * 8);
+                else ldmatrix_x4_trans(b[j], wt + (c + lane % 16) * MMA_PITCH_T + wj + 16 * j + lane / 16 * 8);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                if (i0 + wi + 16 * i >= x.rows) continue; // a whole warp's 16 rows outside of y
+                if (i0 + wi + 16 * i >= y.rows) continue; // a whole warp's 16 rows outside of y
 #pragma unroll
                 for (int j = 0; j < 4; j++) mma_m16n8k16_bf16(acc[i][j], a[i], &b[j / 2][j % 2 * 2]);
             }
@@ -290,7 +312,10 @@ static bool mma_rows(Mat m) {
 static void cuda_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float beta) {
     int64_t inner = layout == TN ? x.rows : x.cols;
     dim3 grid(blocks(y.rows, TILE), blocks(y.cols, TILE));
-    if (layout == NT && mma_rows(x) && mma_rows(w)) RUN(matmul_mma_kernel, grid, 128, MMA_SHARED, y, x, w, alpha, beta);
+    bool mma = mma_rows(x) && mma_rows(w) && inner > 0;
+    if (mma && layout == NT) RUN(matmul_mma_kernel<NT>, grid, 128, MMA_SHARED, y, x, w, inner, alpha, beta);
+    else if (mma && layout == NN) RUN(matmul_mma_kernel<NN>, grid, 128, MMA_SHARED, y, x, w, inner, alpha, beta);
+    else if (mma) RUN(matmul_mma_kernel<TN>, grid, 128, MMA_SHARED, y, x, w, inner, alpha, beta);
     else RUN(matmul_tiled_kernel, grid, 256, TILED_SHARED, y, x, w, layout, inner, alpha, beta);
 }
 
