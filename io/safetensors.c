@@ -659,7 +659,8 @@ static size_t out_bytes(const TensorOut *t) {
     return (size_t)n;
 }
 
-bool tensors_write_with(const char *path, const char *metadata, const TensorOut *tensors, int64_t count, Err *e) {
+bool tensors_write_from(const char *path, const char *metadata, const TensorOut *tensors, int64_t count,
+                        TensorSource source, void *ctx, Err *e) {
     const TensorOut **order = alloc_or_die((size_t)count + 1, sizeof *order, "list of tensors to write");
     for (int64_t i = 0; i < count; i++) order[i] = &tensors[i];
     qsort(order, (size_t)count, sizeof *order, write_order);
@@ -685,14 +686,27 @@ bool tensors_write_with(const char *path, const char *metadata, const TensorOut 
 
     FileWriter w;
     bool ok = file_write_begin(&w, path, e) && file_write_bytes(&w, header.p, header.len, e);
+    int64_t header_bytes = ok ? w.written : 0;
+    begin = 0;
     for (int64_t i = 0; ok && i < count; i++) {
-        size_t bytes = out_bytes(order[i]);
-        ok = !bytes || file_write_bytes(&w, order[i]->data, bytes, e);
+        ok = source(ctx, order[i] - tensors, &w, e);
+        begin += out_bytes(order[i]);
+        CHECK(!ok || (size_t)(w.written - header_bytes) == begin, "tensor %s has another size", order[i]->name);
     }
+    if (!ok) file_write_abort(&w); // what the source refused for a reason of its own
     ok = ok && file_write_commit(&w, e);
     text_free(&header);
     free(order);
     return ok;
+}
+
+static bool from_memory(void *ctx, int64_t i, FileWriter *w, Err *e) {
+    const TensorOut *t = &((const TensorOut *)ctx)[i];
+    size_t bytes = out_bytes(t);
+    return !bytes || file_write_bytes(w, t->data, bytes, e);
+}
+bool tensors_write_with(const char *path, const char *metadata, const TensorOut *tensors, int64_t count, Err *e) {
+    return tensors_write_from(path, metadata, tensors, count, from_memory, (void *)(uintptr_t)tensors, e);
 }
 
 bool tensors_write(const char *path, const TensorOut *tensors, int64_t count, Err *e) {
