@@ -288,7 +288,7 @@ bool model_load(Model *m, const char *dir, const Ops *d, LoadOptions options, Er
 }
 
 void model_free(Model *m) {
-    Arena *arenas[] = {&m->weights, &m->adapter, &m->trained, &m->gradients, &m->activations, &m->tables};
+    Arena *arenas[] = {&m->weights, &m->merged, &m->adapter, &m->trained, &m->gradients, &m->activations, &m->tables};
     for (size_t i = 0; m->d && i < sizeof arenas / sizeof *arenas; i++) arena_release(arenas[i], m->d);
     if (m->d) vision_tape_close(m->d, &m->tape);
     if (m->lora) text_free(&m->lora->targets), text_free(&m->lora->saved);

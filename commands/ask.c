@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 static struct {
-    const char *model, *messages, *system, *draw, *trace;
+    const char *model, *adapter, *messages, *system, *draw, *trace;
     Many images;
     int64_t max_new_tokens, top_k, seed, min_pixels, max_pixels, threads, batch, draw_image, max_memory;
     double temperature, top_p, min_p, repetition_penalty;
@@ -26,6 +26,7 @@ static struct {
 // clang-format off
 static Option ask_options[] = {
     TEXT("model", &ask.model, "DIR", "checkpoint folder as published on Hugging Face"),
+    TEXT("adapter", &ask.adapter, "DIR", "PEFT LoRA adapter folder, applied to the model"),
     MANY("image", &ask.images, "FILE", "JPEG or PNG; again for more pictures, in order (up to 16)", 16),
     TEXT("system", &ask.system, "TEXT", "system turn (default: the chat template's own)"),
     TEXT("messages", &ask.messages, "FILE.jsonl", "many conversations; one JSON line each on standard output"),
@@ -468,6 +469,10 @@ static bool answer_all(Session *s, Err *e) {
     double started = clock_seconds();
     const Ops *d = device_of(ask.device, ask.dtype, e);
     if (!d || !model_load(&s->m, ask.model, d, options, e)) return false;
+    if (ask.adapter && !lora_load(&s->m, ask.adapter, e)) {
+        model_free(&s->m);
+        return false;
+    }
     s->loaded = clock_seconds() - started;
     describe_session(s);
     if (ask.trace) trace_start(ask.trace, d->name);

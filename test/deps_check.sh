@@ -18,6 +18,7 @@ vision 40
 config 45
 model 50
 data/ 55
+lora 57
 generate 60
 surgery/answer 70
 surgery/reward 70
