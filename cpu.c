@@ -164,6 +164,8 @@ typedef struct Product {
     Operand a, b;    // a: F32
     int64_t I, J, K; // y [I, J]
     int64_t block_j; // rows of b in one chunk
+    int64_t block_i; // rows of a in one chunk (outer_job)
+    bool swapped;    // a and b have changed places: y [J, I] is stored transposed (outer_job)
     float alpha, beta;
 } Product;
 // One element of y: the first block of k starts it (beta y is read only where beta is not 0), the others add.
@@ -172,17 +174,45 @@ static inline void put(float *y, float sum, bool first, float alpha, float beta)
     *y = !first ? v + *y : beta != 0 ? v + beta * *y : v;
 }
 enum { K_BLOCK = 1024, PACKED_ROW = K_BLOCK + 16, J_BLOCK = 64, I_BLOCK = 576, FEW_ROWS = 12 };
+enum { OUTER_K = 192, OUTER_I = 96, OUTER_J = 256, SHORT_K = 192 };
+
+// dst[i*ld + k] = the float at src + k*step + 4*i, for i, k < 4: a square of 4 x 4, turned.
+static inline __attribute__((always_inline)) void turn4(float *dst, int64_t ld, const char *src, int64_t step) {
+    typedef float V4Any __attribute__((vector_size(16), aligned(1), may_alias));
+    V4 a = *(const V4Any *)src, b = *(const V4Any *)(src + step);
+    V4 c = *(const V4Any *)(src + 2 * step), d = *(const V4Any *)(src + 3 * step);
+    V4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    V4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    *(V4Any *)dst = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+    *(V4Any *)(dst + ld) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    *(V4Any *)(dst + 2 * ld) = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
+    *(V4Any *)(dst + 3 * ld) = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
+}
 
 // An op over rows: its matrices (what each is, stands at the kernel), and which rows a chunk has.
 typedef struct Rows {
     Mat m[6];
-    float f; // eps, sign, 1/temperature
+    float f; // eps, sign, 1/temperature, dropout's p
+    uint64_t seed;
+    uint32_t site;
     int64_t heads, dim, per_chunk;
 } Rows;
 static inline int64_t rows_first(const Rows *g, int64_t chunk) { return chunk * g->per_chunk; }
 static inline int64_t rows_last(const Rows *g, int64_t chunk) {
     return (chunk + 1) * g->per_chunk < g->m[0].rows ? (chunk + 1) * g->per_chunk : g->m[0].rows;
 }
+
+typedef struct AdamRows {
+    Rows rows;
+    AdamStep step;
+} AdamRows;
+typedef struct Squares {
+    Mat x;
+    int64_t per_chunk; // rows
+    double *sums;      // [chunks]
+} Squares;
+// Columns of one chunk where a sum runs over rows, and rows that are summed in float before double takes over.
+enum { COLUMNS = 64, COLUMN_ROWS = 64, SQUARE_SUMS = 512, SQUARE_ROW = 1 << 14 };
 
 typedef struct Attention {
     Mat o, lse, q, k, v;
@@ -192,16 +222,34 @@ typedef struct Attention {
 } Attention;
 enum { QUERIES = 24, KEYS = 64, HEAD_DIM = 512, OUT_ROW = HEAD_DIM + 16 };
 
+// The backward pass works on squares of SIDE queries times SIDE keys of one query head.
+enum { SIDE = 64 };
+typedef struct Backward {
+    Mat dq, dk, dv, delta, dout, q, k, v, o, lse;
+    const Span *spans;
+    int64_t n_spans, heads, group, dim, blocks; // query heads per key head; blocks of SIDE queries in the longest span
+    float scale;
+} Backward;
+
 typedef struct Lanes { // one instruction set's kernels
-    PoolJob few_rows, many_rows, add, rmsnorm, rope, swiglu, logprob, attention, decode;
+    PoolJob few_rows, many_rows, outer, add, columns, dropout, rmsnorm, rmsnorm_backward, rope;
+    PoolJob attention, backward_delta, backward_dq, backward_dkv, backward_all, decode;
+    PoolJob swiglu, swiglu_backward, gelu, gelu_backward, gather, scatter, logprob, logprob_backward, squares, adamw;
 } Lanes;
 
 #pragma GCC diagnostic ignored "-Wpsabi" // vectors wider than the baseline's are passed to inlined functions only
+
+static inline __attribute__((always_inline)) V4 sqrt4(V4 a) {
+    for (int i = 0; i < 4; i++) a[i] = sqrtf(a[i]);
+    return a;
+}
 
 #define LANES      4
 #define LANES_NAME scalar
 #define LANES_TARGET
 #define LANES_FMA(a, b, c) ((a) * (b) + (c))
+#define OUTER_ROWS         3
+#define LANES_SQRT(a)      sqrt4(a)
 #define TILE_ROWS          3
 #include "cpu_lanes.h"
 
@@ -211,6 +259,8 @@ typedef struct Lanes { // one instruction set's kernels
 #define LANES_NAME         avx2
 #define LANES_TARGET       __attribute__((target("avx2,fma")))
 #define LANES_FMA(a, b, c) ((Vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define OUTER_ROWS         6
+#define LANES_SQRT(a)      ((Vec)_mm256_sqrt_ps((__m256)(a)))
 #define TILE_ROWS          3
 #include "cpu_lanes.h"
 
@@ -218,6 +268,8 @@ typedef struct Lanes { // one instruction set's kernels
 #define LANES_NAME         avx512
 #define LANES_TARGET       __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define LANES_FMA(a, b, c) ((Vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define OUTER_ROWS         12
+#define LANES_SQRT(a)      ((Vec)_mm512_sqrt_ps((__m512)(a)))
 #define TILE_ROWS          6
 #include "cpu_lanes.h"
 
@@ -226,12 +278,18 @@ typedef struct Lanes { // one instruction set's kernels
 #define LANES_NAME         avx2x16
 #define LANES_TARGET       __attribute__((target("avx2,fma")))
 #define LANES_FMA(a, b, c) fma_halves(a, b, c)
+#define OUTER_ROWS         3
+#define LANES_SQRT(a)      sqrt_halves(a)
 #define TILE_ROWS          6
 typedef float V16 __attribute__((vector_size(64)));
 static inline __attribute__((always_inline, target("avx2,fma"))) V16 fma_halves(V16 a, V16 b, V16 c) {
 #define LOW(v)  (__m256) __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)
 #define HIGH(v) (__m256) __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)
     V8 low = (V8)_mm256_fmadd_ps(LOW(a), LOW(b), LOW(c)), high = (V8)_mm256_fmadd_ps(HIGH(a), HIGH(b), HIGH(c));
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+static inline __attribute__((always_inline, target("avx2,fma"))) V16 sqrt_halves(V16 a) {
+    V8 low = (V8)_mm256_sqrt_ps(LOW(a)), high = (V8)_mm256_sqrt_ps(HIGH(a));
     return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 #include "cpu_lanes.h"
@@ -296,7 +354,20 @@ static void cpu_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float be
     Product g = {.y = y.p, .ldy = y.stride, .I = y.rows, .J = y.cols, .K = K, .alpha = alpha, .beta = beta};
     g.a = (Operand){x.p, layout == TN ? sx : x.stride * sx, layout == TN ? x.stride * sx : sx, false};
     g.b = (Operand){w.p, layout == NT ? w.stride * sw : sw, layout == NT ? sw : w.stride * sw, w.type == BF16};
-    if (layout == NT && g.I <= FEW_ROWS) {
+    if (layout == TN || K <= SHORT_K || (layout == NN && g.J >= 64)) {
+        if (layout == TN && g.J < 32 && g.J < g.I) { // the longer side goes into vectors
+            Operand a = g.a;
+            int64_t I = g.I;
+            g.a = g.b, g.b = a, g.I = g.J, g.J = I, g.swapped = true;
+        }
+        int64_t blocks_i = (g.I + OUTER_I - 1) / OUTER_I, width = OUTER_J;
+        while (width > 64 && blocks_i * ((g.J + width - 1) / width) < 8) width /= 2;
+        int64_t blocks_j = (g.J + width - 1) / width;
+        g.block_i = (g.I + blocks_i * 12 - 1) / (blocks_i * 12) * 12;
+        g.block_j = (g.J + blocks_j * 32 - 1) / (blocks_j * 32) * 32;
+        blocks_i = (g.I + g.block_i - 1) / g.block_i, blocks_j = (g.J + g.block_j - 1) / g.block_j;
+        parallel_for(blocks_i * blocks_j, isa()->lanes->outer, &g);
+    } else if (layout == NT && g.I <= FEW_ROWS) {
         // chunks of about 512 KiB of weights
         int64_t rows = (1 << 19) / (K * sw) / 4 * 4;
         g.block_j = rows < 4 ? 4 : rows > 256 ? 256 : rows;
@@ -333,6 +404,18 @@ static void cpu_add(Mat y, Mat a, Mat b) {
     else over_rows(&g, y.cols, isa()->lanes->add);
 }
 
+static void cpu_bias_backward(Mat db, Mat dy) {
+    Rows g = {.m = {db, dy, mat_none(), mat_none()}};
+    if (!all_f32(g.m, 2)) ops_ref()->bias_backward(db, dy);
+    else parallel_for((dy.cols + COLUMNS - 1) / COLUMNS, isa()->lanes->columns, &g);
+}
+
+static void cpu_dropout(Mat y, Mat x, Mat keys, float p, uint64_t seed, uint32_t site) {
+    Rows g = {.m = {y, x, keys}, .f = p, .seed = seed, .site = site};
+    if (!all_f32(g.m, 2)) ops_ref()->dropout(y, x, keys, p, seed, site);
+    else over_rows(&g, y.cols, isa()->lanes->dropout);
+}
+
 static void cpu_rmsnorm_forward(Mat y, Mat rstd, Mat x, Mat w, float eps) {
     Rows g = {.m = {y, rstd, mat_none(), x, mat_none(), w}, .f = eps};
     if (!all_f32(g.m, 5)) ops_ref()->rmsnorm_forward(y, rstd, x, w, eps);
@@ -343,6 +426,16 @@ static void cpu_add_rmsnorm_forward(Mat y, Mat rstd, Mat sum, Mat x, Mat r, Mat 
     Rows g = {.m = {y, rstd, sum, x, r, w}, .f = eps};
     if (!all_f32(g.m, 5)) ops_ref()->add_rmsnorm_forward(y, rstd, sum, x, r, w, eps);
     else over_rows(&g, x.cols, isa()->lanes->rmsnorm);
+}
+
+static void cpu_rmsnorm_backward_add(Mat dx, Mat dw, Mat dy, Mat x, Mat w, Mat rstd) {
+    Rows g = {.m = {dx, dy, x, w, rstd}}, sums = {.m = {dw, dy, x, rstd}};
+    if (!all_f32(g.m, 3)) {
+        ops_ref()->rmsnorm_backward_add(dx, dw, dy, x, w, rstd);
+        return;
+    }
+    over_rows(&g, x.cols, isa()->lanes->rmsnorm_backward);
+    if (dw.p) parallel_for((x.cols + COLUMNS - 1) / COLUMNS, isa()->lanes->columns, &sums);
 }
 
 static void cpu_rope(Mat x, Mat angles, int64_t heads, int64_t dim, float sign) {
@@ -357,31 +450,81 @@ static void cpu_swiglu_forward(Mat y, Mat gate, Mat up) {
     else over_rows(&g, y.cols, isa()->lanes->swiglu);
 }
 
-// The next two are the reference's own rows, shared out among threads.
-static void gelu_job(void *ctx, int64_t chunk, int thread) {
-    Rows *g = ctx;
-    int64_t first = rows_first(g, chunk), n = rows_last(g, chunk) - first;
-    (void)thread;
-    ops_ref()->gelu_forward(mat_rows(g->m[0], first, n), mat_rows(g->m[1], first, n));
+static void cpu_swiglu_backward(Mat dgate, Mat dup, Mat dy, Mat gate, Mat up) {
+    Rows g = {.m = {dgate, dup, dy, gate, up}};
+    if (!all_f32(g.m, 5)) ops_ref()->swiglu_backward(dgate, dup, dy, gate, up);
+    else over_rows(&g, dy.cols, isa()->lanes->swiglu_backward);
 }
+
 static void cpu_gelu_forward(Mat y, Mat x) {
     Rows g = {.m = {y, x}};
-    over_rows(&g, y.cols, gelu_job);
+    if (!all_f32(g.m, 2)) ops_ref()->gelu_forward(y, x);
+    else over_rows(&g, y.cols, isa()->lanes->gelu);
 }
-static void gather_job(void *ctx, int64_t chunk, int thread) {
-    Rows *g = ctx;
-    int64_t first = rows_first(g, chunk), n = rows_last(g, chunk) - first;
-    (void)thread;
-    ops_ref()->gather_rows(mat_rows(g->m[0], first, n), g->m[1], mat_rows(g->m[2], first, n));
+
+static void cpu_gelu_backward(Mat dx, Mat dy, Mat x) {
+    Rows g = {.m = {dx, dy, x}};
+    if (!all_f32(g.m, 3)) ops_ref()->gelu_backward(dx, dy, x);
+    else over_rows(&g, x.cols, isa()->lanes->gelu_backward);
 }
+
 static void cpu_gather_rows(Mat y, Mat table, Mat index) {
     Rows g = {.m = {y, table, index}};
-    over_rows(&g, y.cols, gather_job);
+    if (!all_f32(g.m, 1)) ops_ref()->gather_rows(y, table, index);
+    else over_rows(&g, y.cols, isa()->lanes->gather);
+}
+
+static void cpu_scatter_add_rows(Mat y, Mat x, Mat index) {
+    Rows g = {.m = {y, x, index}};
+    if (!all_f32(g.m, 2)) ops_ref()->scatter_add_rows(y, x, index);
+    else parallel_for((y.cols + COLUMNS - 1) / COLUMNS, isa()->lanes->scatter, &g);
 }
 
 static void cpu_logprob_forward(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature) {
     Rows g = {.m = {lp, lse, entropy, logits, targets}, .f = inv_temperature};
     over_rows(&g, logits.cols, isa()->lanes->logprob);
+}
+
+static void cpu_logprob_backward(Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature) {
+    Rows g = {.m = {dlogits, logits, targets, lse, dlp}, .f = inv_temperature};
+    if (!all_f32(g.m, 1)) ops_ref()->logprob_backward(dlogits, logits, targets, lse, dlp, inv_temperature);
+    else over_rows(&g, logits.cols, isa()->lanes->logprob_backward);
+}
+
+// Rows are cut into at most SQUARE_SUMS chunks, each with a sum of its own; then those in order. One without gaps is
+// looked at as rows of SQUARE_ROW elements and a rest, whatever its shape.
+static double squares_of(Mat x) {
+    double sums[SQUARE_SUMS], sum = 0;
+    Squares g = {x, (x.rows + SQUARE_SUMS - 1) / SQUARE_SUMS, sums};
+    if (!x.rows || !x.cols) return 0;
+    int64_t chunks = (x.rows + g.per_chunk - 1) / g.per_chunk;
+    parallel_for(chunks, isa()->lanes->squares, &g);
+    for (int64_t c = 0; c < chunks; c++) sum += sums[c];
+    return sum;
+}
+static void cpu_sum_squares(Mat out, Mat x) {
+    if (x.type != F32) {
+        ops_ref()->sum_squares(out, x);
+        return;
+    }
+    double sum;
+    if (x.stride == x.cols) {
+        int64_t n = x.rows * x.cols, whole = n / SQUARE_ROW;
+        sum = squares_of(mat(x.p, whole, SQUARE_ROW, F32));
+        sum += squares_of(mat((float *)x.p + whole * SQUARE_ROW, 1, n - whole * SQUARE_ROW, F32));
+    } else sum = squares_of(x);
+    *(float *)out.p = (float)sum;
+}
+
+static void cpu_adamw(Mat w, Mat m, Mat v, Mat g, AdamStep step) {
+    AdamRows a = {{.m = {w, m, v, g}}, step};
+    if (w.stride == w.cols && m.stride == w.cols && v.stride == w.cols && g.stride == w.cols) { // no gaps, no shape
+        int64_t n = w.rows * w.cols, whole = n / SQUARE_ROW, rest = n - whole * SQUARE_ROW;
+        for (int k = 0; k < 4; k++) a.rows.m[k] = mat(a.rows.m[k].p, whole, SQUARE_ROW, F32);
+        over_rows(&a.rows, SQUARE_ROW, isa()->lanes->adamw);
+        for (int k = 0; k < 4 && rest; k++) a.rows.m[k] = mat(mat_at(a.rows.m[k], whole, 0), 1, rest, F32);
+        if (rest) over_rows(&a.rows, rest, isa()->lanes->adamw);
+    } else over_rows(&a.rows, w.cols, isa()->lanes->adamw);
 }
 
 // --------------------------------------------------------------------------------------------------------- attention
@@ -393,6 +536,51 @@ static void cpu_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spa
         o, lse, q, k, v, spans.host, heads, heads / kv_heads, dim, (spans.longest + QUERIES - 1) / QUERIES, scale};
     if (!all_f32(m, 4)) ops_ref()->attention_forward(o, lse, q, k, v, spans, heads, kv_heads, dim, scale);
     else parallel_for(spans.n * g.blocks * heads, isa()->lanes->attention, &g);
+}
+
+// Each element of dq, dk and dv is one chain of FMAs: dq over keys in order (prefix, then own), dk and dv over spans, their
+// rows in blocks of SIDE from the span's start, the query heads of the group, rows. Chains go on where they were put
+// down, so it does not matter how the squares are shared out, and two ways may be used. Where no span has a prefix, each
+// span owns its keys: a chunk is a span and key head, and makes dq, dk and dv in one go. Where there are prefixes, or
+// too few chunks of that kind, dq is made by rows of queries and dk, dv by rows of keys, for two more products to five.
+static void zero_rows_job(void *ctx, int64_t chunk, int thread) {
+    const Rows *g = ctx;
+    int64_t first = rows_first(g, chunk), n = rows_last(g, chunk) - first;
+    (void)thread;
+    ops_ref()->zero(mat_rows(g->m[0], first, n));
+}
+static void cpu_attention_backward(Mat dq, Mat dk, Mat dv, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat o, Mat lse,
+                                   Spans spans, int64_t heads, int64_t kv_heads, int64_t dim, float scale) {
+    Mat m[] = {dq, dk, dv, dout, q, k, v, o};
+    if (!all_f32(m, 8)) {
+        ops_ref()->attention_backward(dq, dk, dv, delta, dout, q, k, v, o, lse, spans, heads, kv_heads, dim, scale);
+        return;
+    }
+    Rows zeros[] = {{.m = {dq}}, {.m = {dk}}, {.m = {dv}}, {.m = {delta}}};
+    for (int i = 0; i < 4; i++) over_rows(&zeros[i], zeros[i].m[0].cols, zero_rows_job);
+    int64_t work = 0, most = spans.longest * spans.longest;
+    bool prefixes = false;
+    for (int64_t i = 0; i < spans.n; i++) {
+        Span s = spans.host[i];
+        work += (int64_t)(s.last - s.first) * (s.last - s.first);
+        prefixes = prefixes || s.prefix_first < s.prefix_last;
+    }
+    Backward g = {dq,         dk,
+                  dv,         delta,
+                  dout,       q,
+                  k,          v,
+                  o,          lse,
+                  spans.host, spans.n,
+                  heads,      heads / kv_heads,
+                  dim,        (spans.longest + SIDE - 1) / SIDE,
+                  scale};
+    const Lanes *lanes = isa()->lanes;
+    parallel_for(spans.n * g.blocks, lanes->backward_delta, &g);
+    if (!prefixes && work * kv_heads >= 4 * most) parallel_for(spans.n * kv_heads, lanes->backward_all, &g);
+    else {
+        parallel_for(spans.n * g.blocks * heads, lanes->backward_dq, &g);
+        parallel_for((k.rows + SIDE - 1) / SIDE * kv_heads, lanes->backward_dkv, &g);
+    }
 }
 
 static void cpu_attention_decode(Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim,
@@ -408,12 +596,18 @@ const Ops *ops_cpu(void) {
     if (!cpu.name) {
         cpu = *ops_ref();
         cpu.name = "cpu";
-        cpu.matmul = cpu_matmul, cpu.add_bias = cpu_add_bias, cpu.add = cpu_add;
-        cpu.rmsnorm_forward = cpu_rmsnorm_forward, cpu.add_rmsnorm_forward = cpu_add_rmsnorm_forward,
+        cpu.matmul = cpu_matmul, cpu.add_bias = cpu_add_bias, cpu.bias_backward = cpu_bias_backward;
+        cpu.add = cpu_add, cpu.dropout = cpu_dropout;
+        cpu.rmsnorm_forward = cpu_rmsnorm_forward, cpu.add_rmsnorm_forward = cpu_add_rmsnorm_forward;
+        cpu.rmsnorm_backward_add = cpu_rmsnorm_backward_add;
         cpu.rope = cpu_rope;
-        cpu.attention_forward = cpu_attention_forward, cpu.attention_decode = cpu_attention_decode;
-        cpu.swiglu_forward = cpu_swiglu_forward, cpu.gelu_forward = cpu_gelu_forward, cpu.gather_rows = cpu_gather_rows;
-        cpu.logprob_forward = cpu_logprob_forward;
+        cpu.attention_forward = cpu_attention_forward, cpu.attention_backward = cpu_attention_backward;
+        cpu.attention_decode = cpu_attention_decode;
+        cpu.swiglu_forward = cpu_swiglu_forward, cpu.swiglu_backward = cpu_swiglu_backward;
+        cpu.gelu_forward = cpu_gelu_forward, cpu.gelu_backward = cpu_gelu_backward;
+        cpu.gather_rows = cpu_gather_rows, cpu.scatter_add_rows = cpu_scatter_add_rows;
+        cpu.logprob_forward = cpu_logprob_forward, cpu.logprob_backward = cpu_logprob_backward;
+        cpu.sum_squares = cpu_sum_squares, cpu.adamw = cpu_adamw;
     }
     return &cpu;
 }

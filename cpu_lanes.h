@@ -90,6 +90,32 @@ INLINE Vec L(exp)(Vec x) {
     return (Vec)((VecInt)(p * power) & ~under);
 }
 
+// *density = exp(-x^2/2); returns the normal distribution Phi(x) = erfc(-x / sqrt 2) / 2, relative error about 4e-7 at
+// any x, also where Phi is small. For a = |x|: Phi(-a) exp(a^2/2) is smooth in u = 1 / (1 + 0.3 a); the polynomial of
+// degree 10 is its Chebyshev fit over 0 <= a <= 14 (3e-8). a^2 is taken in two parts: its rounding would count tenfold
+// in the exponential. Beyond 14 both ends are as good as reached. NaN stays NaN.
+INLINE Vec L(normal)(Vec x, Vec *density) {
+    Vec a = (Vec)((VecInt)x & 0x7fffffff);
+    VecInt far = a > 14.0f;
+    a = (Vec)(((VecInt)L(all)(14.0f) & far) | ((VecInt)a & ~far));
+    Vec square = a * a, rest = L(fma)(a, a, -square);
+    Vec e = L(exp)(-0.5f * square) * (1.0f - 0.5f * rest), u = 1.0f / (1.0f + 0.3f * a);
+    Vec p = L(fma)(u, L(all)(-0.01784326694905758f), L(all)(0.09617850929498672f));
+    p = L(fma)(p, u, L(all)(-0.18655987083911896f));
+    p = L(fma)(p, u, L(all)(0.13032661378383636f));
+    p = L(fma)(p, u, L(all)(-0.02171684056520462f));
+    p = L(fma)(p, u, L(all)(0.060201261192560196f));
+    p = L(fma)(p, u, L(all)(0.09341484308242798f));
+    p = L(fma)(p, u, L(all)(0.106084905564785f));
+    p = L(fma)(p, u, L(all)(0.12029607594013214f));
+    p = L(fma)(p, u, L(all)(0.11961467564105988f));
+    p = L(fma)(p, u, L(all)(3.097261469520163e-6f));
+    Vec below = p * e, above = 1.0f - below;
+    VecInt left = x < 0.0f;
+    *density = e;
+    return (Vec)(((VecInt)below & left) | ((VecInt)above & ~left));
+}
+
 // ------------------------------------------------------------------------------------------------------------ matmul
 
 // sums[r] = the four dot products of a[r] with b[0..3], over n elements: one chain of FMAs per pair and lane, then sum4.
@@ -201,7 +227,20 @@ FN void L(pack)(float *dst, Operand o, int64_t row0, int64_t rows, int64_t pad_r
     const char *p = o.p + row0 * o.row + k0 * o.col;
     if (o.col == (o.bf16 ? 2 : 4)) {
         for (int64_t r = 0; r < rows; r++) L(widen_row)(dst + r * PACKED_ROW, p + r * o.row, o.bf16, n);
-    } else { // transposed: squares of 16, so that both sides stay in the first cache
+    } else if (!o.bf16 && o.row == 4) { // transposed: squares of 4, in stripes that use a cache line whole
+        for (int64_t r0 = 0; r0 < rows; r0 += 16)
+            for (int64_t k = 0; k < pad_n; k += 4)
+                for (int64_t r = r0; r < rows && r < r0 + 16; r += 4) {
+                    if (r + 4 <= rows && k + 4 <= n) {
+                        turn4(dst + r * PACKED_ROW + k, PACKED_ROW, p + r * 4 + k * o.col, o.col);
+                        continue;
+                    }
+                    for (int64_t c = r; c < rows && c < r + 4; c++)
+                        for (int64_t t = k; t < k + 4; t++)
+                            if (t < n) memcpy(dst + c * PACKED_ROW + t, p + c * 4 + t * o.col, 4);
+                            else dst[c * PACKED_ROW + t] = 0;
+                }
+    } else {
         for (int64_t r0 = 0; r0 < rows; r0 += 16)
             for (int64_t c0 = 0; c0 < pad_n; c0 += 16)
                 for (int64_t r = r0; r < rows && r < r0 + 16; r++)
@@ -247,6 +286,121 @@ FN void L(many_rows_job)(void *ctx, int64_t chunk, int thread) {
                 else L(tile)(sums, a, b, false, n, TILE_ROWS, true);
                 for (int64_t r = 0; r < rows; r++) L(put4)
                 (g->y + (i0 + i + r) * g->ldy + j0 + j, sums[r], nj - j < 4 ? nj - j : 4, k == 0, g->alpha, g->beta);
+            }
+        }
+    }
+}
+
+// The other order: one chain of FMAs per element of y, over k in turn. No sum over lanes is needed, and operands whose
+// rows are columns in memory (TN) are read as they lie. acc[r] += sum_k a[r*ai + k*ak] * b[k*ldb ..], one or two vectors.
+INLINE void L(outer)(Vec acc[][2], const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb, int64_t n,
+                     const int rows, const int vecs) {
+    for (int64_t k = 0; k < n; k++, a += ak, b += ldb) {
+        Vec b0 = L(load)(b), b1 = vecs == 2 ? L(load)(b + LANES) : b0;
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            Vec x = L(all)(a[r * ai]);
+            acc[r][0] = L(fma)(x, b0, acc[r][0]);
+            if (vecs == 2) acc[r][1] = L(fma)(x, b1, acc[r][1]);
+        }
+    }
+}
+enum { L(A_ROW) = (OUTER_ROWS + 3) / 4 * 4, L(B_ROW) = 2 * LANES, L(UNIT) = OUTER_ROWS / 3 };
+
+// One tile of y: rows and cols may be fewer than the tile has; the packed operands are padded.
+INLINE void L(outer_put)(const Product *g, const float *a, const float *b, int64_t n, int64_t i, int64_t rows,
+                         int64_t j, int64_t cols, bool first, const int tile_rows, const int vecs) {
+    Vec acc[OUTER_ROWS][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < tile_rows; r++) acc[r][0] = acc[r][1] = (Vec){0};
+    L(outer)(acc, a, 1, L(A_ROW), b, L(B_ROW), n, tile_rows, vecs);
+    if (cols == vecs * LANES && !g->swapped && (!first || g->beta == 0 || g->beta == 1)) {
+        bool add = !first || g->beta != 0;
+#pragma GCC unroll 12
+        for (int r = 0; r < tile_rows; r++) {
+            if (r >= rows) break;
+            float *y = g->y + (i + r) * g->ldy + j;
+#pragma GCC unroll 2
+            for (int c = 0; c < vecs; c++) {
+                Vec v = g->alpha * acc[r][c];
+                STORE(y + c * LANES, add ? v + L(load)(y + c * LANES) : v);
+            }
+        }
+        return;
+    }
+    float sums[OUTER_ROWS][2 * LANES];
+#pragma GCC unroll 12
+    for (int r = 0; r < tile_rows; r++) {
+        STORE(sums[r], acc[r][0]);
+        STORE(sums[r] + LANES, acc[r][1]);
+    }
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++)
+            put(g->y + (g->swapped ? (j + c) * g->ldy + i + r : (i + r) * g->ldy + j + c), sums[r][c], first, g->alpha,
+                g->beta);
+}
+
+// dst[k*width + r] = element (row0 + r, k0 + k) of an operand as float, for r < rows <= width, k < n; zeros up to width.
+FN void L(pack_columns)(float *dst, int64_t width, Operand o, int64_t row0, int64_t rows, int64_t k0, int64_t n) {
+    const char *p = o.p + row0 * o.row + k0 * o.col;
+    if (!o.bf16 && o.row == 4 && rows == width && width % LANES == 0) {
+        for (int64_t k = 0; k < n; k++)
+            for (int64_t r = 0; r < width; r += LANES) STORE(dst + k * width + r, L(load)(p + k * o.col + 4 * r));
+        return;
+    }
+    int64_t r = 0;
+    if (!o.bf16 && o.row == 4)
+        for (; r + 4 <= rows; r += 4)
+            for (int64_t k = 0; k < n; k++) memcpy(dst + k * width + r, p + k * o.col + 4 * r, 16);
+    else if (!o.bf16 && o.col == 4)
+        for (; r + 4 <= rows; r += 4) {
+            int64_t k = 0;
+            for (; k + 4 <= n; k += 4) turn4(dst + k * width + r, width, p + r * o.row + 4 * k, o.row);
+            for (; k < n; k++)
+                for (int64_t c = r; c < r + 4; c++) memcpy(dst + k * width + c, p + c * o.row + 4 * k, 4);
+        }
+    for (; r < width; r++)
+        for (int64_t k = 0; k < n; k++) {
+            uint32_t bits = 0;
+            if (r < rows) memcpy(&bits, p + r * o.row + k * o.col, o.bf16 ? 2 : 4);
+            bits <<= o.bf16 ? 16 : 0;
+            memcpy(dst + k * width + r, &bits, 4);
+        }
+}
+
+FN void L(outer_job)(void *ctx, int64_t chunk, int thread) {
+    const Product *g = ctx;
+    _Alignas(64) float a[(OUTER_I + 2 * OUTER_ROWS) * OUTER_K * L(A_ROW) / OUTER_ROWS], b[OUTER_J * OUTER_K];
+    int64_t blocks_j = (g->J + g->block_j - 1) / g->block_j;
+    int64_t j0 = chunk % blocks_j * g->block_j, nj = g->J - j0 < g->block_j ? g->J - j0 : g->block_j;
+    int64_t i0 = chunk / blocks_j * g->block_i, ni = g->I - i0 < g->block_i ? g->I - i0 : g->block_i;
+    (void)thread;
+    for (int64_t k = 0; k < g->K; k += OUTER_K) {
+        int64_t n = g->K - k < OUTER_K ? g->K - k : OUTER_K;
+        for (int64_t i = 0; i < ni; i += OUTER_ROWS) L(pack_columns)
+        (a + i / OUTER_ROWS * (OUTER_K * L(A_ROW)), L(A_ROW), g->a, i0 + i, ni - i < OUTER_ROWS ? ni - i : OUTER_ROWS,
+         k, n);
+        for (int64_t j = 0; j < nj; j += L(B_ROW)) {
+            int64_t cols = nj - j < L(B_ROW) ? nj - j : L(B_ROW);
+            L(pack_columns)(b + j * OUTER_K, L(B_ROW), g->b, j0 + j, cols, k, n);
+        }
+        for (int64_t j = 0; j < nj; j += L(B_ROW)) {
+            int64_t cols = nj - j < L(B_ROW) ? nj - j : L(B_ROW);
+            const float *bp = b + j * OUTER_K;
+            for (int64_t i = 0; i < ni; i += OUTER_ROWS) {
+                int64_t rows = ni - i < OUTER_ROWS ? ni - i : OUTER_ROWS;
+                const float *ap = a + i / OUTER_ROWS * (OUTER_K * L(A_ROW));
+#define OUTER_CASE(r, v) L(outer_put)(g, ap, bp, n, i0 + i, rows, j0 + j, cols, k == 0, r, v)
+                if (cols > LANES) {
+                    if (rows > 2 * L(UNIT)) OUTER_CASE(OUTER_ROWS, 2);
+                    else if (rows > L(UNIT)) OUTER_CASE(2 * L(UNIT), 2);
+                    else OUTER_CASE(L(UNIT), 2);
+                } else {
+                    if (rows > 2 * L(UNIT)) OUTER_CASE(OUTER_ROWS, 1);
+                    else if (rows > L(UNIT)) OUTER_CASE(2 * L(UNIT), 1);
+                    else OUTER_CASE(L(UNIT), 1);
+                }
+#undef OUTER_CASE
             }
         }
     }
@@ -335,14 +489,285 @@ FN void L(swiglu_job)(void *ctx, int64_t chunk, int thread) { // m: y, gate, up
     }
 }
 
+FN void L(swiglu_backward_job)(void *ctx, int64_t chunk, int thread) { // m: dgate, dup, dy, gate, up
+    const Rows *g = ctx;
+    (void)thread;
+    for (int64_t i = rows_first(g, chunk); i < rows_last(g, chunk); i++) {
+        char *dgate = mat_at(g->m[0], i, 0), *dup = mat_at(g->m[1], i, 0), *dy = mat_at(g->m[2], i, 0);
+        char *gate = mat_at(g->m[3], i, 0), *up = mat_at(g->m[4], i, 0);
+        EACH_VECTOR(k, n, g->m[0].cols) {
+            Vec z = L(take)(gate + 4 * k, false, n), s = 1.0f / (1.0f + L(exp)(-z));
+            Vec ds = L(take)(dy + 4 * k, false, n) * s;
+            GIVE(dgate + 4 * k, ds * L(take)(up + 4 * k, false, n) * (1.0f + z * (1.0f - s)), n);
+            GIVE(dup + 4 * k, ds * z, n);
+        }
+    }
+}
+
+FN void L(gelu_job)(void *ctx, int64_t chunk, int thread) { // m: y, x
+    const Rows *g = ctx;
+    (void)thread;
+    for (int64_t i = rows_first(g, chunk); i < rows_last(g, chunk); i++) {
+        char *y = mat_at(g->m[0], i, 0), *x = mat_at(g->m[1], i, 0);
+        EACH_VECTOR(k, n, g->m[0].cols) {
+            Vec z = L(take)(x + 4 * k, false, n), density;
+            GIVE(y + 4 * k, z * L(normal)(z, &density), n);
+        }
+    }
+}
+
+FN void L(gelu_backward_job)(void *ctx, int64_t chunk, int thread) { // m: dx, dy, x
+    const Rows *g = ctx;
+    (void)thread;
+    for (int64_t i = rows_first(g, chunk); i < rows_last(g, chunk); i++) {
+        char *dx = mat_at(g->m[0], i, 0), *dy = mat_at(g->m[1], i, 0), *x = mat_at(g->m[2], i, 0);
+        EACH_VECTOR(k, n, g->m[0].cols) {
+            Vec z = L(take)(x + 4 * k, false, n), density, Phi = L(normal)(z, &density);
+            GIVE(dx + 4 * k, L(take)(dy + 4 * k, false, n) * (Phi + z * (density * 0.398942280f)), n);
+        }
+    }
+}
+
+FN void L(rmsnorm_backward_job)(void *ctx, int64_t chunk, int thread) { // m: dx, dy, x, w, rstd
+    const Rows *g = ctx;
+    (void)thread;
+    int64_t C = g->m[2].cols;
+    bool bf16 = g->m[3].type == BF16;
+    const char *w = g->m[3].p;
+    for (int64_t i = rows_first(g, chunk); i < rows_last(g, chunk); i++) {
+        char *dx = mat_at(g->m[0], i, 0), *dy = mat_at(g->m[1], i, 0), *x = mat_at(g->m[2], i, 0);
+        float rstd = *(float *)mat_at(g->m[4], i, 0);
+        double sum = 0; // floats over a block of K_BLOCK, double over blocks
+        for (int64_t k0 = 0; k0 < C; k0 += K_BLOCK) {
+            int64_t block = C - k0 < K_BLOCK ? C - k0 : K_BLOCK;
+            Vec s = {0};
+            EACH_VECTOR(k, n, block)
+            s = L(fma)(L(take)(w + (bf16 ? 2 : 4) * (k0 + k), bf16, n) * L(take)(dy + 4 * (k0 + k), false, n),
+                       L(take)(x + 4 * (k0 + k), false, n), s);
+            sum += (double)L(sum)(s);
+        }
+        float along = (float)(sum * (double)rstd / (double)C) * rstd; // mean_j(g n) rstd
+        EACH_VECTOR(k, n, C) {
+            Vec d = L(take)(w + (bf16 ? 2 : 4) * k, bf16, n) * L(take)(dy + 4 * k, false, n);
+            d -= L(take)(x + 4 * k, false, n) * along;
+            GIVE(dx + 4 * k, L(take)(dx + 4 * k, false, n) + rstd * d, n);
+        }
+    }
+}
+
+// db += sum_i dy[i,:], or with x and rstd dw += sum_i dy[i,:] x[i,:] rstd[i]. A chunk is COLUMNS columns of all rows:
+// floats over COLUMN_ROWS rows, double over those. m: db, dy, x, rstd
+FN void L(columns_job)(void *ctx, int64_t chunk, int thread) {
+    const Rows *g = ctx;
+    int64_t N = g->m[1].rows, c0 = chunk * COLUMNS, cols = g->m[1].cols - c0 < COLUMNS ? g->m[1].cols - c0 : COLUMNS;
+    double total[COLUMNS] = {0};
+    (void)thread;
+    for (int64_t i0 = 0; i0 < N; i0 += COLUMN_ROWS) {
+        Vec s[COLUMNS / LANES] = {{0}};
+        float part[COLUMNS];
+        for (int64_t i = i0; i < N && i < i0 + COLUMN_ROWS; i++) {
+            const char *dy = mat_at(g->m[1], i, c0), *x = g->m[2].p ? mat_at(g->m[2], i, c0) : NULL;
+            Vec rstd = L(all)(x ? *(float *)mat_at(g->m[3], i, 0) : 0);
+            if (cols == COLUMNS && x)
+#pragma GCC unroll 16
+                for (int c = 0; c < COLUMNS / LANES; c++)
+                    s[c] = L(fma)(L(load)(dy + 4 * LANES * c), L(load)(x + 4 * LANES * c) * rstd, s[c]);
+            else if (cols == COLUMNS)
+#pragma GCC unroll 16
+                for (int c = 0; c < COLUMNS / LANES; c++) s[c] += L(load)(dy + 4 * LANES * c);
+            else EACH_VECTOR(k, n, cols) {
+                    Vec d = L(take)(dy + 4 * k, false, n);
+                    s[k / LANES] = x ? L(fma)(d, L(take)(x + 4 * k, false, n) * rstd, s[k / LANES]) : s[k / LANES] + d;
+                }
+        }
+        memcpy(part, s, sizeof part);
+        for (int64_t c = 0; c < COLUMNS; c++) total[c] += (double)part[c];
+    }
+    float *out = mat_at(g->m[0], 0, c0);
+    for (int64_t c = 0; c < cols; c++) out[c] = (float)((double)out[c] + total[c]);
+}
+
+// y[index[i],:] += x[i,:] in order of i, for COLUMNS columns. m: y, x, index
+FN void L(scatter_job)(void *ctx, int64_t chunk, int thread) {
+    const Rows *g = ctx;
+    int64_t c0 = chunk * COLUMNS, cols = g->m[1].cols - c0 < COLUMNS ? g->m[1].cols - c0 : COLUMNS;
+    (void)thread;
+    for (int64_t i = 0; i < g->m[1].rows; i++) {
+        int32_t to = *(int32_t *)mat_at(g->m[2], i, 0);
+        if (to < 0) continue;
+        char *y = mat_at(g->m[0], to, c0), *x = mat_at(g->m[1], i, c0);
+        EACH_VECTOR(k, n, cols) GIVE(y + 4 * k, L(take)(y + 4 * k, false, n) + L(take)(x + 4 * k, false, n), n);
+    }
+}
+
+FN void L(gather_job)(void *ctx, int64_t chunk, int thread) { // m: y (F32), table, index
+    const Rows *g = ctx;
+    bool bf16 = g->m[1].type == BF16;
+    (void)thread;
+    for (int64_t i = rows_first(g, chunk); i < rows_last(g, chunk); i++) {
+        int32_t from = *(int32_t *)mat_at(g->m[2], i, 0);
+        char *y = mat_at(g->m[0], i, 0), *x = from < 0 ? NULL : mat_at(g->m[1], from, 0);
+        if (!x) memset(y, 0, (size_t)g->m[0].cols * 4);
+        else EACH_VECTOR(k, n, g->m[0].cols) GIVE(y + 4 * k, L(take)(x + (bf16 ? 2 : 4) * k, bf16, n), n);
+    }
+}
+
+// LANES Philox counters c3, c3 + 1, ... at once (base.h has the plain one): words[4*i + w] is word w of counter c3 + i.
+INLINE void L(philox)(uint32_t *words, uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+    typedef L(VecBits) Bits;
+    typedef uint64_t Wide __attribute__((vector_size(4 * LANES)));
+    const Wide low = (Wide){0} + 0xffffffffu;
+    Bits v0 = (Bits){0} + c0, v1 = (Bits){0} + c1, v2 = (Bits){0} + c2, v3 = (Bits){0} + c3;
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (uint32_t i = 0; i < LANES; i++) v3[i] += i;
+    for (int round = 0; round < 10; round++) {
+        Wide a = ((Wide)v0 & low) * 0xD2511F53u, b = ((Wide)v0 >> 32) * 0xD2511F53u; // even lanes, odd lanes
+        Wide c = ((Wide)v2 & low) * 0xCD9E8D57u, d = ((Wide)v2 >> 32) * 0xCD9E8D57u;
+        Bits high0 = (Bits)(a >> 32 | (b & ~low)), low0 = (Bits)((a & low) | b << 32);
+        Bits high2 = (Bits)(c >> 32 | (d & ~low)), low2 = (Bits)((c & low) | d << 32);
+        v0 = high2 ^ v1 ^ k0, v2 = high0 ^ v3 ^ k1, v1 = low2, v3 = low0;
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
+    uint32_t words_by_lane[4][LANES];
+    memcpy(words_by_lane[0], &v0, sizeof v0), memcpy(words_by_lane[1], &v1, sizeof v1);
+    memcpy(words_by_lane[2], &v2, sizeof v2), memcpy(words_by_lane[3], &v3, sizeof v3);
+    for (int i = 0; i < LANES; i += 4)
+        turn4((float *)words + 4 * i, 4, (const char *)&words_by_lane[0][i], sizeof words_by_lane[0]);
+}
+
+FN void L(dropout_job)(void *ctx, int64_t chunk, int thread) { // m: y, x, keys
+    const Rows *g = ctx;
+    double keep = 1 / (1 - (double)g->f);
+    uint32_t least = (uint32_t)ceil((double)g->f * 4294967296.0); // the smallest word that stays
+    (void)thread;
+    for (int64_t i = rows_first(g, chunk); i < rows_last(g, chunk); i++) {
+        char *y = mat_at(g->m[0], i, 0), *x = mat_at(g->m[1], i, 0);
+        const uint32_t *key = mat_at(g->m[2], i, 0);
+        for (int64_t k0 = 0; k0 < g->m[0].cols; k0 += 4 * LANES) {
+            uint32_t words[4 * LANES];
+            int64_t block = g->m[0].cols - k0 < 4 * LANES ? g->m[0].cols - k0 : 4 * LANES;
+            L(philox)(words, g->seed, RANDOM_DROPOUT | g->site << 8, key[0], key[1], (uint32_t)(k0 / 4));
+            EACH_VECTOR(k, n, block) {
+                VecInt stays = (VecInt)((L(VecBits))L(load)(words + k) >= least);
+                Vec v = L(take)(x + 4 * (k0 + k), false, n) * (float)keep;
+                GIVE(y + 4 * (k0 + k), (Vec)((VecInt)v & stays), n);
+            }
+        }
+    }
+}
+
+// dlogits[i,:] = g ([v == t] - exp(z_v f - lse)). m: dlogits, logits, targets, lse, dlp; dlogits may be logits
+FN void L(logprob_backward_job)(void *ctx, int64_t chunk, int thread) {
+    const Rows *g = ctx;
+    int64_t V = g->m[0].cols;
+    (void)thread;
+    for (int64_t i = rows_first(g, chunk); i < rows_last(g, chunk); i++) {
+        float *out = mat_at(g->m[0], i, 0), lse = *(float *)mat_at(g->m[3], i, 0);
+        const char *z = mat_at(g->m[1], i, 0);
+        int32_t target = *(int32_t *)mat_at(g->m[2], i, 0);
+        float d = target < 0 ? 0 : *(float *)mat_at(g->m[4], i, 0) * g->f;
+        if (d == 0) {
+            memset(out, 0, (size_t)V * 4);
+            continue;
+        }
+        EACH_VECTOR(k, n, V)
+        GIVE(out + k, -d * L(exp)(L(fma)(L(take)(z + 4 * k, false, n), L(all)(g->f), L(all)(-lse))), n);
+        out[target] += d;
+    }
+}
+
+// m: w, m, v, g. The moments and the last sum in double, the square root and the quotient in float: a step is small
+// against w, so its rounding does not show, while w (1 - lr decay) in float would lose a decay under 6e-8.
+FN void L(adamw_job)(void *ctx, int64_t chunk, int thread) {
+    const AdamRows *a = ctx;
+    const Rows *g = &a->rows;
+    typedef float Half __attribute__((vector_size(2 * LANES)));
+    typedef float HalfAny __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
+    typedef double Wide __attribute__((vector_size(4 * LANES)));
+    const double scale = a->step.grad_scale, rate1 = 1 - a->step.beta1, beta2 = a->step.beta2, rate2 = 1 - beta2;
+    const double shrink = 1 - a->step.lr * a->step.decay;
+    (void)thread;
+    for (int64_t i = rows_first(g, chunk); i < rows_last(g, chunk); i++) {
+        char *w = mat_at(g->m[0], i, 0), *m = mat_at(g->m[1], i, 0), *v = mat_at(g->m[2], i, 0),
+             *d = mat_at(g->m[3], i, 0);
+        EACH_VECTOR(k, n, g->m[0].cols) {
+            float part[4][LANES] = {{0}}; // the last vector of a row is padded with zeros
+            char *pw = w + 4 * k, *pm = m + 4 * k, *pv = v + 4 * k, *pd = d + 4 * k;
+            if (n < LANES) {
+                memcpy(part[0], pw, (size_t)n * 4), memcpy(part[1], pm, (size_t)n * 4);
+                memcpy(part[2], pv, (size_t)n * 4), memcpy(part[3], pd, (size_t)n * 4);
+                pw = (char *)part[0], pm = (char *)part[1], pv = (char *)part[2], pd = (char *)part[3];
+            }
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) {
+                int64_t at = 2 * LANES * h;
+                Wide grad = __builtin_convertvector((Half)(*(HalfAny *)(pd + at)), Wide) * scale;
+                Wide m1 = __builtin_convertvector((Half)(*(HalfAny *)(pm + at)), Wide);
+                Wide v1 = __builtin_convertvector((Half)(*(HalfAny *)(pv + at)), Wide);
+                m1 += rate1 * (grad - m1), v1 = beta2 * v1 + rate2 * grad * grad;
+                *(HalfAny *)(pm + at) = __builtin_convertvector(m1, Half);
+                *(HalfAny *)(pv + at) = __builtin_convertvector(v1, Half);
+            }
+            Vec mean = L(load)(pm), root = LANES_SQRT(L(load)(pv));
+            Vec step = mean * (float)a->step.step_size / (root * (float)a->step.root_scale + (float)a->step.eps);
+            float steps[LANES];
+            STORE(steps, step);
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) {
+                int64_t at = 2 * LANES * h;
+                Wide old = __builtin_convertvector((Half)(*(HalfAny *)(pw + at)), Wide);
+                old = old * shrink - __builtin_convertvector((Half)(*(HalfAny *)((char *)steps + at)), Wide);
+                *(HalfAny *)(pw + at) = __builtin_convertvector(old, Half);
+            }
+            if (n < LANES) {
+                memcpy(w + 4 * k, part[0], (size_t)n * 4), memcpy(m + 4 * k, part[1], (size_t)n * 4);
+                memcpy(v + 4 * k, part[2], (size_t)n * 4);
+            }
+        }
+    }
+}
+
+// sums[chunk] = the squares of the chunk's rows, or of its stretch of a matrix without gaps, in double.
+FN void L(squares_job)(void *ctx, int64_t chunk, int thread) {
+    const Squares *g = ctx;
+    typedef float Half __attribute__((vector_size(2 * LANES)));
+    typedef float HalfAny __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
+    typedef double Wide __attribute__((vector_size(4 * LANES)));
+    double sum = 0;
+    int64_t last = (chunk + 1) * g->per_chunk < g->x.rows ? (chunk + 1) * g->per_chunk : g->x.rows;
+    (void)thread;
+    for (int64_t i = chunk * g->per_chunk; i < last; i++) {
+        const float *x = mat_at(g->x, i, 0);
+        Wide s[4] = {{0}};
+        int64_t k = 0;
+        for (; k + 2 * LANES <= g->x.cols; k += 2 * LANES)
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; c++) {
+                Wide v = __builtin_convertvector((Half)(*(const HalfAny *)(x + k + c * (LANES / 2))), Wide);
+                s[c] += v * v;
+            }
+        s[0] = (s[0] + s[1]) + (s[2] + s[3]);
+        for (int c = 0; c < LANES / 2; c++) sum += s[0][c];
+        for (; k < g->x.cols; k++) sum += (double)x[k] * (double)x[k];
+    }
+    g->sums[chunk] = sum;
+}
+
 FN void L(logprob_job)(void *ctx, int64_t chunk, int thread) { // m: lp, lse, entropy, logits, targets
     const Rows *g = ctx;
     (void)thread;
     int64_t V = g->m[3].cols;
     for (int64_t i = rows_first(g, chunk); i < rows_last(g, chunk); i++) {
         const float *z = mat_at(g->m[3], i, 0);
+        Vec most = L(all)(-INFINITY); // of every lane; a NaN is passed over here and comes through the sum
         float top = -INFINITY;
-        for (int64_t v = 0; v < V; v++) top = z[v] * g->f > top ? z[v] * g->f : top;
+        for (int64_t v = 0; v + LANES <= V; v += LANES) {
+            Vec x = L(load)(z + v) * g->f;
+            VecInt more = x > most;
+            most = (Vec)(((VecInt)x & more) | ((VecInt)most & ~more));
+        }
+        for (int64_t c = 0; c < LANES; c++) top = most[c] > top ? most[c] : top;
+        for (int64_t v = V / LANES * LANES; v < V; v++) top = z[v] * g->f > top ? z[v] * g->f : top;
         double sum = 0, weighted = 0; // floats over a block, double over blocks
         for (int64_t k0 = 0; k0 < V; k0 += K_BLOCK) {
             int64_t block = V - k0 < K_BLOCK ? V - k0 : K_BLOCK;
@@ -515,8 +940,278 @@ FN void L(decode_job)(void *ctx, int64_t chunk,
     }
 }
 
-static const Lanes L(lanes) = {L(few_rows_job), L(many_rows_job), L(add_job),       L(rmsnorm_job), L(rope_job),
-                               L(swiglu_job),   L(logprob_job),   L(attention_job), L(decode_job)};
+// ------------------------------------------------------------------------------------------------ attention, backward
+
+// y[r*w + c] += sum_k a[r*ai + k*ak] b[k*w + c] for r < rows, c < w (whole vectors), first <= k < last. y, a and b are
+// padded: what lies up to the next whole tile of rows is computed too, and means nothing.
+INLINE void L(tile_add)(float *y, int64_t w, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb,
+                        int64_t n, const int rows, const int vecs, const bool fresh) {
+    Vec acc[OUTER_ROWS][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        acc[r][0] = fresh ? (Vec){0} : L(load)(y + r * w);
+        acc[r][1] = fresh || vecs == 1 ? (Vec){0} : L(load)(y + r * w + LANES);
+    }
+    L(outer)(acc, a, ai, ak, b, ldb, n, rows, vecs);
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        STORE(y + r * w, acc[r][0]);
+        if (vecs == 2) STORE(y + r * w + LANES, acc[r][1]);
+    }
+}
+INLINE void L(add_product)(float *y, int64_t w, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb,
+                           int64_t n, int64_t rows, int64_t cols, const bool fresh) {
+    if (n <= 0 && !fresh) return;
+    for (int64_t c = 0, vecs; c < cols; c += vecs * LANES) {
+        vecs = cols - c > LANES ? 2 : 1;
+        for (int64_t r = 0, left; (left = rows - r) > 0; r += OUTER_ROWS) {
+#define TILE_ADD(n_rows, v) L(tile_add)(y + r * w + c, w, a + r * ai, ai, ak, b + c, ldb, n, n_rows, v, fresh)
+            if (vecs == 2) {
+                if (left > 2 * L(UNIT)) TILE_ADD(OUTER_ROWS, 2);
+                else if (left > L(UNIT)) TILE_ADD(2 * L(UNIT), 2);
+                else if (left > 1) TILE_ADD(L(UNIT), 2);
+                else TILE_ADD(1, 2);
+            } else {
+                if (left > 2 * L(UNIT)) TILE_ADD(OUTER_ROWS, 1);
+                else if (left > L(UNIT)) TILE_ADD(2 * L(UNIT), 1);
+                else if (left > 1) TILE_ADD(L(UNIT), 1);
+                else TILE_ADD(1, 1);
+            }
+#undef TILE_ADD
+        }
+    }
+}
+// The three products a square needs, by how a is stepped through: scores (a by rows of w, into fresh [.., SIDE]), rows of
+// a square times a side, columns of a square times a side.
+FN void L(square_fill)(float *y, const float *a, int64_t w, const float *b, int64_t n, int64_t rows, int64_t cols) {
+    L(add_product)(y, SIDE, a, w, 1, b, SIDE, n, rows, cols, true);
+}
+FN void L(rows_times)(float *y, int64_t w, const float *a, const float *b, int64_t n, int64_t rows) {
+    L(add_product)(y, w, a, SIDE, 1, b, w, n, rows, w, false);
+}
+FN void L(columns_times)(float *y, int64_t w, const float *a, const float *b, int64_t n, int64_t rows) {
+    L(add_product)(y, w, a, 1, SIDE, b, w, n, rows, w, false);
+}
+
+enum { L(PAD) = SIDE + OUTER_ROWS }; // rows of a side's buffer
+typedef struct L(Side) { // of keys: k and v; of queries: q and dout; [rows, w], and keys also turned, [dim, SIDE]
+    float a[L(PAD) * HEAD_DIM], b[L(PAD) * HEAD_DIM];
+} L(Side);
+typedef struct L(Square) {
+    L(Side) keys, queries;
+    float kt[HEAD_DIM * SIDE], vt[HEAD_DIM * SIDE];
+    float dk[L(PAD) * HEAD_DIM], dv[L(PAD) * HEAD_DIM], dq[L(PAD) * HEAD_DIM];
+    float p[L(PAD) * SIDE], ds[L(PAD) * SIDE], lse[SIDE], delta[SIDE];
+} L(Square);
+
+// dst [rows, w] = rows of a view, zeros up to w and in the rows that fill the last tile.
+FN void L(side_load)(float *dst, int64_t w, Mat m, int64_t row, int64_t col, int64_t rows, int64_t dim) {
+    for (int64_t r = 0; r < rows; r++) {
+        const char *p = mat_at(m, row + r, col);
+        EACH_VECTOR(c, n, dim) STORE(dst + r * w + c, L(take)(p + 4 * c, false, n));
+    }
+    memset(dst + rows * w, 0, (size_t)(OUTER_ROWS * w) * 4);
+}
+FN void L(side_store)(Mat m, int64_t row, int64_t col, const float *src, int64_t w, int64_t rows, int64_t dim,
+                      float factor) {
+    for (int64_t r = 0; r < rows; r++) {
+        char *p = mat_at(m, row + r, col);
+        EACH_VECTOR(c, n, dim) GIVE(p + 4 * c, L(load)(src + r * w + c) * factor, n);
+    }
+}
+// dst[c*SIDE + r] = src[r*w + c]; columns up to SIDE zero.
+FN void L(side_turn)(float *dst, const float *src, int64_t w, int64_t rows, int64_t dim) {
+    for (int64_t r = 0; r < SIDE; r += 4)
+        for (int64_t c = 0; c < (dim + 3) / 4 * 4; c += 4) {
+            float square[16] = {0};
+            if (r + 4 <= rows) turn4(dst + c * SIDE + r, SIDE, (const char *)(src + r * w + c), 4 * w);
+            else {
+                for (int64_t i = r; i < rows; i++) memcpy(square + 4 * (i - r), src + i * w + c, 16);
+                turn4(dst + c * SIDE + r, SIDE, (const char *)square, 16);
+            }
+        }
+}
+
+FN void L(load_keys)(const Backward *g, L(Square) * s, int64_t w, int64_t t0, int64_t keys, int64_t kv) {
+    L(side_load)(s->keys.a, w, g->k, t0, kv * g->dim, keys, g->dim);
+    L(side_load)(s->keys.b, w, g->v, t0, kv * g->dim, keys, g->dim);
+    L(side_turn)(s->kt, s->keys.a, w, keys, g->dim);
+    L(side_turn)(s->vt, s->keys.b, w, keys, g->dim);
+}
+FN void L(load_queries)(const Backward *g, L(Square) * s, int64_t w, int64_t i0, int64_t rows, int64_t h) {
+    L(side_load)(s->queries.a, w, g->q, i0, h * g->dim, rows, g->dim);
+    L(side_load)(s->queries.b, w, g->dout, i0, h * g->dim, rows, g->dim);
+    for (int64_t r = 0; r < rows; r++) {
+        s->lse[r] = *(float *)mat_at(g->lse, i0 + r, h);
+        s->delta[r] = *(float *)mat_at(g->delta, i0 + r, h);
+    }
+}
+
+// One square of what load_keys and load_queries brought. Row r sees the first seen(r) keys: all of them, or when
+// `diagonal` the first r + ahead. What a row does not see is not touched, not multiplied by zero: there may be NaN.
+// dq without its factor scale goes to s->dq; dk (without) and dv to s->dk, s->dv.
+#define SEEN(r) (!diagonal || (r) + ahead >= keys ? keys : (r) + ahead > 0 ? (r) + ahead : 0)
+FN void L(square)(const Backward *g, L(Square) * s, int64_t w, int64_t rows, int64_t keys, bool diagonal, int64_t ahead,
+                  bool want_dq, bool want_dkv) {
+    for (int64_t r = 0; r < rows; r += OUTER_ROWS) {
+        int64_t n = rows - r < OUTER_ROWS ? rows - r : OUTER_ROWS, cols = (SEEN(r + n - 1) + LANES - 1) / LANES * LANES;
+        L(square_fill)(s->p + r * SIDE, s->queries.a + r * w, w, s->kt, g->dim, n, cols);
+        L(square_fill)(s->ds + r * SIDE, s->queries.b + r * w, w, s->vt, g->dim, n, cols);
+        for (int64_t i = r; i < r + n; i++)
+            for (int64_t t = 0; t < SEEN(i); t += LANES) {
+                Vec p = L(exp)(L(load)(s->p + i * SIDE + t) * g->scale - s->lse[i]);
+                STORE(s->p + i * SIDE + t, p);
+                STORE(s->ds + i * SIDE + t, p * (L(load)(s->ds + i * SIDE + t) - s->delta[i]));
+            }
+    }
+    for (int64_t r = 0; want_dq && r < rows; r += OUTER_ROWS) { // what all rows of a tile see at once, the rest by rows
+        int64_t n = rows - r < OUTER_ROWS ? rows - r : OUTER_ROWS, common = SEEN(r);
+        L(rows_times)(s->dq + r * w, w, s->ds + r * SIDE, s->keys.a, common, n);
+        for (int64_t i = r + 1; i < r + n && diagonal; i++)
+            L(rows_times)(s->dq + i * w, w, s->ds + i * SIDE + common, s->keys.a + common * w, SEEN(i) - common, 1);
+    }
+    for (int64_t t = 0; want_dkv && t < keys; t += OUTER_ROWS) { // key t is seen by rows from t - ahead + 1 on
+        int64_t n = keys - t < OUTER_ROWS ? keys - t : OUTER_ROWS;
+        int64_t common = diagonal && t + n - ahead > 0 ? t + n - ahead : 0;
+        common = common < rows ? common : rows;
+        for (int64_t c = t; c < t + n && common > 0; c++) {
+            int64_t first = c + 1 - ahead > 0 ? c + 1 - ahead : 0, count = common - first;
+            L(columns_times)(s->dv + c * w, w, s->p + first * SIDE + c, s->queries.b + first * w, count, 1);
+            L(columns_times)(s->dk + c * w, w, s->ds + first * SIDE + c, s->queries.a + first * w, count, 1);
+        }
+        L(columns_times)(s->dv + t * w, w, s->p + common * SIDE + t, s->queries.b + common * w, rows - common, n);
+        L(columns_times)(s->dk + t * w, w, s->ds + common * SIDE + t, s->queries.a + common * w, rows - common, n);
+    }
+}
+#undef SEEN
+
+FN void L(scale_rows)(Mat m, int64_t row, int64_t col, int64_t rows, int64_t dim, float factor) {
+    for (int64_t i = row; i < row + rows; i++) {
+        char *p = mat_at(m, i, col);
+        EACH_VECTOR(c, n, dim) GIVE(p + 4 * c, L(take)(p + 4 * c, false, n) * factor, n);
+    }
+}
+
+FN void L(backward_delta_job)(void *ctx, int64_t chunk, int thread) { // delta = dout.o of a block of a span, all heads
+    const Backward *g = ctx;
+    Span span = g->spans[chunk / g->blocks];
+    (void)thread;
+    for (int64_t i = span.first + chunk % g->blocks * SIDE, n = 0; i < span.last && n < SIDE; i++, n++)
+        for (int64_t h = 0; h < g->heads; h++) {
+            const char *dout = mat_at(g->dout, i, h * g->dim), *o = mat_at(g->o, i, h * g->dim);
+            Vec s = {0};
+            EACH_VECTOR(c, m, g->dim) s = L(fma)(L(take)(dout + 4 * c, false, m), L(take)(o + 4 * c, false, m), s);
+            *(float *)mat_at(g->delta, i, h) = L(sum)(s);
+        }
+}
+
+FN void L(backward_dq_job)(void *ctx, int64_t chunk, int thread) { // a block of queries of one head of one span
+    const Backward *g = ctx;
+    L(Square) s;
+    int64_t w = (g->dim + LANES - 1) / LANES * LANES, h = chunk % g->heads, block = chunk / g->heads % g->blocks;
+    Span span = g->spans[chunk / g->heads / g->blocks];
+    int64_t blocks = (span.last - span.first + SIDE - 1) / SIDE;
+    (void)thread;
+    if (block >= blocks) return;
+    block = blocks - 1 - block; // the longest first
+    int64_t i0 = span.first + block * SIDE, rows = span.last - i0 < SIDE ? span.last - i0 : SIDE;
+    memset(s.dq, 0, (size_t)((rows + OUTER_ROWS) * w) * 4);
+    L(load_queries)(g, &s, w, i0, rows, h);
+    for (int seg = 0; seg < 2; seg++) {
+        int64_t first = seg ? span.first : span.prefix_first, last = seg ? span.last : span.prefix_last;
+        bool causal = seg && span.causal;
+        if (causal) last = i0 + rows;
+        for (int64_t t0 = first; t0 < last; t0 += SIDE) {
+            int64_t keys = last - t0 < SIDE ? last - t0 : SIDE;
+            L(load_keys)(g, &s, w, t0, keys, h / g->group);
+            L(square)(g, &s, w, rows, keys, causal && t0 + keys > i0 + 1, i0 + 1 - t0, true, false);
+        }
+    }
+    L(side_store)(g->dq, i0, h * g->dim, s.dq, w, rows, g->dim, g->scale);
+}
+
+// dk and dv of the loaded keys [t0, t0 + keys) from the rows of one span that see them.
+FN void L(keys_of_span)(const Backward *g, L(Square) * s, int64_t w, Span span, int64_t t0, int64_t keys, int64_t kv,
+                        bool own, bool want_dq) {
+    bool causal = own && span.causal;
+    int64_t from = causal ? (t0 - span.first) / SIDE * SIDE + span.first : span.first;
+    for (int64_t i0 = from; i0 < span.last; i0 += SIDE) {
+        int64_t rows = span.last - i0 < SIDE ? span.last - i0 : SIDE;
+        for (int64_t h = kv * g->group; h < (kv + 1) * g->group; h++) {
+            L(load_queries)(g, s, w, i0, rows, h);
+            if (want_dq) L(side_load)(s->dq, w, g->dq, i0, h * g->dim, rows, g->dim);
+            L(square)(g, s, w, rows, keys, causal && t0 + keys > i0 + 1, i0 + 1 - t0, want_dq, true);
+            if (want_dq) L(side_store)(g->dq, i0, h * g->dim, s->dq, w, rows, g->dim, 1);
+        }
+    }
+}
+FN void L(backward_dkv_job)(void *ctx, int64_t chunk, int thread) { // a block of keys of one key head
+    const Backward *g = ctx;
+    L(Square) s;
+    int64_t w = (g->dim + LANES - 1) / LANES * LANES, kv_heads = g->heads / g->group;
+    int64_t kv = chunk % kv_heads, t0 = chunk / kv_heads * SIDE, last = t0 + SIDE < g->k.rows ? t0 + SIDE : g->k.rows;
+    (void)thread;
+    for (int64_t n = 0; n < g->n_spans; n++)
+        for (int seg = 0; seg < 2; seg++) {
+            Span span = g->spans[n];
+            int64_t from = seg ? span.first : span.prefix_first, to = seg ? span.last : span.prefix_last;
+            from = from > t0 ? from : t0, to = to < last ? to : last;
+            if (from >= to || span.first == span.last) continue;
+            L(load_keys)(g, &s, w, from, to - from, kv);
+            L(side_load)(s.dk, w, g->dk, from, kv * g->dim, to - from, g->dim);
+            L(side_load)(s.dv, w, g->dv, from, kv * g->dim, to - from, g->dim);
+            L(keys_of_span)(g, &s, w, span, from, to - from, kv, seg, false);
+            L(side_store)(g->dk, from, kv * g->dim, s.dk, w, to - from, g->dim, 1);
+            L(side_store)(g->dv, from, kv * g->dim, s.dv, w, to - from, g->dim, 1);
+        }
+    L(scale_rows)(g->dk, t0, kv * g->dim, last - t0, g->dim, g->scale);
+}
+
+FN void L(backward_all_job)(void *ctx, int64_t chunk, int thread) { // a span and a key head: nobody else sees its keys
+    const Backward *g = ctx;
+    L(Square) s;
+    int64_t w = (g->dim + LANES - 1) / LANES * LANES, kv_heads = g->heads / g->group, kv = chunk % kv_heads;
+    Span span = g->spans[chunk / kv_heads];
+    (void)thread;
+    for (int64_t t0 = span.first; t0 < span.last; t0 += SIDE) {
+        int64_t keys = span.last - t0 < SIDE ? span.last - t0 : SIDE;
+        L(load_keys)(g, &s, w, t0, keys, kv);
+        memset(s.dk, 0, (size_t)(keys * w) * 4), memset(s.dv, 0, (size_t)(keys * w) * 4);
+        L(keys_of_span)(g, &s, w, span, t0, keys, kv, true, true);
+        L(side_store)(g->dk, t0, kv * g->dim, s.dk, w, keys, g->dim, g->scale);
+        L(side_store)(g->dv, t0, kv * g->dim, s.dv, w, keys, g->dim, 1);
+    }
+    for (int64_t h = kv * g->group; h < (kv + 1) * g->group; h++)
+        L(scale_rows)(g->dq, span.first, h * g->dim, span.last - span.first, g->dim, g->scale);
+}
+
+static const Lanes L(lanes) = {
+    .few_rows = L(few_rows_job),
+    .many_rows = L(many_rows_job),
+    .outer = L(outer_job),
+    .add = L(add_job),
+    .columns = L(columns_job),
+    .dropout = L(dropout_job),
+    .rmsnorm = L(rmsnorm_job),
+    .rmsnorm_backward = L(rmsnorm_backward_job),
+    .rope = L(rope_job),
+    .attention = L(attention_job),
+    .backward_delta = L(backward_delta_job),
+    .backward_dq = L(backward_dq_job),
+    .backward_dkv = L(backward_dkv_job),
+    .backward_all = L(backward_all_job),
+    .decode = L(decode_job),
+    .swiglu = L(swiglu_job),
+    .swiglu_backward = L(swiglu_backward_job),
+    .gelu = L(gelu_job),
+    .gelu_backward = L(gelu_backward_job),
+    .gather = L(gather_job),
+    .scatter = L(scatter_job),
+    .logprob = L(logprob_job),
+    .logprob_backward = L(logprob_backward_job),
+    .squares = L(squares_job),
+    .adamw = L(adamw_job),
+};
 #undef EACH_VECTOR
 #undef GIVE
 #undef Vec
@@ -531,4 +1226,6 @@ static const Lanes L(lanes) = {L(few_rows_job), L(many_rows_job), L(add_job),   
 #undef LANES_NAME
 #undef LANES_TARGET
 #undef LANES_FMA
+#undef LANES_SQRT
 #undef TILE_ROWS
+#undef OUTER_ROWS

@@ -147,12 +147,28 @@ TEST(matmul_is_the_reference_at_odd_sizes) {
                         type == BF16 ? 2 * (k % 2) : 0);
 }
 TEST(matmul_backward_layouts_are_the_reference) {
-    static const int64_t sizes[][3] = {{1, 31, 33}, {5, 33, 127}, {40, 17, 600}, {127, 130, 31}};
+    static const int64_t sizes[][3] = {{1, 1, 1},      {1, 31, 33},   {5, 33, 127}, {40, 17, 600}, {127, 130, 31},
+                                       {3, 257, 1000}, {33, 65, 200}, {100, 3, 77}, {13, 300, 385}};
     for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++)
         for (int type = F32; type <= BF16; type++) {
             matmul_case(NN, sizes[k][0], sizes[k][1], sizes[k][2], (Type)type, k % 2 ? 0.0f : 0.5f, 1, 0);
-            matmul_case(TN, sizes[k][0], sizes[k][1], sizes[k][2], (Type)type, k % 2 ? 1.0f : 0.0f, 0, 0);
+            matmul_case(TN, sizes[k][0], sizes[k][1], sizes[k][2], (Type)type, k % 2 ? 1.0f : 0.0f, k % 3, 0);
+            matmul_case(TN, sizes[k][0], sizes[k][1], sizes[k][2], (Type)type, 0.5f, 2, type == BF16 ? 1 : 2);
         }
+}
+// The shapes of LoRA: rank r beside wide matrices, in all layouts.
+TEST(thin_products_are_the_reference) {
+    static const int64_t ranks[] = {1, 4, 8, 13, 64};
+    for (size_t k = 0; k < sizeof ranks / sizeof *ranks; k++) {
+        int64_t r = ranks[k], N = 131, C = 167;
+        matmul_case(NT, N, r, C, F32, 0, 1, 0);
+        matmul_case(NT, N, C, r, F32, 1, 0, 2);
+        matmul_case(NT, 1, C, r, F32, 1, 0, 0);
+        matmul_case(NN, N, r, C, F32, 0, 3, 0);
+        matmul_case(NN, N, C, r, F32, 1, 0, 0);
+        matmul_case(TN, r, C, N, F32, 1, 1, 0);
+        matmul_case(TN, C, r, N, F32, 1, 1, 0);
+    }
 }
 TEST(weights_may_start_at_any_address) {
     matmul_case(NT, 1, 40, 1176, BF16, 0, 0, 1);
@@ -161,12 +177,12 @@ TEST(weights_may_start_at_any_address) {
 }
 
 TEST(a_row_alone_and_in_a_batch_has_the_same_bits) {
-    static const int64_t batches[] = {2, 5, 8, 13, 64, 200}, Ks[] = {33, 1176, 3420};
+    static const int64_t batches[] = {2, 5, 8, 13, 64, 200}, Ks[] = {33, 192, 1176, 3420};
     enum { J = 37, MOST = 200 };
     for (int s = 0; s < ISAS; s++) {
         if (!cpu_isa_set(isas[s])) continue;
         for (int type = F32; type <= BF16; type++)
-            for (int k = 0; k < 3; k++) {
+            for (int k = 0; k < 4; k++) {
                 Buffer x = random_buffer(MOST, Ks[k], 1, F32, 0, 5), w = random_buffer(J, Ks[k], 0, (Type)type, 0, 6);
                 Buffer alone = random_buffer(MOST, J, 0, F32, 0, 7), y = buffer(MOST, J, 0, F32, 0);
                 for (int64_t i = 0; i < MOST; i++)
@@ -180,6 +196,27 @@ TEST(a_row_alone_and_in_a_batch_has_the_same_bits) {
                 Buffer all[] = {x, w, alone, y};
                 drop(all, 4);
             }
+    }
+    cpu_isa_set(NULL);
+}
+
+// So has a row of an input gradient.
+TEST(a_gradient_row_alone_and_in_a_batch_has_the_same_bits) {
+    static const int64_t shapes[][2] = {{40, 8}, {65, 300}, {300, 64}, {7, 1000}}; // columns, inner
+    enum { MOST = 101 };
+    for (int s = 0; s < ISAS; s++) {
+        if (!cpu_isa_set(isas[s])) continue;
+        for (int k = 0; k < 4; k++) {
+            int64_t J = shapes[k][0], K = shapes[k][1];
+            Buffer dy = random_buffer(MOST, K, 1, F32, 0, 5), w = random_buffer(K, J, 0, F32, 0, 6);
+            Buffer alone = buffer(MOST, J, 0, F32, 0), dx = buffer(MOST, J, 0, F32, 0);
+            for (int64_t i = 0; i < MOST; i++)
+                matmul(ops_cpu(), mat_rows(alone.m, i, 1), mat_rows(dy.m, i, 1), w.m, NN, 1, 0);
+            matmul(ops_cpu(), dx.m, dy.m, w.m, NN, 1, 0);
+            if (memcmp(dx.m.p, alone.m.p, (size_t)(MOST * J) * 4)) FAIL("%s: shape %d: a batch differs", isas[s], k);
+            Buffer all[] = {dy, w, alone, dx};
+            drop(all, 4);
+        }
     }
     cpu_isa_set(NULL);
 }
@@ -225,6 +262,21 @@ TEST(an_infinite_weight_stays_in_its_column) {
         }
     Buffer all[] = {x, w, y};
     drop(all, 3);
+    // a gradient of weights: row i of dw belongs to column i of dy, column j to column j of x; a NaN stays in its row,
+    // an infinity in its column
+    Buffer dy = random_buffer(70, 20, 0, F32, 0, 1), in = random_buffer(70, 40, 0, F32, 0, 2),
+           dw = random_buffer(20, 40, 0, F32, 0, 3);
+    *(float *)mat_at(dy.m, 69, 7) = NAN;
+    *(float *)mat_at(in.m, 3, 4) = INFINITY;
+    matmul(ops_cpu(), dw.m, dy.m, in.m, TN, 1, 1);
+    for (int64_t i = 0; i < 20; i++)
+        for (int64_t j = 0; j < 40; j++) {
+            float f = *(float *)mat_at(dw.m, i, j);
+            EXPECT_INT(isfinite(f) != 0, i != 7 && j != 4);
+            EXPECT_INT(isnan(f) != 0, i == 7);
+        }
+    Buffer more[] = {dy, in, dw};
+    drop(more, 3);
 }
 
 // ---------------------------------------------------------------------------------------------------- rows of numbers
@@ -276,6 +328,125 @@ TEST(rmsnorm_is_the_reference) {
     }
 }
 
+// A matrix as the backward of something meets it: sizes as above, and long columns.
+static const int64_t column_sizes[][2] = {{0, 8},     {1, 1},    {1, 31},    {3, 33},
+                                          {127, 127}, {300, 65}, {33, 1280}, {64, 64}};
+#define EACH_COLUMN_SIZE(N, C)                                                                                         \
+    for (int k_ = 0; k_ < 8; k_++)                                                                                     \
+        for (int64_t N = column_sizes[k_][0], C = column_sizes[k_][1], once_ = 1; once_; once_ = 0)
+
+static void run_bias_backward(const Ops *d, Buffer *b, const void *arg) { (void)arg, bias_backward(d, b[0].m, b[1].m); }
+TEST(bias_backward_adds_to_what_is_there) {
+    EACH_COLUMN_SIZE(N, C) {
+        Buffer b[] = {random_buffer(1, C, 0, F32, 0, 1), random_buffer(N, C, 3, F32, 0, 2)};
+        against_reference("bias_backward", run_bias_backward, NULL, b, 2, 1, 1e-6);
+        Buffer c[] = {random_buffer(1, C, 0, F32, 0, 1), random_buffer(N, C, 3, BF16, 0, 2)};
+        against_reference("bias_backward of bf16", run_bias_backward, NULL, c, 2, 1, 1e-6);
+    }
+}
+
+static void run_rmsnorm_backward(const Ops *d, Buffer *b, const void *arg) {
+    (void)arg, rmsnorm_backward_add(d, b[0].m, b[1].m, b[2].m, b[3].m, b[4].m, b[5].m);
+}
+TEST(rmsnorm_backward_is_the_reference_and_adds) {
+    EACH_COLUMN_SIZE(N, C)
+    for (int type = F32; type <= BF16; type++)
+        for (int frozen = 0; frozen < 2; frozen++) {
+            Buffer b[] = {random_buffer(N, C, 3, F32, 0, 1),
+                          frozen ? none() : random_buffer(1, C, 0, F32, 0, 2),
+                          random_buffer(N, C, 1, F32, 0, 3),
+                          random_buffer(N, C, 0, F32, 0, 4),
+                          random_buffer(1, C, 0, (Type)type, type == BF16, 5),
+                          random_buffer(N, 1, 1, F32, 0, 6)};
+            against_reference("rmsnorm_backward_add", run_rmsnorm_backward, NULL, b, 6, 3, 2e-6);
+        }
+    Buffer b[] = {random_buffer(5, 33, 0, F32, 0, 1),  random_buffer(1, 33, 0, F32, 0, 2),
+                  random_buffer(5, 33, 1, BF16, 0, 3), random_buffer(5, 33, 0, F32, 0, 4),
+                  random_buffer(1, 33, 0, F32, 0, 5),  random_buffer(5, 1, 1, F32, 0, 6)};
+    against_reference("rmsnorm_backward_add of bf16", run_rmsnorm_backward, NULL, b, 6, 3, 2e-6);
+}
+
+typedef struct DropoutArg {
+    float p;
+    uint64_t seed;
+    uint32_t site;
+} DropoutArg;
+static void run_dropout(const Ops *d, Buffer *b, const void *arg) {
+    const DropoutArg *a = arg;
+    dropout(d, b[0].m, b[1].m, b[2].m, a->p, a->seed, a->site);
+}
+static void run_dropout_in_place(const Ops *d, Buffer *b, const void *arg) {
+    const DropoutArg *a = arg;
+    dropout(d, b[0].m, b[0].m, b[1].m, a->p, a->seed, a->site);
+}
+static Buffer keys_of(int64_t N) {
+    Buffer b = buffer(N, 2, 1, I32, 0);
+    for (int64_t i = 0; i < N; i++)
+        *(uint32_t *)mat_at(b.m, i, 0) = (uint32_t)i * 77, *(uint32_t *)mat_at(b.m, i, 1) = 4000000000u + (uint32_t)i;
+    return b;
+}
+// A wrong bit of the mask is an error of the size of an element: the limit sees one in a million.
+TEST(dropout_drops_what_the_reference_drops) {
+    static const DropoutArg args[] = {{0, 1, 0}, {0.1f, 0xFFFFFFFFFFFFFFFFu, 5}, {0.5f, 7, 0xFFFFFFu}, {0.999f, 3, 1}};
+    EACH_COLUMN_SIZE(N, C)
+    for (int k = 0; k < 4; k++) {
+        Buffer b[] = {buffer(N, C, 3, F32, 0), random_buffer(N, C, 1, F32, 0, 1), keys_of(N)};
+        against_reference("dropout", run_dropout, &args[k], b, 3, 1, 1e-7);
+        Buffer c[] = {random_buffer(N, C, 1, F32, 0, 1), keys_of(N)};
+        against_reference("dropout in place", run_dropout_in_place, &args[k], c, 2, 1, 1e-7);
+        Buffer e[] = {buffer(N, C, 3, F32, 0), random_buffer(N, C, 1, BF16, 0, 1), keys_of(N)};
+        against_reference("dropout of bf16", run_dropout, &args[k], e, 3, 1, 1e-7);
+    }
+}
+
+static void run_sum_squares(const Ops *d, Buffer *b, const void *arg) { (void)arg, sum_squares(d, b[0].m, b[1].m); }
+TEST(sum_squares_is_the_reference) {
+    static const int64_t sizes[][2] = {{0, 3}, {1, 1}, {1, 33}, {600, 31}, {1, 70001}, {127, 513}};
+    for (int k = 0; k < 6; k++)
+        for (int gap = 0; gap < 3; gap += 2)
+            for (int type = F32; type <= BF16; type++) {
+                Buffer b[] = {buffer(1, 1, 0, F32, 0), random_buffer(sizes[k][0], sizes[k][1], gap, (Type)type, 0, 1)};
+                against_reference("sum_squares", run_sum_squares, NULL, b, 2, 1, 1.2e-7); // one rounding of double
+            }
+}
+
+static void run_adamw(const Ops *d, Buffer *b, const void *arg) {
+    adamw(d, b[0].m, b[1].m, b[2].m, b[3].m, *(const AdamStep *)arg);
+}
+TEST(adamw_is_the_reference) {
+    static const AdamStep steps[] = {{1, 1e-3, 0.1, 0.9, 0.999, 1e-8, 1e-2, 31.6},
+                                     {0.25, 0.5, 0, 0, 0.5, 1e-3, 0.5, 1}};
+    static const int64_t sizes[][2] = {{1, 1}, {1, 33}, {60, 31}, {1, 40001}, {127, 513}};
+    for (int k = 0; k < 5; k++)
+        for (int gap = 0; gap < 3; gap += 2)
+            for (int n = 0; n < 2; n++) {
+                int64_t N = sizes[k][0], C = sizes[k][1];
+                Buffer b[] = {random_buffer(N, C, gap, F32, 0, 1), random_buffer(N, C, gap, F32, 0, 2),
+                              random_buffer(N, C, gap, F32, 0, 3), random_buffer(N, C, 0, F32, 0, 4)};
+                for (int64_t i = 0; i < N; i++)
+                    for (int64_t j = 0; j < C; j++) {
+                        float *v = mat_at(b[2].m, i, j), *g = mat_at(b[3].m, i, j);
+                        *v *= *v; // a second moment is a mean of squares
+                        if (j % 7 == 3) *g = 0, *v = 0;
+                    }
+                against_reference("adamw", run_adamw, &steps[n], b, 4, 7, 5e-7);
+            }
+}
+// A decay of 1e-9 a step is far below the rounding of float: it must come through where w is about to round, not be
+// lost in 1 - lr decay. 1000 elements of which each has its own distance to the next float.
+TEST(adamw_does_not_lose_a_small_decay) {
+    AdamStep step = {1, 1e-5, 4e-3, 0.9, 0.999, 1e-8, 0, 1}; // 1 - 4e-8 is 1 in float
+    Buffer w = buffer(1, 1000, 0, F32, 0), m = buffer(1, 1000, 0, F32, 0), v = buffer(1, 1000, 0, F32, 0), g = clone(v);
+    for (int i = 0; i < 1000; i++) ((float *)w.m.p)[i] = 1.0f + (float)i * 0x1p-10f;
+    memset(m.m.p, 0, 4000), memset(v.m.p, 0, 4000), memset(g.m.p, 0, 4000);
+    Buffer want = clone(w);
+    adamw(ops_ref(), want.m, m.m, v.m, g.m, step);
+    adamw(ops_cpu(), w.m, m.m, v.m, g.m, step);
+    EXPECT(!memcmp(w.m.p, want.m.p, 4000));
+    Buffer all[] = {w, m, v, g, want};
+    drop(all, 5);
+}
+
 typedef struct HeadsArg {
     int64_t heads, kv_heads, dim;
     float sign;
@@ -314,6 +485,99 @@ TEST(swiglu_and_gelu_are_the_reference) {
     }
 }
 
+static void run_swiglu_backward(const Ops *d, Buffer *b, const void *arg) {
+    (void)arg, swiglu_backward(d, b[0].m, b[1].m, b[2].m, b[3].m, b[4].m);
+}
+static void run_gelu_backward(const Ops *d, Buffer *b, const void *arg) {
+    (void)arg, gelu_backward(d, b[0].m, b[1].m, b[2].m);
+}
+TEST(swiglu_backward_and_gelu_backward_are_the_reference) {
+    EACH_SIZE(N, C)
+    for (int type = F32; type <= BF16; type++) { // gate and x as bf16 are the reference's own rows
+        Buffer gate = random_buffer(N, C, 2, (Type)type, 0, 1);
+        for (int64_t i = 0; i < N && type == F32; i++)
+            for (int64_t j = 0; j < C; j++) *(float *)mat_at(gate.m, i, j) *= i % 3 == 2 ? 80.0f : 4.0f;
+        Buffer b[] = {buffer(N, C, 3, F32, 0), buffer(N, C, 0, F32, 0), random_buffer(N, C, 1, F32, 0, 2), clone(gate),
+                      random_buffer(N, C, 4, F32, 0, 3)};
+        against_reference("swiglu_backward", run_swiglu_backward, NULL, b, 5, 3, 1e-6);
+        Buffer c[] = {buffer(N, C, 3, F32, 0), random_buffer(N, C, 1, F32, 0, 2), gate};
+        against_reference("gelu_backward", run_gelu_backward, NULL, c, 3, 1, 1e-6);
+    }
+}
+
+// gelu(x)/x is Phi(x): right to a few rounding steps wherever float can hold it, far out on the left, too.
+TEST(the_normal_distribution_is_right_over_its_whole_range) {
+    enum { N = 40001 };
+    Buffer x = buffer(1, N, 0, F32, 0), y = buffer(1, N, 0, F32, 0), one = buffer(1, N, 0, F32, 0);
+    float *z = x.m.p, *f = y.m.p;
+    for (int s = 0; s < ISAS; s++) {
+        if (!cpu_isa_set(isas[s])) continue;
+        for (int i = 0; i < N; i++) z[i] = (float)(i - N / 2) * 12.5f / (N / 2), ((float *)one.m.p)[i] = 1;
+        gelu_forward(ops_cpu(), y.m, x.m);
+        double worst = 0, worst_slope = 0, limit = strcmp(isas[s], "scalar") ? 1e-6 : 6e-6; // no FMA: x^2 is rounded
+        for (int i = 0; i < N; i++) {
+            double want = 0.5 * erfc(-(double)z[i] * 0.70710678118654752440);
+            if (z[i] != 0) worst = fmax(worst, fabs((double)f[i] / (double)z[i] - want) / want);
+        }
+        gelu_backward(ops_cpu(), y.m, one.m, x.m);
+        for (int i = 0; i < N; i++) {
+            double t = z[i],
+                   want = 0.5 * erfc(-t * 0.70710678118654752440) + t * 0.39894228040143267794 * exp(-t * t / 2);
+            worst_slope = fmax(worst_slope, fabs((double)f[i] - want));
+        }
+        if (!(worst < limit)) FAIL("%s: relative error of Phi %.3g", isas[s], worst);
+        if (!(worst_slope < 5e-7)) FAIL("%s: error of the slope %.3g", isas[s], worst_slope);
+        z[0] = NAN, z[1] = INFINITY, z[2] = -1e30f, z[3] = 300;
+        gelu_forward(ops_cpu(), y.m, x.m);
+        EXPECT(isnan(f[0]) && isinf(f[1]) && fabsf(f[2]) < 1e-6f && f[3] == 300);
+        gelu_backward(ops_cpu(), y.m, one.m, x.m);
+        EXPECT(isnan(f[0]) && f[3] == 1);
+    }
+    cpu_isa_set(NULL);
+    Buffer all[] = {x, y, one};
+    drop(all, 3);
+}
+
+// What is not a number goes in and comes out, in its row or element and nowhere else.
+TEST(nan_passes_through_every_backward_row) {
+    enum { N = 5, C = 37 };
+    for (int s = 0; s < ISAS; s++) {
+        if (!cpu_isa_set(isas[s])) continue;
+        Buffer a = random_buffer(N, C, 0, F32, 0, 1), b = random_buffer(N, C, 0, F32, 0, 2), c = clone(a), e = clone(a),
+               g = random_buffer(N, C, 0, F32, 0, 3), w = random_buffer(1, C, 0, F32, 0, 4), dw = clone(w),
+               rstd = random_buffer(N, 1, 0, F32, 0, 5), out = buffer(1, 1, 0, F32, 0), keys = keys_of(N),
+               index = ints(N, N, 1), lse = random_buffer(N, 1, 0, F32, 0, 6),
+               moment = random_buffer(N, C, 0, F32, 0, 7);
+        float *nan_at = mat_at(a.m, 2, 35), *x = c.m.p, *y = e.m.p;
+        *nan_at = NAN;
+        sum_squares(ops_cpu(), out.m, a.m);
+        EXPECT(isnan(*(float *)out.m.p));
+        swiglu_backward(ops_cpu(), c.m, e.m, b.m, a.m, g.m);
+        for (int i = 0; i < N * C; i++) EXPECT(isnan(x[i]) == (i == 2 * C + 35) && isnan(y[i]) == (i == 2 * C + 35));
+        gelu_backward(ops_cpu(), c.m, b.m, a.m);
+        for (int i = 0; i < N * C; i++) EXPECT(isnan(x[i]) == (i == 2 * C + 35));
+        bias_backward(ops_cpu(), dw.m, a.m);
+        for (int i = 0; i < C; i++) EXPECT(isnan(((float *)dw.m.p)[i]) == (i == 35));
+        memcpy(dw.m.p, w.m.p, C * 4), memset(c.m.p, 0, N * C * 4);
+        rmsnorm_backward_add(ops_cpu(), c.m, dw.m, a.m, b.m, w.m, rstd.m);
+        for (int i = 0; i < N * C; i++) EXPECT(isnan(x[i]) == (i / C == 2));
+        for (int i = 0; i < C; i++) EXPECT(isnan(((float *)dw.m.p)[i]) == (i == 35));
+        for (int i = 0; i < N; i++) *(int32_t *)mat_at(index.m, i, 0) = i;
+        logprob_backward(ops_cpu(), c.m, a.m, index.m, lse.m, rstd.m, 1);
+        for (int i = 0; i < N * C; i++) EXPECT(isnan(x[i]) == (i == 2 * C + 35));
+        memset(c.m.p, 0, N * C * 4);
+        scatter_add_rows(ops_cpu(), c.m, a.m, index.m);
+        for (int i = 0; i < N * C; i++) EXPECT(isnan(x[i]) == (i == 2 * C + 35));
+        for (int i = 0; i < N * C; i++) ((float *)g.m.p)[i] = fabsf(((float *)g.m.p)[i]);
+        adamw(ops_cpu(), b.m, moment.m, g.m, a.m, (AdamStep){1, 1e-3, 0, 0.9, 0.99, 1e-8, 1e-3, 1});
+        for (int i = 0; i < N * C; i++)
+            EXPECT(isnan(((float *)b.m.p)[i]) == (i == 2 * C + 35) && isnan(((float *)g.m.p)[i]) == (i == 2 * C + 35));
+        Buffer all[] = {a, b, c, e, g, w, dw, rstd, out, keys, index, lse, moment};
+        drop(all, 13);
+    }
+    cpu_isa_set(NULL);
+}
+
 // swiglu with up = 1 + exp(-z) would be z; here the exponential itself: silu(z)/z = 1/(1+exp(-z)) over its whole range.
 TEST(the_exponential_is_right_over_its_whole_range) {
     enum { N = 40001 };
@@ -347,6 +611,50 @@ TEST(gather_rows_is_the_reference) {
         Buffer b[] = {buffer(N, C, 3, F32, 0), random_buffer(17, C, 1, (Type)type, type == BF16, 2), ints(N, 17, 3)};
         against_reference("gather_rows", run_gather, NULL, b, 3, 1, 1e-9);
     }
+}
+
+static void run_scatter(const Ops *d, Buffer *b, const void *arg) {
+    (void)arg, scatter_add_rows(d, b[0].m, b[1].m, b[2].m);
+}
+// Several rows go to one place, some nowhere; the sum runs in order of the rows.
+TEST(scatter_add_rows_is_the_reference) {
+    EACH_COLUMN_SIZE(N, C)
+    for (int type = F32; type <= BF16; type++) {
+        Buffer b[] = {random_buffer(17, C, 3, F32, 0, 1), random_buffer(N, C, 1, (Type)type, 0, 2), ints(N, 17, 3)};
+        against_reference("scatter_add_rows", run_scatter, NULL, b, 3, 1, 1e-6);
+    }
+}
+
+static void run_logprob_backward(const Ops *d, Buffer *b, const void *arg) {
+    logprob_backward(d, b[0].m, b[1].m, b[2].m, b[3].m, b[4].m, *(const float *)arg);
+}
+static void run_logprob_backward_in_place(const Ops *d, Buffer *b, const void *arg) {
+    logprob_backward(d, b[0].m, b[0].m, b[1].m, b[2].m, b[3].m, *(const float *)arg);
+}
+TEST(logprob_backward_is_the_reference) {
+    static const float inv[] = {1, 0.7f, 3};
+    static const int64_t Vs[] = {1, 31, 513, 15193};
+    for (int k = 0; k < 4; k++)
+        for (int t = 0; t < 3; t++) {
+            Buffer z = random_buffer(7, Vs[k], 3, F32, 0, 2), target = ints(7, Vs[k], 4), lse = buffer(7, 1, 0, F32, 0);
+            Buffer lp = buffer(7, 1, 0, F32, 0), dlp = random_buffer(7, 1, 2, F32, 0, 5);
+            for (int64_t i = 0; i < 7; i++)
+                for (int64_t j = 0; j < Vs[k]; j++) *(float *)mat_at(z.m, i, j) *= 4;
+            if (Vs[k] > 1) *(float *)mat_at(z.m, 3, 1) = -INFINITY; // a masked id
+            *(int32_t *)mat_at(target.m, 3, 0) = 0;
+            *(float *)mat_at(dlp.m, 1, 0) = 0; // a token without weight
+            logprob_forward(ops_ref(), lp.m, lse.m, mat_none(), z.m, target.m, inv[t]);
+            Buffer b[] = {buffer(7, Vs[k], 1, F32, 0), clone(z), clone(target), clone(lse), clone(dlp)};
+            if (Vs[k] > 1) against_reference("logprob_backward", run_logprob_backward, &inv[t], b, 5, 1, 4e-6);
+            else drop(b, 5); // one id: the gradient is zero to rounding, which has no relative error
+            Buffer c[] = {clone(z), clone(target), clone(lse), clone(dlp)};
+            if (Vs[k] > 1)
+                against_reference("logprob_backward in place", run_logprob_backward_in_place, &inv[t], c, 4, 1, 4e-6);
+            else drop(c, 4);
+            Buffer e[] = {buffer(7, Vs[k], 1, BF16, 0), z, target, lse, dlp};
+            against_reference("logprob_backward to bf16", run_logprob_backward, &inv[t], e, 5, 1, 4e-6);
+            drop(&lp, 1);
+        }
 }
 
 static void run_logprob(const Ops *d, Buffer *b, const void *arg) {
@@ -464,6 +772,130 @@ TEST(a_sequence_alone_and_in_company_has_the_same_bits) {
     }
     cpu_isa_set(NULL);
 }
+static void run_attention_backward(const Ops *d, Buffer *b, const void *arg) {
+    const HeadsArg *a = arg;
+    attention_backward(d, b[0].m, b[1].m, b[2].m, b[3].m, b[4].m, b[5].m, b[6].m, b[7].m, b[8].m, b[9].m, a->spans,
+                       a->heads, a->kv_heads, a->dim, 1 / sqrtf((float)a->dim));
+}
+// dq, dk, dv, delta (to be overwritten), dout, q, k, v, o, lse as the forward makes them.
+static void backward_buffers(Buffer *b, const HeadsArg *a, int64_t rows) {
+    int64_t Q = a->heads * a->dim, KV = a->kv_heads * a->dim;
+    Buffer all[] = {random_buffer(rows, Q, 3, F32, 0, 11),  random_buffer(rows, KV, 1, F32, 0, 12),
+                    random_buffer(rows, KV, 0, F32, 0, 13), random_buffer(rows, a->heads, 0, F32, 0, 14),
+                    random_buffer(rows, Q, 2, F32, 0, 15),  random_buffer(rows, Q, 1, F32, 0, 3),
+                    random_buffer(rows, KV, 5, F32, 0, 4),  random_buffer(rows, KV, 0, F32, 0, 5),
+                    random_buffer(rows, Q, 0, F32, 0, 16),  random_buffer(rows, a->heads, 1, F32, 0, 17)};
+    memcpy(b, all, sizeof all);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t c = 0; c < Q; c++) *(float *)mat_at(b[5].m, i, c) *= 4;
+    attention_forward(ops_ref(), b[8].m, b[9].m, b[5].m, b[6].m, b[7].m, a->spans, a->heads, a->kv_heads, a->dim,
+                      1 / sqrtf((float)a->dim));
+}
+// against_reference takes eight arguments at most: the inputs that are not under test go by pointer.
+typedef struct BackwardArg {
+    HeadsArg heads;
+    Buffer *b;
+} BackwardArg;
+static void run_backward_outputs(const Ops *d, Buffer *outputs, const void *arg) {
+    const BackwardArg *a = arg;
+    Buffer all[10];
+    memcpy(all, a->b, sizeof all), memcpy(all, outputs, 4 * sizeof *all);
+    run_attention_backward(d, all, &a->heads);
+}
+static void attention_backward_case(const HeadsArg *a, Buffer *b, double limit) {
+    BackwardArg arg = {*a, b};
+    Buffer before[10];
+    for (int i = 4; i < 10; i++) before[i] = clone(b[i]);
+    against_reference("attention_backward", run_backward_outputs, &arg, b, 4, 15, limit);
+    for (int i = 4; i < 10; i++)
+        if (memcmp(before[i].block, b[i].block, b[i].bytes)) FAIL("attention_backward changed input %d", i);
+    drop(before + 4, 6), drop(b + 4, 6);
+}
+// Packed texts, whole pictures, windows; a prefix that three spans share, one of them being its own; and the long span
+// alone, which goes the other way. Rows 225 to 229 and the last are in no span: zeros.
+static const Span packed_spans[] = {{0, 1, 0, 0, 1},     {1, 66, 0, 0, 1},    {66, 131, 0, 0, 1}, {131, 195, 0, 0, 0},
+                                    {195, 200, 0, 0, 0}, {200, 225, 0, 0, 1}, {230, 300, 0, 0, 0}},
+                  shared_spans[] = {{0, 70, 0, 0, 1},
+                                    {70, 100, 3, 70, 1},
+                                    {100, 201, 0, 70, 1},
+                                    {201, 225, 68, 140, 0},
+                                    {230, 300, 0, 0, 1}},
+                  long_span[] = {{3, 300, 0, 0, 1}};
+TEST(attention_backward_is_the_reference_over_all_kinds_of_spans) {
+    for (int k = 0; k < 4; k++)
+        for (int kind = 0; kind < 4; kind++) {
+            if ((k == 0 && kind != 1) || (k == 1 && kind == 2))
+                continue; // the reference takes its time over wide heads
+            HeadsArg a = head_shapes[k];
+            a.spans = kind == 0   ? spans_of(packed_spans, 7)
+                      : kind == 1 ? spans_of(shared_spans, 5)
+                      : kind == 2 ? spans_of(long_span, 1)
+                                  : spans_of(NULL, 0);
+            Buffer b[10];
+            backward_buffers(b, &a, TEST_ROWS);
+            attention_backward_case(&a, b, 4e-6);
+        }
+}
+TEST(attention_backward_of_bf16_is_the_reference) {
+    HeadsArg a = head_shapes[3];
+    Buffer b[10];
+    static const Span one[] = {{0, 9, 0, 0, 1}, {9, 12, 2, 5, 0}};
+    a.spans = spans_of(one, 2);
+    backward_buffers(b, &a, 13);
+    drop(b + 7, 1);
+    b[7] = random_buffer(13, a.kv_heads * a.dim, 0, BF16, 0, 5);
+    attention_backward_case(&a, b, 1e-6);
+}
+// The gradients of a sequence have the same bits alone and in a pack, made in one go or by rows and by keys; what follows
+// a row (causal) and what stands beside its span may be NaN.
+TEST(a_sequence_has_the_same_gradients_alone_and_in_company) {
+    for (int s = 0; s < ISAS; s++) {
+        if (!cpu_isa_set(isas[s])) continue;
+        for (int k = 0; k < 4; k++) {
+            HeadsArg a = head_shapes[k];
+            int64_t n = 97, at = 57;
+            Buffer b[10], alone[10];
+            static const Span pack[] = {{0, 57, 0, 0, 1}, {57, 154, 0, 0, 1}, {154, 160, 0, 0, 1}, {160, 220, 0, 0, 0}},
+                              prefixed[] = {{0, 57, 0, 0, 1}, {57, 154, 0, 0, 1}, {154, 300, 3, 40, 1}},
+                              single[] = {{0, 97, 0, 0, 1}};
+            a.spans = spans_of(pack, 4);
+            backward_buffers(b, &a, TEST_ROWS);
+            for (int i = 0; i < 10; i++) {
+                alone[i] = buffer(n, b[i].m.cols, 0, b[i].m.type, 0);
+                copy(ops_ref(), alone[i].m, mat_rows(b[i].m, at, n));
+            }
+            for (int64_t i = 154; i < TEST_ROWS; i++)
+                for (int t = 4; t < 8; t++) *(float *)mat_at(b[t].m, i, 3) = NAN;
+            for (int kind = 0; kind < 2; kind++) {
+                a.spans = kind ? spans_of(prefixed, 3) : spans_of(pack, 4);
+                run_attention_backward(ops_cpu(), b, &a);
+                a.spans = spans_of(single, 1);
+                run_attention_backward(ops_cpu(), alone, &a);
+                for (int i = 0; i < 4; i++)
+                    for (int64_t r = 0; r < n; r++)
+                        if (memcmp(mat_at(b[i].m, at + r, 0), mat_at(alone[i].m, r, 0), (size_t)b[i].m.cols * 4)) {
+                            FAIL("%s, heads of %d, kind %d: output %d differs in row %d", isas[s], (int)a.dim, kind, i,
+                                 (int)r);
+                            break;
+                        }
+            }
+            // a later row of the same sequence: earlier dq rows and the others' keys do not know it
+            a.spans = spans_of(single, 1);
+            for (int t = 4; t < 8; t++) *(float *)mat_at(alone[t].m, n - 1, 3) = NAN;
+            run_attention_backward(ops_cpu(), alone, &a);
+            for (int64_t r = 0; r < n - 1; r++)
+                if (memcmp(mat_at(b[0].m, at + r, 0), mat_at(alone[0].m, r, 0), (size_t)b[0].m.cols * 4)) {
+                    FAIL("%s: a row that is not seen changed dq of row %d", isas[s], (int)r);
+                    break;
+                }
+            EXPECT(isnan(*(float *)mat_at(alone[0].m, n - 1, 0)) && isnan(*(float *)mat_at(alone[1].m, 0, 0)) &&
+                   isnan(*(float *)mat_at(alone[2].m, 0, 3)));
+            drop(b, 10), drop(alone, 10);
+        }
+    }
+    cpu_isa_set(NULL);
+}
+
 TEST(control_attention_notices_a_dropped_and_a_shifted_span) {
     HeadsArg a = head_shapes[1];
     Span right[] = {{0, 70, 0, 0, 1}}, shifted[] = {{0, 70, 0, 0, 0}};
