@@ -316,26 +316,25 @@ bool trace_finish(Err *e);                             // writes the file; true 
 bool trace_diff(const char *path_a, const char *path_b, double limit, bool *same, Err *e);
 
 // ====================================================================================================== io/log.c
-// What a run writes as it goes: JSON lines with a checksum, and TensorBoard event files. Both are append-only and can be
-// cut back to a length that a checkpoint knows, so that a resumed run leaves no gap and no double line.
+// What a run writes as it goes: JSON lines with a checksum, and TensorBoard event files. Both are append-only and can
+// be cut back to a length that a checkpoint knows, so that a resumed run leaves no gap and no double line.
 
-// One line is {"crc":"XXXXXXXX","seq":N,...}: crc is CRC-32C of the bytes after the crc member's comma up to the line's
+// One line is {"crc":"xxxxxxxx","seq":N,...}: crc is CRC-32C of the bytes after the crc member's comma up to the line's
 // end (without the newline), seq counts from 0 without gaps.
 typedef struct Log {
-    int fd;             // -1 when closed
+    int fd;             // -1 when closed, or given up after an error that left the file in doubt
     char path[1100];    //
     int64_t bytes, seq; // length of the file; next number
     double synced;      // clock of the last fsync: every 30 s one happens by itself
 } Log;
-// Opens for appending, creating the file when it is missing. keep_bytes >= 0 cuts the file to that length first (E-CK-02
-// when it is shorter or the cut is not between lines). A torn last line is cut off with warning E-CK-07; a bad line
-// followed by a good one refuses (E-CK-02 with its line).
+// Opens for appending, creating the file when it is missing. keep_bytes >= 0 cuts the file to that length first
+// (E-CK-02 when it is shorter, or a line before the cut is damaged, or the cut is not between lines). With -1 a torn
+// last line is cut off with warning E-CK-07; a bad line with a good one behind it refuses (E-CK-02 with its line).
 bool log_open(Log *l, const char *path, int64_t keep_bytes, Err *e);
-// members: "\"ev\":\"step\",\"step\":3", JSON on one line of less than LIMIT_LOG_LINE_BYTES (else a bug). On E-WR-01, -02
-// the file is as it was.
+// members: "\"ev\":\"step\",\"step\":3", JSON on one line, shorter than LIMIT_LOG_LINE_BYTES by 64 (else a bug). The
+// line is written whole, or the file is as it was: E-WR-01, -02.
 bool log_write(Log *l, const char *members, Err *e);
-void log_add_text(Text *members, const char *bytes,
-                  size_t len); // a JSON string, cut at LIMIT_LOG_TEXT_BYTES with a mark
+void log_add_text(Text *members, const char *bytes, size_t len); // a JSON string, cut at LIMIT_LOG_TEXT_BYTES
 bool log_sync(Log *l, Err *e);
 void log_close(Log *l);
 // Every line checked: E-CK-02 with the first bad line. *lines counts the good ones; a torn last line is no fault.
@@ -348,7 +347,8 @@ typedef struct Events {
     char path[1100];
     int64_t bytes;
 } Events;
-bool events_open(Events *t, const char *dir, int64_t keep_bytes, Err *e); // -1 keeps all; a torn record is cut off
+// keep_bytes as in log_open. A file that is gone is begun anew with warning E-CK-07: only people look at it.
+bool events_open(Events *t, const char *dir, int64_t keep_bytes, Err *e);
 bool events_scalar(Events *t, const char *tag, int64_t step, double value, Err *e);
 bool events_text(Events *t, const char *tag, int64_t step, const char *markdown, size_t len, Err *e);
 bool events_image(Events *t, const char *tag, int64_t step, const Image *im, Err *e);
@@ -356,47 +356,66 @@ bool events_sync(Events *t, Err *e);
 void events_close(Events *t);
 
 // ====================================================================================================== io/run.c
-// A run folder and its checkpoints: made so that a process killed at any instant leaves a folder that resumes to the same
-// bytes (robustness.md section 2 is the protocol).
+// A run folder and its checkpoints: made so that a process killed at any instant leaves a folder that resumes to the
+// same bytes (robustness.md section 2 is the protocol).
 //
-//   RUN/LOCK  config.json  run.jsonl  timing.jsonl  tensorboard/  ckpt/step-000000400/{files, state.json, MANIFEST.json}
-//   ckpt/LATEST (a hint)   ckpt/.tmp-* .trash-* (work in progress, removed at start)   export/
+//   RUN/LOCK  config.json  run.jsonl  timing.jsonl  tensorboard/  export/
+//   RUN/ckpt/step-000000400/{files, state.json, MANIFEST.json, local.json}   ckpt/LATEST (a hint)
+//   .tmp-* .trash-* in RUN, ckpt, export: work in progress, removed at start
+//
+// A trainer: run_open, run_config, run_newest, run_logs_open; then log lines, and between steps checkpoint_begin, files,
+// checkpoint_commit, checkpoint_rotate. What goes into run.jsonl must be a function of config and data alone: a skipped
+// checkpoint, a resume, a time belong into timing.jsonl.
 
 typedef struct Run {
     char dir[1100];
-    int lock; // descriptor of LOCK, held by flock
+    char id[65]; // SHA-256 of config.json without its free members; "" before run_config
+    int lock;    // descriptor of LOCK, held by flock
     Log log, timing;
     Events events;
+    int64_t *verified; // private: steps whose checkpoints were seen whole in this process
+    int64_t n_verified;
 } Run;
 typedef struct Checkpoint { // one that passed verification; step < 0: there is none
     int64_t step;
     char dir[1200];
+    char sha256[65];                               // of its manifest
+    char run[65];                                  // Run.id of the run that wrote it
     int64_t log_bytes, timing_bytes, events_bytes; // lengths of the logs when it was written
     JsonDoc state;                                 // its state.json
 } Checkpoint;
-// Makes the folder when it is missing, takes the lock (E-LK-01 names the holder), sweeps .tmp-* and .trash-* away.
+// Makes the folder when it is missing (and those above it), takes the lock (E-LK-01 names the holder), sweeps .tmp-*
+// and .trash-* away.
 bool run_open(Run *r, const char *dir, Err *e);
-void run_close(Run *r);
-// The newest checkpoint that verifies; each newer one that does not is warning E-CK-06. c->step = -1 when there is none at
-// all; E-CK-01 when there are some but all are damaged.
-bool run_newest(const Run *r, Checkpoint *c, Err *e);
+void run_close(Run *r); // also of a zeroed Run
+// config.json: written when it is missing; else compared member by member with `json` (objects within objects). Members
+// that differ and are neither in `free_members` nor in `anyway` (lists ended by NULL, or NULL) refuse with E-CK-05,
+// listing both values. A name "b" means every member of that name and all beneath it, "a.b" that one. The free members
+// are those that never change a result: they do not enter Run.id. anyway is for this one resume.
+bool run_config(Run *r, const char *json, const char *const *free_members, const char *const *anyway, Err *e);
+// The newest checkpoint that verifies; each newer one that is damaged is warning E-CK-06. c->step = -1 when there is
+// none at all; E-CK-01 when there are some but all are damaged; E-CK-04 when the newest is of a newer program; E-CK-05
+// when it was written by a run with another Run.id; E-IO-01 and E-ME-01 when nothing can be known.
+bool run_newest(Run *r, Checkpoint *c, Err *e);
 void checkpoint_free(Checkpoint *c);
 // Opens the logs, cut to the lengths of `c` (NULL or step -1: from nothing).
 bool run_logs_open(Run *r, const Checkpoint *c, Err *e);
-// config.json: written when it is missing; else compared member by member with `json` (an object of objects). Members
-// that differ and are not in `free` (names ended by NULL) refuse with E-CK-05, listing both values.
-bool run_config(Run *r, const char *json, const char *const *free_members, Err *e);
-// Writing one: begin gives a folder to write files into (plain or atomic writes); commit adds state.json and
-// MANIFEST.json, fsyncs everything and the logs, renames (the commit point), verifies by reading back, updates LATEST.
+// Writing one: begin gives a folder to write plain files into; commit adds state.json and MANIFEST.json, fsyncs
+// everything and the logs, renames (the commit point), verifies by reading back, updates LATEST and logs
+// {"ev":"ckpt","step":N,"sha":manifest} in run.jsonl. When commit fails the folder is gone and older checkpoints are as
+// they were: E-WR-01, -02; E-BG-02 when the same step is there with other bytes.
 // *enough = false with warning E-WR-01 when the disk has less than 1.25 * bytes free: nothing was begun then.
 bool checkpoint_begin(Run *r, int64_t step, int64_t bytes, char *dir, size_t dir_size, bool *enough, Err *e);
 bool checkpoint_commit(Run *r, int64_t step, const char *dir, const char *state_json, Err *e);
 void checkpoint_abort(Run *r, const char *dir);
-// Removes all but the newest `keep` valid ones, those at multiples of keep_every (0: none), and `best` (-1: none).
+// Removes all but the newest `keep` valid ones (at least two), those at multiples of keep_every (0: none), and `best`
+// (-1: none).
 bool checkpoint_rotate(Run *r, int64_t keep, int64_t keep_every, int64_t best, Err *e);
 bool checkpoint_verify(const char *dir, Err *e); // E-CK-02, -03, -04
-// Compares what two runs must have in common byte for byte: ckpt/step-*, run.jsonl, export/. Prints the first
-// difference (file, and tensor and element where it is one) on standard output.
+// Every checkpoint of a run folder, without its lock; *count says how many.
+bool run_verify(const char *dir, int64_t *count, Err *e);
+// Compares what two runs must have in common byte for byte: ckpt/step-* (but local.json), run.jsonl, export/. Prints
+// the first difference (file, and tensor and element where it is one) on standard output.
 bool run_compare(const char *a, const char *b, bool *same, Err *e);
 
 // =================================================================================================== tokenizer.c

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 // In the order of the table in run_check.
-#define CHECK_KINDS "json|jsonl|config|safetensors|index|tokenizer|image|dataset|adapter"
+#define CHECK_KINDS "json|jsonl|config|safetensors|index|tokenizer|image|dataset|adapter|checkpoint|log"
 
 static struct {
     bool print;
@@ -190,13 +190,36 @@ static bool check_adapter(const char *path, Text *out, Err *e) {
     return true;
 }
 
+// One checkpoint, or all of a run folder.
+static bool check_checkpoint(const char *path, Text *out, Err *e) {
+    char manifest[1100];
+    int64_t count = 1;
+    if (!path_join(manifest, sizeof manifest, path, "ckpt", e)) return false;
+    if (folder_exists(manifest)) {
+        if (!run_verify(path, &count, e)) return false;
+    } else if (!checkpoint_verify(path, e)) return false;
+    text_addf(out, "{\"checkpoints\":%lld}\n", (long long)count);
+    return true;
+}
+
+static bool check_log(const char *path, Text *out, Err *e) {
+    int64_t lines;
+    bool torn;
+    if (!log_check(path, &lines, &torn, e)) return false;
+    text_addf(out, "{\"lines\":%lld,\"torn\":%s}\n", (long long)lines, torn ? "true" : "false");
+    return true;
+}
+
 static int run_check(char **args, int n) {
     static const struct {
         const char *name;
         bool (*check)(const char *path, Text *out, Err *e);
-    } kinds[] = {{"json", check_json},           {"jsonl", check_jsonl},     {"config", check_config},
-                 {"safetensors", check_tensors}, {"index", check_index},     {"tokenizer", check_tokenizer},
-                 {"image", check_image},         {"dataset", check_dataset}, {"adapter", check_adapter}};
+    } kinds[] = {{"json", check_json},       {"jsonl", check_jsonl},
+                 {"config", check_config},   {"safetensors", check_tensors},
+                 {"index", check_index},     {"tokenizer", check_tokenizer},
+                 {"image", check_image},     {"dataset", check_dataset},
+                 {"adapter", check_adapter}, {"checkpoint", check_checkpoint},
+                 {"log", check_log}};
     int worst = EXIT_OK, kind = choice_of(CHECK_KINDS, args[0]);
     if (kind < 0) return usage("KIND", CHECK_KINDS, quoted(args[0], strlen(args[0])), "see surgr1 check --help");
     for (int i = 1; i < n; i++) {
@@ -222,7 +245,9 @@ static int run_check(char **args, int n) {
 const Command command_check = {"check",
                                "check KIND FILE...",
                                "Runs one reader alone. KIND: " CHECK_KINDS ".\n"
-                               "Exit 0 when every file is accepted, 3 when one is refused, 4 when one cannot be read.",
+                               "checkpoint takes the folder of one, or a run folder; log a run.jsonl or timing.jsonl.\n"
+                               "Exit 0 when every file is accepted, 3 when one is refused, 4 when one cannot be read,\n"
+                               "9 when a checkpoint or a log is damaged.",
                                check_options,
                                2,
                                1 << 20,

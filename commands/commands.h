@@ -51,7 +51,7 @@ typedef struct Command {
     int (*run)(char **args, int n);
 } Command;
 
-extern const Command command_ask, command_info, command_check, command_merge, command_sft;
+extern const Command command_ask, command_info, command_check, command_compare, command_merge, command_sft;
 
 // Reads argv (without the program and the command) by the table of c and runs it; --help prints the table instead.
 // Returns the exit code. A wrong command line is exit 2 with one line that names the nearest option.

@@ -370,7 +370,7 @@ static bool load(Session *s, Err *e) {
 static bool train(Session *s, bool *finished, Err *e) {
     Text config = {0}, sample = {0};
     config_text(s, &config);
-    bool ok = run_open(&s->run, sft.out, e) && run_config(&s->run, config.p, free_options, e) &&
+    bool ok = run_open(&s->run, sft.out, e) && run_config(&s->run, config.p, free_options, NULL, e) &&
               run_newest(&s->run, &s->from, e) && run_logs_open(&s->run, &s->from, e) && load(s, e) &&
               show_sample(s, &sample, e);
     if (ok && s->from.step < 0) {
