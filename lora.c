@@ -346,7 +346,7 @@ static bool tensor_lands(const Tensor *t, const char *file, char part, const Par
                          Err *e) {
     Where at = AT(.file = file, .tensor = t->name);
     char want[SHAPE_BUFFER], got[SHAPE_BUFFER];
-    if (!p)
+    if (!p || (part && p->dims < 2))
         return err_set(e, "E-AD-04", at, "expected a %s of this model; found none of the name %s" OTHER_BASE,
                        part ? "linear layer" : "parameter", quoted(path, strlen(path)));
     if (part && !p->linear) return choice_refused(p, quoted(path, strlen(path)), at, e);
