@@ -274,8 +274,10 @@ static void scan_bad(void *ctx, const Err *e) {
         return;
     }
     if (!s->d->dropped_bad++) s->first_bad = *e;
-    warn(e->code, AT(.file = e->file, .line = e->line, .col = e->col, .field = e->field[0] ? e->field : NULL),
-         "expected %s; found %s; do: %s (the sample is dropped)", e->expected, e->found, e->todo);
+    Where at = AT(.file = e->file, .line = e->line, .col = e->col);
+    if (!strcmp(e->field_kind, "sample")) at.sample = e->field;
+    else if (e->field[0]) at.field = e->field;
+    warn(e->code, at, "expected %s; found %s; do: %s (the sample is dropped)", e->expected, e->found, e->todo);
 }
 
 static bool file_scan(Scan *s, Sha256 *hash, Err *e) {
