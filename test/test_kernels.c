@@ -1095,3 +1095,109 @@ TEST(adamw_takes_the_steps_of_the_reference) {
         free(squares);
     }
 }
+
+// --------------------------------------------------------------------------------------------------------- all together
+
+// One decoder block with adapters and dropout, forward and backward, as training calls it: views into joined tensors,
+// gradients that add, a mask made twice. Returns how many numbers the gradients have; they are written to out.
+enum { MAX_GRADIENTS = 40 };
+typedef struct Gradients {
+    const Ops *d;
+    Type weight_type;
+    uint64_t stream;
+    Mat made[2 * MAX_GRADIENTS], wanted[MAX_GRADIENTS];
+    int n_made, n_wanted;
+} Gradients;
+static Mat random_on(Gradients *g, int64_t rows, int64_t cols, Type type, float size) {
+    Mat host = mat(malloc((size_t)(rows * cols) * 4), rows, cols, type), dev = host;
+    g->stream++;
+    for (int64_t i = 0; i < rows * cols; i++) {
+        float r = size * random_value(g->stream, i);
+        store(host, i / cols, i % cols, &r);
+    }
+    dev.p = g->d->alloc((size_t)(rows * cols) * type_size(type));
+    g->d->upload(dev, host);
+    free(host.p);
+    return g->made[g->n_made++] = dev;
+}
+static Weight trained(Gradients *g, int64_t rows, int64_t cols, float size) {
+    Weight w = {random_on(g, rows, cols, g->weight_type, size), random_on(g, rows, cols, F32, 0)};
+    g->wanted[g->n_wanted++] = w.d;
+    return w;
+}
+static Linear trained_linear(Gradients *g, int64_t out, int64_t in, bool bias, uint32_t site) {
+    Linear l = {.w = trained(g, out, in, 1.7f / sqrtf((float)in))};
+    if (bias) l.b = trained(g, 1, out, 0.3f);
+    l.lora = (Lora){.scale = 0.5f, .dropout = site % 2 ? 0.25f : 0, .site = site};
+    l.lora.a = trained(g, 8, in, 1.7f / sqrtf((float)in)), l.lora.b = trained(g, out, 8, 0.6f);
+    return l;
+}
+static int64_t block_gradients(const Ops *d, Type act, Type weights, float *out, int64_t sizes[MAX_GRADIENTS]) {
+    static const Span group[] = {{0, 13, 0, 0, 1}, {13, 24, 0, 13, 1}, {24, 37, 0, 13, 1}};
+    enum { N = 37, C = 48, HEADS = 4, KV = 2, DIM = 16, F = 40, RANK = 8 };
+    BlockShape shape = {C, HEADS, KV, DIM, F, 1e-5f, RANK, true};
+    Gradients g = {.d = d, .weight_type = weights};
+    Mat x = random_on(&g, N, C, act, 1), y = random_on(&g, N, C, act, 0), dx = random_on(&g, N, C, act, 1);
+    Block b = {.n_qkv = 3, .norm1 = trained(&g, 1, C, 1), .norm2 = trained(&g, 1, C, 1)};
+    for (int i = 0; i < 3; i++) b.qkv[i] = trained_linear(&g, (i ? KV : HEADS) * DIM, C, true, (uint32_t)i);
+    b.proj = trained_linear(&g, C, HEADS * DIM, false, 3), b.gate = trained_linear(&g, F, C, false, 4);
+    b.up = trained_linear(&g, F, C, false, 5), b.down = trained_linear(&g, C, F, false, 7);
+    float turns[N * DIM];
+    int32_t keys[N * 2];
+    for (int i = 0; i < N * DIM; i++) {
+        double a = i / DIM * pow(10, -(i % (DIM / 2)) / 3.0);
+        turns[i] = (float)(i % DIM < DIM / 2 ? cos(a) : sin(a));
+    }
+    for (int i = 0; i < N * 2; i++) keys[i] = i % 2 ? i / 2 : 3;
+    Mat angles = random_on(&g, N, DIM, F32, 0), key = random_on(&g, N, 2, I32, 0);
+    d->upload(angles, mat(turns, N, DIM, F32)), d->upload(key, mat(keys, N, 2, I32));
+    Heads h = {0, 0, 0, 0, group, 3};
+    Spans spans = spans_on(d, &h);
+    Arena arena = {.role = "activations"};
+    BlockScratch s;
+    BlockGrad scratch;
+    for (int pass = 0; pass < 2; pass++) {
+        Err e = {0};
+        if (pass) EXPECT(arena_reserve(&arena, d, arena.used, &e));
+        block_scratch_place(&s, &arena, shape, N, act, true, NULL);
+        block_grad_place(&scratch, &arena, shape, N, act);
+    }
+    s.lora.keys = key, s.lora.seed = 5;
+    block_forward(d, &b, shape, s, y, x, angles, spans, NULL, NULL, NULL, NULL, NULL);
+    block_backward(d, &b, shape, s, scratch, dx, x, angles, spans);
+    Mat squares = random_on(&g, 1, 1, F32, 0), dx32 = random_on(&g, N, C, F32, 0);
+    sum_squares(d, squares, b.down.w.d);
+    cast(d, dx32, dx);
+    g.wanted[g.n_wanted++] = dx32, g.wanted[g.n_wanted++] = squares;
+    int64_t n = 0;
+    for (int i = 0; i < g.n_wanted; i++) {
+        Mat m = g.wanted[i];
+        d->download(mat(out + n, m.rows, m.cols, F32), m);
+        n += sizes[i] = m.rows * m.cols;
+    }
+    for (int i = 0; i < g.n_made; i++) d->release(g.made[i].p);
+    d->release(spans.rows.p), arena_release(&arena, d);
+    return g.n_wanted;
+}
+TEST(gradients_of_a_whole_block_are_those_of_the_reference) {
+    enum { ROOM = 60000 };
+    float *want = malloc(ROOM * 4), *got = malloc(ROOM * 4), *again = malloc(ROOM * 4);
+    int64_t sizes[MAX_GRADIENTS];
+    // F32; bf16 activations beside bf16 weights, or beside F32 weights. bf16 rounds after every op: some 1 % together.
+    static const Type types[3][2] = {{F32, F32}, {BF16, BF16}, {BF16, F32}};
+    for (int t = 0; t < 3; t++) {
+        int64_t n = block_gradients(ops_ref(), F32, types[t][1], want, sizes);
+        for (int run = 0; run < 2; run++) {
+            if (cuda_emu_schedule) cuda_emu_schedule(run ? 2 : 0, !run);
+            EXPECT_INT(block_gradients(cuda(), types[t][0], types[t][1], run ? again : got, sizes), n);
+        }
+        int64_t at = 0;
+        for (int64_t i = 0; i < n; at += sizes[i++]) {
+            char what[60];
+            snprintf(what, sizeof what, "gradient %d of types %d", (int)i, t);
+            EXPECT_CLOSE(what, got + at, want + at, sizes[i], types[t][0] == F32 ? 1e-5 : 3e-2);
+        }
+        EXPECT(at <= ROOM && !memcmp(got, again, (size_t)at * 4));
+    }
+    free(want), free(got), free(again);
+}
