@@ -553,6 +553,7 @@ bool model_train_open(Model *m, Err *e) {
 }
 
 void model_zero_gradients(Model *m) {
+    m->pictures = false;
     if (m->gradients.used) m->d->zero(mat(m->gradients.base, 1, (int64_t)m->gradients.used / 4, F32));
 }
 
@@ -646,6 +647,7 @@ static void pass_backward(Model *m, TextScratch *s, const TrainBatch *b, Mat dpi
     if (!dpictures.p) return;
     gather_rows(d, dpictures, s->dx, s->image_at);
     vision_backward(d, &m->vision, dpictures, &m->tape);
+    m->pictures = true;
 }
 
 // Rows of the pictures, and with `train` the tape of their tower.
@@ -672,7 +674,11 @@ bool model_pass(Model *m, const TrainBatch *b, const float *dlp, float *lp, floa
     bool backward = dlp != NULL;
     int32_t *head_rows = alloc_or_die((size_t)b->N, sizeof *head_rows, "rows of the head");
     TextInput in = pass_input(b, head_rows);
-    for (int64_t i = 0; i < b->N; i++) lp[i] = 0;
+    for (int64_t i = 0; i < b->N; i++) {
+        CHECK(b->targets[i] < m->c.V, "model_pass: target %d of a vocabulary of %lld", b->targets[i],
+              (long long)m->c.V);
+        lp[i] = 0;
+    }
     for (int64_t i = 0; entropy && i < b->N; i++) entropy[i] = 0;
     if (!in.n_head) {
         free(head_rows);

@@ -75,12 +75,13 @@ typedef struct Sft {
 } Sft;
 
 static void state_print(const Sft *s, Text *out) {
-    text_addf(
-        out,
-        "{\"format\":1,\"step\":%lld,\"seen\":%lld,\"epoch\":%lld,\"index\":%lld,\"updates\":%lld,\"skipped\":%lld,"
-        "\"in_a_row\":%lld,\"outliers\":%lld,\"skips\":[",
-        (long long)s->step, (long long)s->seen, (long long)(s->seen / s->train->n), (long long)(s->seen % s->train->n),
-        (long long)s->opt.updates, (long long)s->skipped, (long long)s->in_a_row, (long long)s->outliers);
+    text_addf(out,
+              "{\"format\":1,\"step\":%lld,\"seen\":%lld,\"epoch\":%lld,\"index\":%lld,\"updates\":[%lld,%lld,%lld],"
+              "\"skipped\":%lld,"
+              "\"in_a_row\":%lld,\"outliers\":%lld,\"skips\":[",
+              (long long)s->step, (long long)s->seen, (long long)(s->seen / s->train->n),
+              (long long)(s->seen % s->train->n), (long long)s->opt.updates[0], (long long)s->opt.updates[1],
+              (long long)s->opt.updates[2], (long long)s->skipped, (long long)s->in_a_row, (long long)s->outliers);
     for (int64_t i = 0; i < s->n_skips; i++) text_addf(out, "%s%lld", i ? "," : "", (long long)s->skips[i]);
     text_addf(out, "],\"best\":\"%a\",\"best_step\":%lld,\"stale\":%lld,\"losses\":", s->best, (long long)s->best_step,
               (long long)s->stale);
@@ -91,22 +92,24 @@ static void state_print(const Sft *s, Text *out) {
 }
 
 static bool state_read(Sft *s, const Checkpoint *c, Err *e) {
-    const Json *j = c->state.root, *best = json_get(j, "best"), *skips = json_get(j, "skips");
+    const Json *j = c->state.root, *best = json_get(j, "best"), *skips = json_get(j, "skips"),
+               *updates = json_get(j, "updates");
     int64_t format = 0, most = INT64_MAX;
     bool ok = json_int(&c->state, j, "format", true, 1, 1, &format, e) &&
               json_int(&c->state, j, "step", true, 0, most, &s->step, e) &&
               json_int(&c->state, j, "seen", true, 0, most, &s->seen, e) &&
-              json_int(&c->state, j, "updates", true, 0, most, &s->opt.updates, e) &&
               json_int(&c->state, j, "skipped", true, 0, most, &s->skipped, e) &&
               json_int(&c->state, j, "in_a_row", true, 0, most, &s->in_a_row, e) &&
               json_int(&c->state, j, "outliers", true, 0, most, &s->outliers, e) &&
               json_int(&c->state, j, "best_step", true, -1, most, &s->best_step, e) &&
               json_int(&c->state, j, "stale", true, 0, most, &s->stale, e);
     if (!ok) return false;
-    ok = best && best->type == JSON_STRING && skips && skips->type == JSON_ARRAY &&
-         skips->count <= sizeof s->skips / sizeof *s->skips && window_read(&s->losses, json_get(j, "losses")) &&
-         window_read(&s->norms, json_get(j, "norms"));
+    ok = updates && updates->type == JSON_ARRAY && updates->count == 3 && best && best->type == JSON_STRING && skips &&
+         skips->type == JSON_ARRAY && skips->count <= sizeof s->skips / sizeof *s->skips &&
+         window_read(&s->losses, json_get(j, "losses")) && window_read(&s->norms, json_get(j, "norms"));
     for (const Json *k = ok ? skips->child : NULL; k; k = k->next) s->skips[s->n_skips++] = k->i;
+    const Json *u = ok ? updates->child : NULL;
+    for (int tower = 0; u; tower++, u = u->next) s->opt.updates[tower] = u->i;
     if (ok) s->best = strtod(best->str, NULL);
     return ok || err_set(e, "E-CK-04", AT(.file = c->state.file),
                          "expected the state of a fine-tuning run; found something else; do: resume with the program "

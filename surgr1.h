@@ -716,6 +716,7 @@ typedef struct Model {
     int64_t rank;             // largest LoRA rank in the decoder, 0: none
     bool dropout;             // one of those has dropout
     LoraConfig *lora;         // NULL: no adapter
+    bool pictures;            // a backward pass since model_zero_gradients went through the vision tower
     Arena weights, merged, adapter, trained, gradients, activations, tables;
     VisionTape tape;
     TensorFile files; // kept open while weights are mapped
@@ -1080,7 +1081,7 @@ typedef struct Optimizer {
     AdamOptions options;
     OptimizerRow *rows; // [n] the trained parameters in the order of the table
     int64_t n;
-    int64_t updates; // applied so far
+    int64_t updates[3]; // applied so far, by enum Tower: an update without pictures leaves the vision tower alone
     Arena arena;
     Mat squares; // F32 [n, 1]
     float *host; // [n] the same

@@ -139,13 +139,16 @@ double gradient_norm(Optimizer *o, const Model *m) {
     return sqrt(sum);
 }
 
-// torch.nn.utils.clip_grad_norm_, then torch.optim.AdamW. factor: of the schedule.
+// torch.nn.utils.clip_grad_norm_, then torch.optim.AdamW. factor: of the schedule. As in torch, a parameter that took no
+// part in the update is left alone: no decay, no moments, and its own count of updates.
 void optimizer_step(Optimizer *o, Model *m, double factor, double norm) {
     const AdamOptions *a = &o->options;
-    double t = (double)++o->updates;
+    for (int tower = 0; tower < 3; tower++) o->updates[tower] += tower == TOWER_DECODER || m->pictures;
     double scale = a->clip > 0 ? fmin(1, a->clip / (norm + 1e-6)) : 1;
     for (int64_t i = 0; i < o->n; i++) {
         OptimizerRow *r = &o->rows[i];
+        if (r->p->tower != TOWER_DECODER && !m->pictures) continue;
+        double t = (double)o->updates[r->p->tower];
         double lr = r->lr * factor;
         AdamStep s = {.grad_scale = scale,
                       .lr = lr,
@@ -302,8 +305,8 @@ void window_print(const Window *w, Text *out) {
 bool window_read(Window *w, const Json *v) {
     const Json *values = json_get(v, "values"), *next = json_get(v, "next");
     *w = (Window){0};
-    if (!values || values->type != JSON_ARRAY || values->count > OUTLIER_WINDOW || !next || !next->integer || next->i < 0 ||
-        next->i >= OUTLIER_WINDOW)
+    if (!values || values->type != JSON_ARRAY || values->count > OUTLIER_WINDOW || !next || !next->integer ||
+        next->i < 0 || next->i >= OUTLIER_WINDOW)
         return false;
     for (const Json *x = values->child; x; x = x->next) {
         char *end;

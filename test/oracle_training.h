@@ -108,7 +108,7 @@ static void compare_tensors(Case *c, Rule rule, const Model *m, const char *path
         case_refused(c, &e);
         return;
     }
-    int64_t seen = 0, trained = 0;
+    bool *spoken_of = alloc_or_die((size_t)m->n_params, sizeof *spoken_of, "names");
     for (int64_t i = 0; i < f.count; i++) {
         const Tensor *t = &f.tensors[i];
         if (except && !strcmp(t->name, except)) continue;
@@ -131,11 +131,20 @@ static void compare_tensors(Case *c, Rule rule, const Model *m, const char *path
         tensor_to_f32(t, 0, t->elements, want);
         compare_floats(c, rule, t->name, got, want, t->elements);
         free(got), free(want);
-        seen += p->w->d.p != NULL;
+        spoken_of[p - m->params] = true;
     }
-    for (int64_t i = 0; i < m->n_params; i++) trained += m->params[i].w->d.p && !m->params[i].tied;
-    if (seen != trained)
-        case_broken(c, "%s speaks of %lld of the %lld trained parameters", path, (long long)seen, (long long)trained);
+    // A parameter that took no part has no gradient in torch, and zeros here.
+    for (int64_t i = 0; i < m->n_params; i++) {
+        const Param *p = &m->params[i];
+        if (spoken_of[i] || p->tied || !p->w->d.p) continue;
+        float *got = alloc_or_die((size_t)(p->rows * p->cols), sizeof *got, "got");
+        m->d->download(mat(got, p->rows, p->cols, F32), p->w->d);
+        bool zero = gradients;
+        for (int64_t k = 0; zero && k < p->rows * p->cols; k++) zero = got[k] == 0;
+        if (!zero) case_broken(c, "%s does not speak of %s, which is trained", path, p->name);
+        free(got);
+    }
+    free(spoken_of);
     tensors_close(&f);
 }
 
