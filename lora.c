@@ -645,11 +645,12 @@ static const char *path_in(bool old, char *out, size_t size, const char *origina
 }
 
 // modules_to_save: what the adapter said, and the module of every other base parameter that is trained.
-static void saved_names(const Model *m, bool old, JsonDoc *doc, Err *e) {
+static void saved_names(const Model *m, bool old, JsonDoc *doc) {
     Text list = {0};
+    Err e = {0};
     text_add(&list, m->lora->saved.p, m->lora->saved.len);
     for (int64_t i = 0;;) {
-        CHECK(json_parse(doc, list.p, list.len, "modules_to_save", (JsonOptions){0}, e), "own JSON");
+        CHECK(json_parse(doc, list.p, list.len, "modules_to_save", (JsonOptions){0}, &e), "own JSON");
         char path[NAME_BUFFER], module[NAME_BUFFER];
         while (i < m->n_base &&
                (!m->params[i].trained || module_saved(doc->root, path_in(old, path, sizeof path, m->params[i].name))))
@@ -688,12 +689,17 @@ static void config_text(const LoraConfig *c, const Json *saved, Text *t) { // ke
 bool lora_save(const Model *m, const char *dir, bool old_keys, Err *e) {
     CHECK(m->lora, "there is no adapter to save");
     char config[PATH_BUFFER], weights[PATH_BUFFER];
+    for (int64_t i = 0; i < m->n_base; i++)
+        if (m->params[i].trained && m->params[i].w == &m->embed && m->c.tied)
+            return err_set(e, "E-AD-03", AT(.file = dir, .tensor = m->params[i].name),
+                           "expected the embedding frozen, or a head of its own; found them trained as one; do: train "
+                           "without LoRA, or leave the embedding out");
     if (!path_join(config, sizeof config, dir, "adapter_config.json", e) ||
         !path_join(weights, sizeof weights, dir, "adapter_model.safetensors", e) ||
         (!folder_exists(dir) && !folder_begin(dir, e)))
         return false;
     JsonDoc saved;
-    saved_names(m, old_keys, &saved, e);
+    saved_names(m, old_keys, &saved);
     SaveRow *rows = alloc_or_die((size_t)m->n_params, sizeof *rows, "tensors of the adapter");
     int64_t n = 0, done = 0;
     for (int64_t i = 0; i < m->n_params; i++) {

@@ -231,9 +231,12 @@ static void expect_same_files(const char *a, const char *b) {
     }
 }
 
-// Saves in both layouts, loads each, and saves again.
+// Saves in both layouts, loads each, and saves again. (NAME-merged is for check_adapter.py.)
 static void round_trip(const Model *m, const char *dir, const char *name) {
     Err e = {0};
+    char merged[100];
+    snprintf(merged, sizeof merged, "%.80s-merged", name);
+    if (!model_save(m, tmp_path(merged), (SaveOptions){.type = "f32"}, &e)) exit(err_report(&e)); // merges on the way
     for (int old = 0; old < 2; old++) {
         char first[100], second[100], out[2][600];
         snprintf(first, sizeof first, "%.80s-%s", name, old ? "old" : "new");
@@ -278,6 +281,43 @@ TEST(an_adapter_that_was_saved_loads_to_the_same_bits) {
         fill_b(&m, 1);
         round_trip(&m, THIRDS, name);
         model_free(&m);
+    }
+}
+
+// Base parameters that are trained beside the pairs are saved with the module they belong to.
+TEST(trained_modules_are_saved_whole_beside_the_pairs) {
+    for (int old = 0; old < 2; old++) {
+        Model m, n;
+        Err e = {0};
+        open_model(&m, THIRDS), open_model(&n, THIRDS);
+        if (!init(&m, "q_proj")) exit(1);
+        fill_b(&m, 1);
+        const char *trained[] = {"visual.merger.mlp.0.bias", "model.norm.weight", "visual.blocks.1.norm2.weight"};
+        for (int64_t i = 0; i < m.n_base; i++)
+            for (size_t k = 0; k < sizeof trained / sizeof *trained; k++)
+                if (!strcmp(m.params[i].name, trained[k])) m.params[i].trained = true;
+        const char *dir = tmp_path(old ? "thirds-beside-old" : "thirds-beside-new");
+        if (!lora_save(&m, dir, old, &e) || !lora_load(&n, dir, &e)) exit(err_report(&e));
+        EXPECT_STR(n.lora->saved.p, old ? "[\"visual.blocks.1.norm2\",\"visual.merger.mlp.0\",\"model.norm\"]"
+                                        : "[\"model.visual.blocks.1.norm2\",\"model.visual.merger.mlp.0\","
+                                          "\"model.language_model.norm\"]");
+        int64_t whole = 0;
+        for (int64_t i = 0; i < m.n_base; i++) {
+            const Param *p = &m.params[i], *q = &n.params[i];
+            bool expected = p->trained || !strcmp(p->name, "visual.merger.mlp.0.weight"); // of the same module
+            EXPECT(q->trained == expected && (!expected || (q->owned && q->w->v.type == F32)));
+            whole += expected;
+            float *a = values(&m, p), *b = values(&n, q);
+            EXPECT(!memcmp(a, b, (size_t)(p->rows * p->cols) * sizeof *a));
+            free(a), free(b);
+        }
+        EXPECT_INT(whole, 4);
+        // An embedding that the head shares cannot go into an adapter: PEFT would part the two.
+        for (int64_t i = 0; i < m.n_base; i++)
+            if (m.params[i].w == &m.embed) m.params[i].trained = true;
+        EXPECT(!lora_save(&m, dir, old, &e));
+        EXPECT_STR(e.code, "E-AD-03");
+        model_free(&m), model_free(&n);
     }
 }
 
@@ -736,7 +776,6 @@ static void stored_adapter(const char *models, const char *model, const char *ad
     char out[600], file[320];
     snprintf(file, sizeof file, "%s-merged", name);
     snprintf(out, sizeof out, "%s", tmp_path(file));
-    if (!model_save(&m, out, (SaveOptions){.type = "f32"}, &e)) exit(err_report(&e)); // merges on the way
     if (!lora_merge(&m, &e)) exit(err_report(&e));
     TensorFile want, got;
     snprintf(path, sizeof path, "%s/%.100s/%.100s/merged.safetensors", models, model, adapter);
