@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -19,7 +20,7 @@
 
 static uint32_t crc_table[8][256];
 
-__attribute__((constructor)) static void crc_fill(void) {
+static void crc_fill(void) {
     for (uint32_t i = 0; i < 256; i++) {
         uint32_t c = i;
         for (int k = 0; k < 8; k++) c = c & 1 ? 0x82F63B78u ^ c >> 1 : c >> 1;
@@ -36,6 +37,8 @@ static uint32_t little32(const uint8_t *p) {
 
 uint32_t crc32c(uint32_t crc, const void *data, size_t size) {
     const uint8_t *p = data;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, crc_fill);
     crc = ~crc;
     for (; size >= 8; size -= 8, p += 8) {
         uint32_t a = crc ^ little32(p), b = little32(p + 4);
@@ -256,9 +259,6 @@ bool log_open(Log *l, const char *path, int64_t keep_bytes, Err *e) {
     if (ok && size > found.end && keep_bytes < 0)
         warn("E-CK-07", AT(.file = path, BYTE(found.end)),
              "expected whole lines; found %" PRId64 " bytes of a torn one; do: nothing, they are cut off",
-             size - found.end);
-    else if (ok && size > found.end)
-        note("%s: %" PRId64 " bytes behind the checkpoint are cut off, those steps are done again (E-CK-07)", path,
              size - found.end);
     ok = ok && cut(&l->fd, path, size, found.end, e);
     if (!ok) return give_up(&l->fd), false;

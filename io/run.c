@@ -588,10 +588,13 @@ bool run_verify(const char *dir, int64_t *count, Err *e) {
 bool run_logs_open(Run *r, const Checkpoint *c, Err *e) {
     char path[1200], members[200];
     bool resumed = c && c->step >= 0;
-    int64_t keep = resumed ? c->timing_bytes : 0;
-    bool ok = run_path(path, sizeof path, r->dir, "run.jsonl", e) &&
-              log_open(&r->log, path, resumed ? c->log_bytes : 0, e) &&
-              run_path(path, sizeof path, r->dir, "timing.jsonl", e);
+    int64_t keep = resumed ? c->timing_bytes : 0, keep_log = resumed ? c->log_bytes : 0;
+    struct stat s;
+    bool ok = run_path(path, sizeof path, r->dir, "run.jsonl", e);
+    if (ok && !stat(path, &s) && (int64_t)s.st_size > keep_log)
+        note("%s: %" PRId64 " bytes behind the checkpoint are cut off, those steps are done again (E-CK-07)", path,
+             (int64_t)s.st_size - keep_log);
+    ok = ok && log_open(&r->log, path, keep_log, e) && run_path(path, sizeof path, r->dir, "timing.jsonl", e);
     if (ok && keep && !file_exists(path)) {
         warn("E-CK-07", AT(.file = path), "expected %" PRId64 " bytes of times; found none; do: %s", keep,
              "nothing, the file begins again here");
