@@ -220,10 +220,9 @@ typedef struct Attention {
     int64_t heads, group, dim, blocks; // query heads per key head; blocks of queries in the longest span
     float scale;
 } Attention;
-enum { QUERIES = 24, KEYS = 64, HEAD_DIM = 512, OUT_ROW = HEAD_DIM + 16 };
+enum { QUERIES = 64, KEYS = 64, SIDE = KEYS, HEAD_DIM = 512, OUT_ROW = HEAD_DIM + 16 };
 
 // The backward pass works on squares of SIDE queries times SIDE keys of one query head.
-enum { SIDE = 64 };
 typedef struct Backward {
     Mat dq, dk, dv, delta, dout, q, k, v, o, lse;
     const Span *spans;

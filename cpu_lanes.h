@@ -62,6 +62,18 @@ INLINE V4 L(sum4)(Vec a, Vec b, Vec c, Vec d) {
     V4 uv = __builtin_shufflevector(u, v, 0, 1, 4, 5) + __builtin_shufflevector(u, v, 2, 3, 6, 7);
     return __builtin_shufflevector(st, uv, 0, 2, 4, 6) + __builtin_shufflevector(st, uv, 1, 3, 5, 7);
 }
+// The largest lane, by the same tree. A NaN may be passed over.
+INLINE float L(most)(Vec v) {
+    typedef int32_t V4Int __attribute__((vector_size(16)));
+    V4 m = __builtin_shufflevector(v, v, 0, 1, 2, 3);
+    for (int i = 4; i < LANES; i += 4) {
+        V4 x = {v[i], v[i + 1], v[i + 2], v[i + 3]};
+        V4Int keep = m > x;
+        m = (V4)(((V4Int)m & keep) | ((V4Int)x & ~keep));
+    }
+    float a = m[0] > m[2] ? m[0] : m[2], b = m[1] > m[3] ? m[1] : m[3];
+    return a > b ? a : b;
+}
 INLINE float L(sum)(Vec v) {
     V4 s = L(fold)(v);
     return (s[0] + s[2]) + (s[1] + s[3]);
@@ -760,13 +772,12 @@ FN void L(logprob_job)(void *ctx, int64_t chunk, int thread) { // m: lp, lse, en
     for (int64_t i = rows_first(g, chunk); i < rows_last(g, chunk); i++) {
         const float *z = mat_at(g->m[3], i, 0);
         Vec most = L(all)(-INFINITY); // of every lane; a NaN is passed over here and comes through the sum
-        float top = -INFINITY;
         for (int64_t v = 0; v + LANES <= V; v += LANES) {
             Vec x = L(load)(z + v) * g->f;
             VecInt more = x > most;
             most = (Vec)(((VecInt)x & more) | ((VecInt)most & ~more));
         }
-        for (int64_t c = 0; c < LANES; c++) top = most[c] > top ? most[c] : top;
+        float top = L(most)(most);
         for (int64_t v = V / LANES * LANES; v < V; v++) top = z[v] * g->f > top ? z[v] * g->f : top;
         double sum = 0, weighted = 0; // floats over a block, double over blocks
         for (int64_t k0 = 0; k0 < V; k0 += K_BLOCK) {
@@ -794,6 +805,60 @@ FN void L(logprob_job)(void *ctx, int64_t chunk, int thread) { // m: lp, lse, en
 }
 
 // --------------------------------------------------------------------------------------------------------- attention
+
+// y[r*w + c] += sum_k a[r*ai + k*ak] b[k*w + c] for r < rows, c < w (whole vectors), first <= k < last. y, a and b are
+// padded: what lies up to the next whole tile of rows is computed too, and means nothing.
+INLINE void L(tile_add)(float *y, int64_t w, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb,
+                        int64_t n, const int rows, const int vecs, const bool fresh) {
+    Vec acc[OUTER_ROWS][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        acc[r][0] = fresh ? (Vec){0} : L(load)(y + r * w);
+        acc[r][1] = fresh || vecs == 1 ? (Vec){0} : L(load)(y + r * w + LANES);
+    }
+    L(outer)(acc, a, ai, ak, b, ldb, n, rows, vecs);
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        STORE(y + r * w, acc[r][0]);
+        if (vecs == 2) STORE(y + r * w + LANES, acc[r][1]);
+    }
+}
+INLINE void L(add_product)(float *y, int64_t w, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb,
+                           int64_t n, int64_t rows, int64_t cols, const bool fresh) {
+    if (n <= 0 && !fresh) return;
+    for (int64_t c = 0, vecs; c < cols; c += vecs * LANES) {
+        vecs = cols - c > LANES ? 2 : 1;
+        for (int64_t r = 0, left; (left = rows - r) > 0; r += OUTER_ROWS) {
+#define TILE_ADD(n_rows, v) L(tile_add)(y + r * w + c, w, a + r * ai, ai, ak, b + c, ldb, n, n_rows, v, fresh)
+            if (vecs == 2) {
+                if (left > 2 * L(UNIT)) TILE_ADD(OUTER_ROWS, 2);
+                else if (left > L(UNIT)) TILE_ADD(2 * L(UNIT), 2);
+                else if (left > 1) TILE_ADD(L(UNIT), 2);
+                else TILE_ADD(1, 2);
+            } else {
+                if (left > 2 * L(UNIT)) TILE_ADD(OUTER_ROWS, 1);
+                else if (left > L(UNIT)) TILE_ADD(2 * L(UNIT), 1);
+                else if (left > 1) TILE_ADD(L(UNIT), 1);
+                else TILE_ADD(1, 1);
+            }
+#undef TILE_ADD
+        }
+    }
+}
+// dst[c*SIDE + r] = element c of row r at src (rows are `row` bytes apart), c < dim; zeros in columns rows..SIDE.
+FN void L(side_turn)(float *dst, const char *src, int64_t row, int64_t rows, int64_t dim) {
+    for (int64_t r = 0; r < SIDE; r += 4)
+        for (int64_t c = 0; c < dim; c += 4) {
+            if (r + 4 <= rows && c + 4 <= dim) {
+                turn4(dst + c * SIDE + r, SIDE, src + r * row + 4 * c, row);
+                continue;
+            }
+            for (int64_t k = c; k < c + 4 && k < dim; k++)
+                for (int64_t i = r; i < r + 4; i++)
+                    if (i < rows) memcpy(dst + k * SIDE + i, src + i * row + 4 * k, 4);
+                    else dst[k * SIDE + i] = 0;
+        }
+}
 
 // o[r][0..dim) += sum_t p[r][t] v[t][0..dim) for `rows` rows and n keys, t in order. o has OUT_ROW, p has KEYS per row.
 INLINE void L(weigh)(float *o, const float *p, const char *v, int64_t v_row, int64_t n, int64_t dim, const int rows) {
@@ -828,6 +893,11 @@ INLINE void L(weigh)(float *o, const float *p, const char *v, int64_t v_row, int
     }
 }
 
+// s[r][t] = sum_c q[r][c] kt[c][t]: whole tiles of rows, all KEYS columns.
+FN void L(scores)(float *s, const float *q, const float *kt, int64_t dim, int64_t rows) {
+    L(add_product)(s, KEYS, q, OUT_ROW, 1, kt, SIDE, dim, rows, KEYS, true);
+}
+
 // Up to QUERIES query rows q (each dim floats at q + r*q_row bytes) against key rows [first[s], last[s]) of segments 0
 // (prefix) and 1 (own); of its own keys row r sees the first own[r] (causal: one more than the row before). Softmax
 // online (Milakov and Gimelshein 2018): keys in blocks of KEYS counted from the segment's start, so a row's result
@@ -835,7 +905,9 @@ INLINE void L(weigh)(float *o, const float *p, const char *v, int64_t v_row, int
 FN void L(attend)(const Attention *g, const char *q, int64_t q_row, char *out, int64_t out_row, float *lse,
                   int64_t lse_row, int64_t rows, int64_t kv, const int64_t first[2], const int64_t last[2],
                   const int64_t *own) {
-    _Alignas(64) float qs[QUERIES * OUT_ROW], o[QUERIES * OUT_ROW], s[QUERIES * KEYS], top[QUERIES], sum[QUERIES];
+    enum { PADDED = QUERIES + 12 }; // whole tiles of rows
+    _Alignas(64) float qs[PADDED * OUT_ROW], o[PADDED * OUT_ROW], kt[HEAD_DIM * SIDE];
+    _Alignas(64) float s[PADDED * KEYS], top[PADDED], sum[PADDED];
     int64_t dim = g->dim, whole = (dim + LANES - 1) / LANES * LANES, pad = (rows + 5) / 6 * 6;
     for (int64_t r = 0; r < pad; r++) {
         for (int64_t c = 0; c < whole; c += LANES) {
@@ -845,26 +917,15 @@ FN void L(attend)(const Attention *g, const char *q, int64_t q_row, char *out, i
         }
         top[r] = -INFINITY, sum[r] = 0;
     }
-    memset(s, 0, sizeof s);
+    for (int64_t r = pad; r < pad + OUTER_ROWS && r < PADDED; r++) memset(qs + r * OUT_ROW, 0, (size_t)whole * 4);
     for (int seg = 0; seg < 2; seg++)
         for (int64_t t0 = first[seg]; t0 < last[seg]; t0 += KEYS) {
             int64_t n = last[seg] - t0 < KEYS ? last[seg] - t0 : KEYS, done = t0 - first[seg];
             if (seg == 1 && own[rows - 1] <= done) break; // above the diagonal for every row
             const char *k = (const char *)mat_at(g->k, t0, kv), *v = (const char *)mat_at(g->v, t0, kv);
             int64_t k_row = g->k.stride * 4, v_row = g->v.stride * 4;
-            for (int64_t t = 0; t < n; t += 4) {
-                const char *b[4];
-                for (int c = 0; c < 4; c++) b[c] = k + (t + c < n ? t + c : n - 1) * k_row;
-                for (int64_t r = 0; r < pad; r += TILE_ROWS) {
-                    const char *a[TILE_ROWS];
-                    V4 scores[TILE_ROWS];
-                    for (int64_t c = 0; c < TILE_ROWS; c++) a[c] = (const char *)(qs + (r + c) * OUT_ROW);
-                    if (dim % LANES == 0) L(tile)(scores, a, b, false, dim, TILE_ROWS, false);
-                    else L(tile)(scores, a, b, false, dim, TILE_ROWS, true);
-                    for (int64_t c = 0; c < TILE_ROWS; c++)
-                        memcpy(s + (r + c) * KEYS + t, &scores[c], sizeof scores[c]);
-                }
-            }
+            L(side_turn)(kt, k, k_row, n, dim);
+            L(scores)(s, qs, kt, dim, rows);
             bool all = true; // every row sees the whole block
             for (int64_t r = 0; r < rows; r++) {
                 int64_t seen = seg == 0 || own[r] - done > n ? n : own[r] - done;
@@ -878,8 +939,7 @@ FN void L(attend)(const Attention *g, const char *q, int64_t q_row, char *out, i
                     VecInt keep = m > x;
                     m = (Vec)(((VecInt)m & keep) | ((VecInt)x & ~keep)); // a score that is not a number goes through
                 }
-                float largest = m[0];
-                for (int c = 1; c < LANES; c++) largest = largest > m[c] ? largest : m[c];
+                float largest = L(most)(m);
                 Vec total = {0};
                 for (int64_t t = 0; t < KEYS; t += LANES) {
                     Vec x = L(exp)(L(load)(p + t) - largest);
@@ -895,9 +955,15 @@ FN void L(attend)(const Attention *g, const char *q, int64_t q_row, char *out, i
             if (all)
                 for (int64_t r = 0; r < pad; r += 6) L(weigh)(o + r * OUT_ROW, s + r * KEYS, v, v_row, n, dim, 6);
             else
-                for (int64_t r = 0; r < rows; r++) {
-                    int64_t seen = own[r] - done > n ? n : own[r] - done;
-                    if (seen > 0) L(weigh)(o + r * OUT_ROW, s + r * KEYS, v, v_row, seen, dim, 1);
+                for (int64_t r = 0; r < rows; r += 6) { // what all six rows see, then what the later ones see beyond
+                    int64_t common = own[r] - done > 0 ? own[r] - done : 0;
+                    if (common > n) common = n;
+                    if (common) L(weigh)(o + r * OUT_ROW, s + r * KEYS, v, v_row, common, dim, 6);
+                    for (int64_t i = r; i < r + 6 && i < rows; i++) {
+                        int64_t seen = own[i] - done > n ? n : own[i] - done;
+                        if (seen > common) L(weigh)
+                        (o + i * OUT_ROW, s + i * KEYS + common, v + common * v_row, v_row, seen - common, dim, 1);
+                    }
                 }
         }
     for (int64_t r = 0; r < rows; r++) {
@@ -942,45 +1008,6 @@ FN void L(decode_job)(void *ctx, int64_t chunk,
 
 // ------------------------------------------------------------------------------------------------ attention, backward
 
-// y[r*w + c] += sum_k a[r*ai + k*ak] b[k*w + c] for r < rows, c < w (whole vectors), first <= k < last. y, a and b are
-// padded: what lies up to the next whole tile of rows is computed too, and means nothing.
-INLINE void L(tile_add)(float *y, int64_t w, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb,
-                        int64_t n, const int rows, const int vecs, const bool fresh) {
-    Vec acc[OUTER_ROWS][2];
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) {
-        acc[r][0] = fresh ? (Vec){0} : L(load)(y + r * w);
-        acc[r][1] = fresh || vecs == 1 ? (Vec){0} : L(load)(y + r * w + LANES);
-    }
-    L(outer)(acc, a, ai, ak, b, ldb, n, rows, vecs);
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) {
-        STORE(y + r * w, acc[r][0]);
-        if (vecs == 2) STORE(y + r * w + LANES, acc[r][1]);
-    }
-}
-INLINE void L(add_product)(float *y, int64_t w, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb,
-                           int64_t n, int64_t rows, int64_t cols, const bool fresh) {
-    if (n <= 0 && !fresh) return;
-    for (int64_t c = 0, vecs; c < cols; c += vecs * LANES) {
-        vecs = cols - c > LANES ? 2 : 1;
-        for (int64_t r = 0, left; (left = rows - r) > 0; r += OUTER_ROWS) {
-#define TILE_ADD(n_rows, v) L(tile_add)(y + r * w + c, w, a + r * ai, ai, ak, b + c, ldb, n, n_rows, v, fresh)
-            if (vecs == 2) {
-                if (left > 2 * L(UNIT)) TILE_ADD(OUTER_ROWS, 2);
-                else if (left > L(UNIT)) TILE_ADD(2 * L(UNIT), 2);
-                else if (left > 1) TILE_ADD(L(UNIT), 2);
-                else TILE_ADD(1, 2);
-            } else {
-                if (left > 2 * L(UNIT)) TILE_ADD(OUTER_ROWS, 1);
-                else if (left > L(UNIT)) TILE_ADD(2 * L(UNIT), 1);
-                else if (left > 1) TILE_ADD(L(UNIT), 1);
-                else TILE_ADD(1, 1);
-            }
-#undef TILE_ADD
-        }
-    }
-}
 // The three products a square needs, by how a is stepped through: scores (a by rows of w, into fresh [.., SIDE]), rows of
 // a square times a side, columns of a square times a side.
 FN void L(square_fill)(float *y, const float *a, int64_t w, const float *b, int64_t n, int64_t rows, int64_t cols) {
@@ -1019,24 +1046,11 @@ FN void L(side_store)(Mat m, int64_t row, int64_t col, const float *src, int64_t
         EACH_VECTOR(c, n, dim) GIVE(p + 4 * c, L(load)(src + r * w + c) * factor, n);
     }
 }
-// dst[c*SIDE + r] = src[r*w + c]; columns up to SIDE zero.
-FN void L(side_turn)(float *dst, const float *src, int64_t w, int64_t rows, int64_t dim) {
-    for (int64_t r = 0; r < SIDE; r += 4)
-        for (int64_t c = 0; c < (dim + 3) / 4 * 4; c += 4) {
-            float square[16] = {0};
-            if (r + 4 <= rows) turn4(dst + c * SIDE + r, SIDE, (const char *)(src + r * w + c), 4 * w);
-            else {
-                for (int64_t i = r; i < rows; i++) memcpy(square + 4 * (i - r), src + i * w + c, 16);
-                turn4(dst + c * SIDE + r, SIDE, (const char *)square, 16);
-            }
-        }
-}
-
 FN void L(load_keys)(const Backward *g, L(Square) * s, int64_t w, int64_t t0, int64_t keys, int64_t kv) {
     L(side_load)(s->keys.a, w, g->k, t0, kv * g->dim, keys, g->dim);
     L(side_load)(s->keys.b, w, g->v, t0, kv * g->dim, keys, g->dim);
-    L(side_turn)(s->kt, s->keys.a, w, keys, g->dim);
-    L(side_turn)(s->vt, s->keys.b, w, keys, g->dim);
+    L(side_turn)(s->kt, (const char *)s->keys.a, 4 * w, keys, g->dim);
+    L(side_turn)(s->vt, (const char *)s->keys.b, 4 * w, keys, g->dim);
 }
 FN void L(load_queries)(const Backward *g, L(Square) * s, int64_t w, int64_t i0, int64_t rows, int64_t h) {
     L(side_load)(s->queries.a, w, g->q, i0, h * g->dim, rows, g->dim);
