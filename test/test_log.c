@@ -506,3 +506,32 @@ TEST(records_have_the_same_length_in_every_run) { // so a reader that watches th
     }
     EXPECT_INT(length[0], length[1]);
 }
+
+// What test/reference/check_tensorboard.py reads back: SURGR1_EVENTS=DIR keeps the file.
+TEST(a_file_for_tensorboard_written_in_two_sittings) {
+    const char *dir = getenv("SURGR1_EVENTS") ? getenv("SURGR1_EVENTS") : fresh_folder();
+    static uint8_t rgb[48 * 64 * 3];
+    Image im = {.rgb = rgb, .width = 64, .height = 48};
+    const char *table = "| step | answer |\n|---|---|\n| 1 | \xc3\xa9t\xc3\xa9 <b>&</b> |\n";
+    Events t;
+    Err e = {0};
+    for (int y = 0; y < 48; y++)
+        for (int x = 0; x < 64; x++) {
+            uint8_t *p = rgb + (y * 64 + x) * 3;
+            p[0] = (uint8_t)(4 * x), p[1] = (uint8_t)(5 * y), p[2] = (uint8_t)(x ^ y);
+        }
+    EXPECT(events_open(&t, dir, 0, &e));
+    write_points(&t, 0, 50);
+    EXPECT(events_text(&t, "samples", 50, table, strlen(table), &e));
+    EXPECT(events_image(&t, "frame", 50, &im, &e));
+    EXPECT(events_scalar(&t, "odd/nan", 1, NAN, &e) && events_scalar(&t, "odd/step", INT64_C(1) << 40, -1e-3, &e));
+    int64_t keep = t.bytes;
+    write_points(&t, 50, 77); // these are cut and come again
+    events_close(&t);
+    EXPECT(events_open(&t, dir, keep, &e));
+    write_points(&t, 50, 100);
+    EXPECT(events_text(&t, "samples", 100, "", 0, &e) && events_sync(&t, &e));
+    events_close(&t);
+    size_t end;
+    EXPECT_INT(records(event_file(dir), &end), 1 + 100 + 5);
+}
