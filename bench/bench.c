@@ -150,19 +150,86 @@ static Mat random_mat(int64_t rows, int64_t cols, Type type) {
 
 typedef struct Product {
     Mat y, x, w;
+    Layout layout;
+    float beta;
 } Product;
 static void product_once(void *ctx) {
     Product *p = ctx;
-    matmul(ops_cpu(), p->y, p->x, p->w, NT, 1, 0);
+    matmul(ops_cpu(), p->y, p->x, p->w, p->layout, 1, p->beta);
 }
 static void bench_matmul(int64_t N, int64_t K, int64_t M, Type type, double (*ceiling)(void)) {
     char name[100];
-    Product p = {random_mat(N, M, F32), random_mat(N, K, F32), random_mat(M, K, type)};
+    Product p = {random_mat(N, M, F32), random_mat(N, K, F32), random_mat(M, K, type), NT, 0};
     snprintf(name, sizeof name, "%s %lld x %lld x %lld, %s weights", N > 16 ? "matmul" : "few rows", (long long)N,
              (long long)K, (long long)M, type_name(type));
     if (ceiling == fma_peak) share_line(name, product_once, &p, 2e-9 * (double)(N * K * M), "GFLOP/s", fma_peak);
     else share_line(name, product_once, &p, 1e-9 * (double)(K * M) * (double)type_size(type), "GB/s", read_speed);
     ops_cpu()->release(p.y.p), ops_cpu()->release(p.x.p), ops_cpu()->release(p.w.p);
+}
+
+// The three products of a linear layer in training: N tokens, in and out channels; the weight gradient adds.
+static void bench_training(const char *what, int64_t N, int64_t in, int64_t out) {
+    char name[100];
+    Product p[3] = {{random_mat(N, out, F32), random_mat(N, in, F32), random_mat(out, in, F32), NT, 0},
+                    {random_mat(N, in, F32), random_mat(N, out, F32), random_mat(out, in, F32), NN, 0},
+                    {random_mat(out, in, F32), random_mat(N, out, F32), random_mat(N, in, F32), TN, 1}};
+    for (int k = 0; k < 3; k++) {
+        snprintf(name, sizeof name, "%s %lld > %lld, %s", what, (long long)in, (long long)out,
+                 k == 0   ? "forward"
+                 : k == 1 ? "dx"
+                          : "dw");
+        share_line(name, product_once, &p[k], 2e-9 * (double)(N * in * out), "GFLOP/s", fma_peak);
+        ops_cpu()->release(p[k].y.p), ops_cpu()->release(p[k].x.p), ops_cpu()->release(p[k].w.p);
+    }
+}
+
+// Rows of numbers, as one read of memory would be the ceiling: bytes in and out.
+typedef struct Elementwise {
+    Mat a[6], rstd, w, keys, targets;
+    int which;
+} Elementwise;
+static void elementwise_once(void *ctx) {
+    Elementwise *e = ctx;
+    const Ops *d = ops_cpu();
+    Mat *a = e->a;
+    switch (e->which) {
+    case 0: swiglu_forward(d, a[0], a[2], a[3]); break;
+    case 1: swiglu_backward(d, a[0], a[1], a[2], a[3], a[4]); break;
+    case 2: gelu_forward(d, a[0], a[2]); break;
+    case 3: gelu_backward(d, a[0], a[2], a[3]); break;
+    case 4: rmsnorm_backward_add(d, a[0], mat_rows(a[1], 0, 1), a[2], a[3], e->w, e->rstd); break;
+    case 5: bias_backward(d, mat_rows(a[1], 0, 1), a[2]); break;
+    case 6: dropout(d, a[0], a[2], e->keys, 0.1f, 1, 2); break;
+    case 7: logprob_forward(d, e->rstd, mat_none(), mat_none(), a[2], e->targets, 1); break;
+    case 8: logprob_backward(d, a[0], a[2], e->targets, e->rstd, e->rstd, 1); break;
+    case 9: scatter_add_rows(d, a[0], a[2], e->targets); break;
+    case 10: sum_squares(d, mat(e->w.p, 1, 1, F32), a[2]); break;
+    default: adamw(d, a[0], a[1], a[5], a[2], (AdamStep){1, 1e-3, 0.1, 0.9, 0.999, 1e-8, 1e-3, 1});
+    }
+}
+static void bench_elementwise(int64_t N, int64_t C) {
+    static const struct {
+        const char *name;
+        double passes; // over a matrix
+    } ops[] = {{"swiglu_forward", 3},       {"swiglu_backward", 5},  {"gelu_forward", 2}, {"gelu_backward", 3},
+               {"rmsnorm_backward_add", 6}, {"bias_backward", 1},    {"dropout", 2},      {"logprob_forward", 2},
+               {"logprob_backward", 2},     {"scatter_add_rows", 3}, {"sum_squares", 1},  {"adamw", 7}};
+    Elementwise e = {.rstd = random_mat(N, 1, F32),
+                     .w = random_mat(1, C, F32),
+                     .keys = random_mat(N, 2, F32),
+                     .targets = random_mat(N, 1, F32)};
+    e.keys.type = e.targets.type = I32;
+    for (int64_t i = 0; i < N; i++) ((int32_t *)e.targets.p)[i] = (int32_t)(i * 37 % (C < N ? C : N));
+    for (int k = 0; k < 6; k++) e.a[k] = random_mat(N, C, F32);
+    memset(e.a[5].p, 0, (size_t)(N * C) * 4); // a second moment is not negative
+    for (e.which = 0; e.which < 12; e.which++) {
+        char name[100];
+        snprintf(name, sizeof name, "%s %lld x %lld", ops[e.which].name, (long long)N, (long long)C);
+        share_line(name, elementwise_once, &e, 4e-9 * ops[e.which].passes * (double)(N * C), "GB/s", read_speed);
+    }
+    for (int k = 0; k < 6; k++) ops_cpu()->release(e.a[k].p);
+    ops_cpu()->release(e.rstd.p), ops_cpu()->release(e.w.p), ops_cpu()->release(e.keys.p);
+    ops_cpu()->release(e.targets.p);
 }
 
 // All matrix-vector products of one decode step of a 3B model. The weights of DISTINCT layers stand for all: together they
@@ -199,13 +266,19 @@ static void bench_decode_step(void) {
 }
 
 typedef struct Attending {
-    Mat o, q, k, v;
+    Mat o, q, k, v, lse, dq, dk, dv, dout;
     Spans spans;
     int64_t heads, kv_heads, dim;
 } Attending;
 static void attention_once(void *ctx) {
     Attending *a = ctx;
     attention_forward(ops_cpu(), a->o, mat_none(), a->q, a->k, a->v, a->spans, a->heads, a->kv_heads, a->dim, 0.1f);
+}
+static void attention_backward_once(void *ctx) {
+    Attending *a = ctx;
+    attention_backward(ops_cpu(), a->dq, a->dk, a->dv,
+                       mat_reshape(mat_rows(a->lse, a->q.rows, a->q.rows), a->q.rows, a->heads), a->dout, a->q, a->k,
+                       a->v, a->o, mat_rows(a->lse, 0, a->q.rows), a->spans, a->heads, a->kv_heads, a->dim, 0.1f);
 }
 static void bench_attention(const char *name, int64_t N, int64_t window, bool causal, int64_t heads, int64_t kv_heads,
                             int64_t dim) {
@@ -216,13 +289,23 @@ static void bench_attention(const char *name, int64_t N, int64_t window, bool ca
                    random_mat(N, heads * dim, F32),
                    random_mat(N, kv_heads * dim, F32),
                    random_mat(N, kv_heads * dim, F32),
+                   random_mat(2 * N, heads, F32), // lse, and below it delta
+                   random_mat(N, heads * dim, F32),
+                   random_mat(N, kv_heads * dim, F32),
+                   random_mat(N, kv_heads * dim, F32),
+                   random_mat(N, heads * dim, F32),
                    {mat(s, n, 5, I32), s, n, window},
                    heads,
                    kv_heads,
                    dim};
     double pairs = (double)n * (causal ? 0.5 * (double)(window * (window + 1)) : (double)(window * window));
     share_line(name, attention_once, &a, 4e-9 * pairs * (double)(heads * dim), "GFLOP/s", fma_peak);
-    ops_cpu()->release(a.o.p), ops_cpu()->release(a.q.p), ops_cpu()->release(a.k.p), ops_cpu()->release(a.v.p), free(s);
+    // counted as the five products that are needed: S = Q K^T, dP = dO V^T, dQ, dK, dV
+    share_line("  its backward", attention_backward_once, &a, 10e-9 * pairs * (double)(heads * dim), "GFLOP/s",
+               fma_peak);
+    Mat all[] = {a.o, a.q, a.k, a.v, a.lse, a.dq, a.dk, a.dv, a.dout};
+    for (int i = 0; i < 9; i++) ops_cpu()->release(all[i].p);
+    free(s);
 }
 
 // A whole model: seconds between the first and the last token of one answer.
@@ -301,6 +384,12 @@ int main(int argc, char **argv) {
     bench_attention("attention, 1024 causal, 16/2 heads of 128", 1024, 1024, true, 16, 2, 128);
     bench_attention("attention, 1024 whole, 16 heads of 80", 1024, 1024, false, 16, 16, 80);
     bench_attention("attention, windows of 64, 16 heads of 80", 1024, 64, false, 16, 16, 80);
+    bench_attention("attention, 4 x 512 causal, 4/2 heads of 64", 2048, 512, true, 4, 2, 64);
+    static const int64_t layers[][2] = {{256, 512}, {256, 688}, {688, 256}, {160, 480}, {512, 1536}, {256, 4096}};
+    for (int k = 0; k < 6; k++) bench_training("2048 tokens,", 2048, layers[k][0], layers[k][1]);
+    bench_training("LoRA A,", 2048, 256, 8), bench_training("LoRA B,", 2048, 8, 688);
+    bench_training("LoRA A,", 2048, 256, 64), bench_training("LoRA B,", 2048, 64, 688);
+    bench_elementwise(2048, 688), bench_elementwise(2048, 4096);
     for (int n = 1; n <= 8; n *= 2) bench_matmul(n, 3584, 37888, BF16, read_speed);
     bench_decode_step();
     pool_stop();
