@@ -242,9 +242,10 @@ static bool evaluate(Sft *s, double *loss, Err *e) {
     text_free(&sums.bad);
     if (!ok) return false;
     *loss = sums.weight > 0 ? sums.loss / sums.weight : 0;
-    bool better = *loss < s->best - s->o->min_delta;
+    bool better =
+        s->step && *loss < s->best - s->o->min_delta; // step 0 is where the model stood: nothing to go back to
     if (better) s->best = *loss, s->best_step = s->step, s->stale = 0;
-    else s->stale++;
+    else s->stale += s->step > 0;
     note("eval at step %lld: loss %.4f, perplexity %.3f over %lld targets of %lld samples%s", (long long)s->step, *loss,
          exp(*loss), (long long)sums.targets, (long long)sums.sequences, better ? ", the best so far" : "");
     Text t = {0};
@@ -254,6 +255,23 @@ static bool evaluate(Sft *s, double *loss, Err *e) {
     return log_event(s, &t, e) && scalar(s, "eval/loss", *loss, e) && scalar(s, "eval/perplexity", exp(*loss), e);
 }
 
+// The pictures of a sample as the model sees them, in TensorBoard.
+static bool show_pictures(Sft *s, const Sample *x, Err *e) {
+    const VisionConfig *v = &s->m->c.vision;
+    const float *pixels = x->pixels;
+    bool ok = true;
+    for (int k = 0; ok && k < x->n_grids; k++) {
+        Image im;
+        char tag[300];
+        snprintf(tag, sizeof tag, "picture/%s/%d", x->id, k + 1);
+        patches_to_image(v, pixels, x->grids[k], &im);
+        ok = events_image(&s->run->events, tag, s->step, &im, e);
+        image_free(&im);
+        pixels += grid_patches(x->grids[k]) * v->channels * v->temporal * v->patch * v->patch;
+    }
+    return ok;
+}
+
 // Greedy answers to the first prompts of the evaluation set (or of the training set), for people to read.
 static bool complete_samples(Sft *s, Err *e) {
     const Dataset *d = s->eval ? s->eval : s->train;
@@ -261,6 +279,7 @@ static bool complete_samples(Sft *s, Err *e) {
     bool from_file, ok = generation_config_load(&g, s->m->c.dir, &from_file, e);
     g.sample = (SampleParams){.repetition_penalty = 1, .temperature = 1, .top_p = 1};
     g.max_new_tokens = s->o->sample_tokens;
+    bool first = s->step == s->o->sample_every; // their pictures are shown once
     Text table = {0};
     text_addf(&table, "| id | answer |\n|---|---|\n");
     for (int64_t i = 0; ok && i < s->o->samples && i < d->n; i++) {
@@ -292,7 +311,7 @@ static bool complete_samples(Sft *s, Err *e) {
                       done.stopped ? "true" : "false");
             log_add_text(&line, answer.p ? answer.p : "", answer.len);
             text_addf(&table, "| %s | %s |\n", x.id, clean.p ? clean.p : "");
-            ok = log_event(s, &line, e);
+            ok = log_event(s, &line, e) && (!first || show_pictures(s, &x, e));
             text_free(&answer), text_free(&clean), completion_free(&done);
         }
         ids_free(&prompt), sample_free(&x);
@@ -469,15 +488,33 @@ static bool start(Sft *s, Err *e) {
     return log_event(s, &t, e) && (!s->eval || !s->o->eval_every || evaluate(s, &loss, e));
 }
 
+// The trained values of a checkpoint in a model of their own, on the host.
+static bool load_of(Model *m, const Sft *s, const char *dir, Err *e) {
+    if (!model_load(m, s->m->c.dir, ops_ref(), (LoadOptions){.allow_nonfinite = true}, e)) return false;
+    if (s->m->lora) return lora_load(m, dir, e);
+    for (int64_t i = 0; i < m->n_params; i++) m->params[i].trained = s->m->params[i].trained;
+    return model_train_open(m, e) && train_load_values(m, dir, e);
+}
+
+static bool write_result(const Model *m, const Sft *s, const char *dir, Err *e) {
+    char temporary[1300];
+    if (!m->lora) return model_save(m, dir, (SaveOptions){.type = "keep"}, e);
+    return path_join(temporary, sizeof temporary, s->run->dir, ".tmp-export", e) && folder_begin(temporary, e) &&
+           lora_save(m, temporary, s->o->old_keys, e) && folder_finish(temporary, dir, e);
+}
+
 static bool export_result(Sft *s, Err *e) {
-    char dir[1300], temporary[1300];
-    if (!path_join(dir, sizeof dir, s->run->dir, "export", e) ||
-        !path_join(temporary, sizeof temporary, s->run->dir, ".tmp-export", e))
-        return false;
-    if (folder_exists(dir)) return true; // renamed into place whole, by the end of an earlier start
-    if (!s->m->lora) return model_save(s->m, dir, (SaveOptions){.type = "keep"}, e);
-    return folder_begin(temporary, e) && lora_save(s->m, temporary, s->o->old_keys, e) &&
-           folder_finish(temporary, dir, e);
+    char dir[1300], best[1300], name[60];
+    if (!path_join(dir, sizeof dir, s->run->dir, "export", e)) return false;
+    if (folder_exists(dir)) return true; // it appeared whole, by the end of an earlier start
+    if (!s->o->export_best || s->best_step < 0 || s->best_step == s->step) return write_result(s->m, s, dir, e);
+    Model m = {0};
+    snprintf(name, sizeof name, "ckpt/step-%09lld", (long long)s->best_step);
+    note("export of step %lld, the best one", (long long)s->best_step);
+    bool ok =
+        path_join(best, sizeof best, s->run->dir, name, e) && load_of(&m, s, best, e) && write_result(&m, s, dir, e);
+    model_free(&m);
+    return ok;
 }
 
 bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *eval, Run *run, const SftOptions *o,
@@ -495,6 +532,7 @@ bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *
         double loss;
         int64_t best = s.best_step;
         if (!(ok = update(&s, e))) break;
+        progress("training", s.step - s.first_step, s.plan.steps - s.first_step, s.started);
         bool last = s.step == s.plan.steps;
         if (eval && (due(o->eval_every, s.step) || (last && o->eval_every))) ok = evaluate(&s, &loss, e);
         if (ok && due(o->sample_every, s.step)) ok = complete_samples(&s, e);

@@ -613,6 +613,8 @@ bool smart_resize(int64_t height, int64_t width, int64_t factor, int64_t min_pix
 // Resizes and cuts into patches: pixels [grid_patches, channels*temporal*patch*patch] F32 on the host, rows in
 // merge-group order. image_to_patches allocates *pixels (free with free).
 bool image_to_patches(const VisionConfig *c, const Image *im, const char *name, float **pixels, Grid *grid, Err *e);
+// The other way, exact in the 8-bit levels: the picture as the model is shown it (after the resize). Free with image_free.
+void patches_to_image(const VisionConfig *c, const float *pixels, Grid g, Image *im);
 
 // Window order of a list of pictures. index [sum of merged units]: new unit g is old unit index[g]. starts
 // [n_windows+1]: cumulative, in patches. full_starts [n_frames+1]. All malloc'ed.
@@ -1127,8 +1129,8 @@ typedef struct SftOptions {
     double min_delta;
     int64_t save_every, keep_last, keep_every;
     int64_t sample_every, samples, sample_tokens;
-    int64_t max_skips; // in a row
-    bool skip_outliers, old_keys;
+    int64_t max_skips;                         // in a row
+    bool skip_outliers, old_keys, export_best; // export the checkpoint with the best evaluation instead of the last
 } SftOptions;
 typedef struct SftPlan {                       // of a whole run: what comes is known before it starts
     int64_t steps, end;                        // updates; samples

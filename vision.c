@@ -60,6 +60,23 @@ bool image_to_patches(const VisionConfig *c, const Image *im, const char *name, 
     return true;
 }
 
+void patches_to_image(const VisionConfig *c, const float *pixels, Grid g, Image *im) {
+    int64_t p = c->patch, m = c->merge, W = g.w * p, length = c->channels * c->temporal * p * p;
+    *im = (Image){.width = (int)W, .height = (int)(g.h * p), .orientation = 1};
+    im->rgb = alloc_or_die((size_t)(g.h * p * W), 3, "a picture made of patches");
+    for (int64_t row = 0; row < g.h * g.w; row++) {
+        int64_t ix = row % m, iy = row / m % m, bx = row / (m * m) % (g.w / m), by = row / (m * g.w);
+        uint8_t *corner = im->rgb + 3 * ((by * m + iy) * p * W + (bx * m + ix) * p);
+        for (int64_t ch = 0; ch < c->channels; ch++)
+            for (int64_t y = 0; y < p; y++)
+                for (int64_t x = 0; x < p; x++) { // the first of the `temporal` equal frames
+                    double v = pixels[row * length + (ch * c->temporal * p + y) * p + x];
+                    double level = rint((v * c->std[ch] + c->mean[ch]) / c->rescale);
+                    corner[3 * (y * W + x) + ch] = (uint8_t)fmin(fmax(level, 0), 255);
+                }
+    }
+}
+
 // -------------------------------------------------------------------------------------------------------- window order
 
 // transformers get_window_index: for every frame, window rows, window columns, then the units inside, skipping what

@@ -12,7 +12,7 @@ static struct {
     Many data, eval;
     int64_t rank, max_tokens, threads, max_memory, min_pixels, max_pixels, seed, warmup;
     double alpha_lora, dropout, lr, lr_vision, lr_merger;
-    int bad_sample, device, dtype, alpha, exif, schedule, outliers;
+    int bad_sample, device, dtype, alpha, exif, schedule, outliers, export;
     bool rslora, drop_long, absolute, trust_text, dry_run, allow_nonfinite, hash_base;
     SftOptions o;
 } sft = {.rank = 16,
@@ -84,6 +84,7 @@ static Option sft_options[] = {
     INT("sample-tokens", &sft.o.sample_tokens, "N", "longest sample answer", 1, 8192),
     INT("max-skips", &sft.o.max_skips, "N", "skipped steps in a row that end the run", 1, 1000),
     CHOICE("outliers", &sft.outliers, "report|skip", "steps with a far loss or gradient norm"),
+    CHOICE("export", &sft.export, "last|best", "which checkpoint RUN/export comes from; best by the evaluation loss"),
     FLAG("old-keys", &sft.o.old_keys, "export the adapter with the names of transformers before 4.52"),
     INT("seed", &sft.seed, "N", "of order, new adapters and dropout", 0, 9007199254740992.),
     INT("min-pixels", &sft.min_pixels, "N", "smallest picture area after the resize; 0 = the checkpoint's", 0, 12845056),
@@ -258,8 +259,12 @@ static bool show_sample(Session *s, Text *out, Err *e) {
     if (x.ids.n && x.trained[x.ids.n - 1]) text_addf(out, "<<");
     Text clean = {0};
     text_add_clean(&clean, out->p ? out->p : "", out->len, "\n");
-    note("sample %s, %lld tokens, %lld of them targets (between >> and <<):\n%s", x.id, (long long)x.ids.n,
-         (long long)x.targets, clean.p ? clean.p : "");
+    note("sample %s, %lld tokens, %lld of them targets (between >> and <<):", x.id, (long long)x.ids.n,
+         (long long)x.targets);
+    for (char *line = clean.p, *end; line && *line; line = end + (*end == '\n')) {
+        end = line + strcspn(line, "\n");
+        note("  | %.*s", (int)(end - line), line);
+    }
     text_free(&clean), sample_free(&x);
     return true;
 }
@@ -310,6 +315,9 @@ static bool check_options(Err *e) {
     if (sft.freeze && !sft.full)
         return err_set(e, "E-CL-01", AT(.file = "command line", .field = "--freeze"),
                        "expected it beside --full; found it alone; do: leave it out, LoRA freezes all else");
+    if (sft.export == 1 && !(sft.eval.n && sft.o.eval_every))
+        return err_set(e, "E-CL-01", AT(.file = "command line", .field = "--export"),
+                       "expected evaluations to judge by; found none; do: give --eval FILE and --eval-every N");
     if (sft.o.patience && !(sft.eval.n && sft.o.eval_every))
         return err_set(e, "E-CL-01", AT(.file = "command line", .field = "--patience"),
                        "expected evaluations to judge by; found none; do: give --eval FILE and --eval-every N");
@@ -321,7 +329,7 @@ static bool check_options(Err *e) {
     sft.o.adam.lr[TOWER_DECODER] = sft.lr;
     sft.o.adam.lr[TOWER_VISION] = sft.lr_vision > 0 ? sft.lr_vision : sft.lr;
     sft.o.adam.lr[TOWER_MERGER] = sft.lr_merger > 0 ? sft.lr_merger : sft.lr;
-    sft.o.skip_outliers = sft.outliers == 1;
+    sft.o.skip_outliers = sft.outliers == 1, sft.o.export_best = sft.export == 1;
     return true;
 }
 

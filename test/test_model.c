@@ -37,6 +37,28 @@ TEST(smart_resize_gives_the_published_values) {
                                                          "of at most 200; found 201 x 1 pixels; do: crop the picture");
 }
 
+TEST(patches_are_the_picture_again) {
+    VisionConfig c = {.patch = 4,
+                      .merge = 2,
+                      .temporal = 2,
+                      .channels = 3,
+                      .min_pixels = 64,
+                      .max_pixels = 4096,
+                      .rescale = 1.0 / 255,
+                      .mean = {0.48145466f, 0.4578275f, 0.40821073f},
+                      .std = {0.26862954f, 0.26130258f, 0.27577711f}};
+    uint8_t rgb[24 * 16 * 3];
+    for (size_t i = 0; i < sizeof rgb; i++) rgb[i] = (uint8_t)(random_uniform(3, RANDOM_TEST, 0, (uint32_t)i) * 256);
+    Image im = {.rgb = rgb, .width = 24, .height = 16, .orientation = 1}, back;
+    float *pixels;
+    Grid g;
+    Err e = {0};
+    EXPECT(image_to_patches(&c, &im, "noise", &pixels, &g, &e)); // its sides are multiples already: no resize
+    patches_to_image(&c, pixels, g, &back);
+    EXPECT(back.width == 24 && back.height == 16 && !memcmp(back.rgb, rgb, sizeof rgb));
+    free(pixels), image_free(&back);
+}
+
 TEST(window_order_gives_the_published_values) {
     VisionConfig c = {.patch = 14, .merge = 2, .window = 112};
     static const int32_t want[] = {0,  1,  2,  3,  10, 11, 12, 13, 20, 21, 22, 23, 30, 31, 32, 33, 4,  5,  6,  7,
