@@ -6,11 +6,20 @@
 #include <unistd.h>
 
 static Tokenizer *words; // every byte is a token
+static void write_into(const char *dir, const char *name, Text *t) {
+    char path[100];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    FILE *f = fopen(path, "wb");
+    CHECK(f && fwrite(t->p, 1, t->len, f) == t->len && !fclose(f), "no %s", path);
+    t->len = 0;
+}
 static const char *bytes_and_template(void) {
     static char dir[] = "/tmp/surgr1_fuzz_XXXXXX";
-    char path[100];
+    static const char *const names[] = {"<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+                                        "<|image_pad|>"};
     Text t = {0};
-    text_addf(&t, "{\"model\":{\"type\":\"BPE\",\"vocab\":{");
+    CHECK(mkdtemp(dir), "no temporary folder");
+    text_addf(&t, "{");
     for (uint32_t b = 0, extra = 256; b < 256; b++) { // GPT-2's printable stand-ins of the bytes
         char utf8[4];
         bool plain = (b >= 33 && b < 127) || (b > 160 && b != 173);
@@ -18,19 +27,20 @@ static const char *bytes_and_template(void) {
         text_add_json_string(&t, utf8, utf8_put(utf8, plain ? b : extra++));
         text_addf(&t, ":%u", b);
     }
-    text_addf(&t, "},\"merges\":[]},\"added_tokens\":[");
-    static const char *const names[] = {"<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-                                        "<|image_pad|>"};
-    for (int k = 0; k < 5; k++)
-        text_addf(&t, "%s{\"id\":%d,\"content\":\"%s\",\"special\":true,\"normalized\":false}", k ? "," : "", 256 + k,
-                  names[k]);
-    text_addf(&t, "]}");
-    CHECK(mkdtemp(dir), "no temporary folder");
-    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
-    FILE *f = fopen(path, "wb");
-    CHECK(f && fwrite(t.p, 1, t.len, f) == t.len && !fclose(f), "no %s", path);
+    text_addf(&t, "}");
+    write_into(dir, "vocab.json", &t);
+    text_addf(&t, "#version: 0.2\n");
+    write_into(dir, "merges.txt", &t);
+    for (int k = 0; k < 5; k++) text_addf(&t, "%s\"%s\":%d", k ? "," : "{", names[k], 256 + k);
+    text_addf(&t, "}");
+    write_into(dir, "added_tokens.json", &t);
     text_free(&t);
     return dir;
+}
+static void remove_folder(const char *dir) {
+    char command[100];
+    snprintf(command, sizeof command, "rm -rf %s", dir);
+    if (system(command)) perror(command);
 }
 
 static bool each(void *ctx, Record *r, Err *e) {
@@ -97,7 +107,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Err e = {0};
     if (file < 0) {
         log_setup(LOG_QUIET, false);
-        CHECK(tokenizer_load(&words, bytes_and_template(), &e), "%s %s", e.code, e.found);
+        const char *dir = bytes_and_template();
+        CHECK(tokenizer_load(&words, dir, &e), "%s %s", e.code, e.found);
+        remove_folder(dir);
         file = memfd_create("records", 0);
         snprintf(path, sizeof path, "/proc/self/fd/%d", file);
     }
