@@ -546,6 +546,37 @@ TEST(elements_and_lines_of_any_length_cross_the_buffer_whole) {
     }
 }
 
+TEST(examples_of_the_readme_are_read) {
+    char *readme, *block;
+    size_t size;
+    Err e = {0};
+    int blocks = 0;
+    int64_t n = 0;
+    if (!file_read("data/README.md", LIMIT_CONFIG_BYTES, "E-JS-01", &readme, &size, &e)) {
+        FAIL("%s", e.found);
+        return;
+    }
+    for (char *at = readme; (block = strstr(at, "```json\n")); blocks++) {
+        char *end = strstr(block += 8, "```"), message[800];
+        Text t = {0};
+        if (!end) break;
+        text_addf(&t, "["); // records one after the other: an array of them
+        for (char *p = block; p < end; p++) text_addf(&t, p > block && p[-1] == '\n' && *p == '{' ? ",%c" : "%c", *p);
+        text_addf(&t, "]");
+        const char *path = temporary(t.p, t.len);
+        seen[0] = 0;
+        if (!records_read_all(path, (RecordOptions){.boxes = true}, NULL, see, NULL, NULL, &e))
+            FAIL("%s", err_line(&e, "error", message, sizeof message));
+        for (char *c = seen; *c; c++) n += *c == ' ';
+        unlink(path);
+        text_free(&t);
+        at = end + 3;
+    }
+    EXPECT_INT(blocks, 7);
+    EXPECT_INT(n, 10);
+    free(readme);
+}
+
 TEST(all_faults_are_told_and_reading_goes_on) {
     EXPECT_STR(read_file(FILE_OF(R("a") "\n{\n[]\n" R("a") "\n" R("b") "\n"), true),
                "a E-JS-04@2 E-DS-01@3 E-DS-03@4 b ");
