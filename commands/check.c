@@ -94,7 +94,7 @@ static bool check_record(void *ctx, Record *r, Err *e) {
             else text_add_json_string(out, p->text, p->len);
             text_addf(out, "}");
         }
-        text_addf(out, "]}");
+        text_addf(out, "]%s}", strcmp(m->role, "assistant") || r->trained[i] ? "" : ",\"loss\":false");
     }
     text_addf(out, "]}\n");
     return true;
@@ -194,6 +194,8 @@ static bool check_adapter(const char *path, Text *out, Err *e) {
 static bool check_checkpoint(const char *path, Text *out, Err *e) {
     char manifest[1100];
     int64_t count = 1;
+    if (!folder_exists(path))
+        return err_set(e, "E-IO-01", AT(.file = path), "expected a folder; found none; do: check the path");
     if (!path_join(manifest, sizeof manifest, path, "ckpt", e)) return false;
     if (folder_exists(manifest)) {
         if (!run_verify(path, &count, e)) return false;

@@ -418,6 +418,40 @@ TEST(sizes_are_found_behind_long_headers_too) {
     free(png), free(chunk), text_free(&big);
 }
 
+TEST(a_picture_that_exif_turns_is_measured_as_it_is_read) {
+    static const char root[] = "test/fixtures/testdata/images/jpeg";
+    for (int turn = 0; turn < 2; turn++) {
+        Dataset d;
+        Sample s;
+        Image im;
+        Err e = {0};
+        char path[200], text[400], want[80];
+        DataOptions o = {.image_root = root, .image = {.apply_orientation = turn}};
+        snprintf(path, sizeof path, "%s/exif_turned.jpg", root);
+        if (!image_read(&im, path, o.image, &e)) {
+            FAIL("%s", err_line(&e, "error", message, sizeof message));
+            return;
+        }
+        EXPECT(im.orientation >= 5 && im.width != im.height); // else nothing is shown here
+        snprintf(text, sizeof text, // the whole picture: its last pixel tells which way it lies
+                 "{\"query\":\"q\",\"answer\":\"<bbox>\",\"image\":\"exif_turned.jpg\",\"objects\":{\"bbox\":[[0,0,%d,"
+                 "%d]]}}\n",
+                 im.width, im.height);
+        const char *v = open_with(&d, text, o);
+        EXPECT_STR(v, "");
+        if (!*v && load(&d, 0, &s)) {
+            int64_t p = model.vision.patch;
+            EXPECT((s.grids[0].w > s.grids[0].h) == (im.width > im.height));
+            snprintf(want, sizeof want, "[0, 0, %lld, %lld]<|im_end|>", (long long)(s.grids[0].w * p - 1),
+                     (long long)(s.grids[0].h * p - 1));
+            EXPECT_STR(decoded(&s, 1), want);
+            sample_free(&s);
+        }
+        if (!*v) dataset_close(&d);
+        image_free(&im);
+    }
+}
+
 TEST(boxes_reach_the_ids_in_the_resized_frame) {
     Dataset d;
     Sample s;
