@@ -361,7 +361,7 @@ void events_close(Events *t);
 //
 //   RUN/LOCK  config.json  run.jsonl  timing.jsonl  tensorboard/  export/
 //   RUN/ckpt/step-000000400/{files, state.json, MANIFEST.json, local.json}   ckpt/LATEST (a hint)
-//   .tmp-* .trash-* in RUN, ckpt, export: work in progress, removed at start
+//   .tmp-* .trash-* in ckpt and export, RUN/.tmp-export*, .tmp-config.json-*: work in progress, removed at start
 //
 // A trainer: run_open, run_config, run_newest, run_logs_open; then log lines, and between steps checkpoint_begin, files,
 // checkpoint_commit, checkpoint_rotate. What goes into run.jsonl must be a function of config and data alone: a skipped
@@ -873,6 +873,68 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
               Completion *out, Err *e);
 void completion_free(Completion *c);
 
+// =================================================================================================== data/tasks.c
+// The tasks of both papers, the record that carries one question about one frame, and how questions and answers are worded.
+
+enum Task {
+    TASK_TOOL,
+    TASK_TISSUE,
+    TASK_TOOL_BOX,
+    TASK_TOOL_BOXES,
+    TASK_TISSUE_BOX,
+    TASK_GRID,
+    TASK_CVS1,
+    TASK_CVS2,
+    TASK_CVS3,
+    TASK_ACTION,
+    TASK_MOTION,
+    TASK_TRIPLET,
+    TASK_COUNT,
+    TASK_STEP,
+    TASK_PHASE,
+    TASK_CVS,
+    TASK_VQA,
+    TASK_VQLA,
+    TASKS
+};
+enum AnswerKind {
+    ANSWER_WORD,
+    ANSWER_LIST,
+    ANSWER_BOX,
+    ANSWER_BOXES,
+    ANSWER_YESNO,
+    ANSWER_NUMBER,
+    ANSWER_TRIPLETS,
+    ANSWER_VQLA
+};
+typedef struct TaskInfo {
+    const char *name; // "triplet"
+    int level;        // 1 perceptual grounding, 2 relational understanding, 3 contextual reasoning; 0: Surgical-VQLA
+    enum AnswerKind kind;
+    const char *what; // for tables and help
+} TaskInfo;
+const TaskInfo *task_info(enum Task t);
+int task_of(const char *name); // -1 when there is none of that name
+
+typedef struct Box { // in a frame that stands beside it
+    double x1, y1, x2, y2;
+    char label[64]; // "" when there is none
+} Box;
+
+typedef struct TaskItem { // one question about one frame; texts belong to whoever made it
+    enum Task task;
+    const char *id, *dataset, *procedure, *patient, *video, *split, *image; // image: path in the record
+    const char *slot;           // what is asked for: the tool of tool_box and grid, the tissue of tissue_box; or NULL
+    const char *question;       // for vqa and vqla: the question itself; else NULL (task_question words it)
+    const char *answer;         // the label as text; NULL: unknown
+    const char *const *choices; // multiple choice, or NULL
+    int n_choices;
+    Box *boxes; // in pixels of the file
+    int n_boxes;
+    int64_t frame, width, height;
+    const char *truth; // JSON of everything known about the frame, or NULL
+} TaskItem;
+
 // ==================================================================================================== data/forms.c
 // One record: a conversation in any of the forms that data/README.md shows, told apart by their fields.
 
@@ -1022,11 +1084,7 @@ int64_t shuffled(uint64_t seed, int64_t epoch, int64_t index, int64_t n);
 // ================================================================================================ surgery/answer.c
 // Reading a model's answer. (Boxes so far; the three-level parser joins them here.)
 
-typedef struct Box {
-    double x1, y1, x2, y2; // in the frame the model was shown: pixels of the resized picture
-    char label[64];        // "" when there is none
-} Box;
-// Boxes in every spelling the model uses: {"bbox_2d": [n,n,n,n], "label": "..."}, (n,n),(n,n), a bare [n,n,n,n]. Linear
+// Boxes (here in the frame the model was shown: pixels of the resized picture) in every spelling the model uses: {"bbox_2d": [n,n,n,n], "label": "..."}, (n,n),(n,n), a bare [n,n,n,n]. Linear
 // time, never fails; an answer that breaks off gives the boxes before the break. Returns how many (at most max).
 int answer_boxes(const char *text, size_t len, Box *boxes, int max);
 // Corners in order and some part inside a picture of width x height.
