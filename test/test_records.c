@@ -353,6 +353,11 @@ TEST(boxes_of_objects_are_written_in_the_resized_frame) {
     EXPECT_STR(placed("{\"query\":\"<image><image>\",\"response\":\"<bbox><bbox>\",\"images\":[\"1.png\",\"2.png\"],"
                       "\"objects\":{\"bbox\":[[500,100,1000,600],[100,50,200,100]],\"image_id\":[1,0]}}"),
                "<0><1>[70, 14, 139, 84][42, 28, 83, 55]");
+    // a box in the turn that pictures are put in front of
+    EXPECT_STR(
+        placed(ASK("what is in <bbox>?", "a <ref-object>") ",\"objects\":{\"ref\":[\"clip\"],\"bbox\":[[100,50,200,"
+                                                           "100]]}}"),
+        "<0>what is in [42, 28, 83, 55]?a clip");
     // a frame for texts says nothing about objects
     EXPECT_STR(placed(ASK("x", "<bbox>") ",\"box_frame\":\"norm1000\",\"objects\":{\"bbox\":[[100,50,200,100]]}}"),
                "<0>x[42, 28, 83, 55]");
