@@ -248,8 +248,8 @@ typedef struct AdapterInfo {
 } AdapterInfo;
 bool adapter_open(AdapterInfo *a, const char *dir, Err *e); // E-AD-01 to -04, E-ST-*, E-JS-*, E-NU-01
 void adapter_close(AdapterInfo *a);
-// What a tensor of the adapter is: half 'A' or 'B' of a pair, or 0 for a saved parameter. *path: of its module (a pair) or
-// of the parameter, as the file writes it, into out.
+// What a tensor of the adapter is: half 'A' or 'B' of a pair, or 0 for a saved parameter. Into out: the path of its
+// module (of a pair) or of the parameter, as the file writes it.
 char adapter_part(const Tensor *t, char *out, size_t size);
 // The number of a module of the file, by the path that the file writes, else by that of today's tree, else `missing`.
 double adapter_number(const ModuleNumbers *p, const char *path, double missing);

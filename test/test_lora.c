@@ -497,6 +497,32 @@ TEST(every_tensor_of_an_adapter_must_land) {
     }
 }
 
+// As PEFT does: the layers that target_modules names beside those of the file stay as they are, and that is said.
+TEST(targets_without_a_pair_are_warned_of) {
+    const TensorOut tensors[] = {{OLD "q_proj.lora_A.weight", FT_F32, 2, {1, 72}, numbers},
+                                 {OLD "q_proj.lora_B.weight", FT_F32, 2, {72, 1}, numbers}};
+    static const struct {
+        const char *more;
+        int warnings;
+    } cases[] = {{",\"target_modules\":[\"q_proj\"]", 1},
+                 {",\"target_modules\":\".*q_proj\"", 1},
+                 {",\"target_modules\":[\"layers.0.self_attn.q_proj\"]", 0},
+                 {",\"target_modules\":[\"q_proj\"],\"layers_to_transform\":[0]", 0},
+                 {"", 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char config[300];
+        snprintf(config, sizeof config, CONFIG("%s"), cases[i].more);
+        Model m;
+        Err e = {0};
+        int64_t before = warn_count("E-AD-04");
+        open_model(&m, THIRDS);
+        if (!lora_load(&m, put_adapter(config, tensors, 2), &e)) exit(err_report(&e));
+        EXPECT_INT(warn_count("E-AD-04") - before, cases[i].warnings);
+        EXPECT_INT(pairs(&m, TOWER_DECODER), 1);
+        model_free(&m);
+    }
+}
+
 TEST(patterns_and_halves_set_rank_scale_and_values) {
     static const uint16_t half[72] = {0x3C00, 0xC000, 1}, brain[72] = {0x3F80, 0xC000, 0x3DCC};
     const TensorOut tensors[] = {{OLD "q_proj.lora_A.weight", FT_F16, 2, {1, 72}, half},
