@@ -9,7 +9,7 @@
 
 static struct {
     const char *model, *image_root, *out, *config, *lora, *full, *freeze, *adapter;
-    Many data, eval;
+    Many data, eval, anyway;
     int64_t rank, max_tokens, threads, max_memory, min_pixels, max_pixels, seed, warmup;
     double alpha_lora, dropout, lr, lr_vision, lr_merger;
     int bad_sample, device, dtype, alpha, exif, schedule, outliers, export;
@@ -38,6 +38,7 @@ static Option sft_options[] = {
     TEXT("image-root", &sft.image_root, "DIR", "where relative picture paths start (default: beside each file)"),
     TEXT("out", &sft.out, "RUN", "run folder; started again on the same folder, the run resumes"),
     TEXT("config", &sft.config, "FILE", "options from a run's config.json; the command line speaks louder"),
+    MANY("resume-anyway", &sft.anyway, "FIELD", "resume though this member of config.json differs (options.lr); again for more", 20),
     FLAG("dry-run", &sft.dry_run, "everything up to step 0, and nothing written"),
     TEXT("lora", &sft.lora, "WHAT", "decoder, vision, merger (comma-separated), module names, or \"/regular expression/\""),
     INT("lora-rank", &sft.rank, "R", "rank of A and B", 1, 1024),
@@ -101,8 +102,8 @@ static Option sft_options[] = {
 // clang-format on
 
 // What a resumed run may change: what decides no number of it.
-static const char *const free_options[] = {"config",  "dry-run",   "threads",    "max-memory", "out",
-                                           "origins", "keep-last", "keep-every", "save-every", NULL};
+static const char *const free_options[] = {"config",    "dry-run",    "threads",    "max-memory",    "out", "origins",
+                                           "keep-last", "keep-every", "save-every", "resume-anyway", NULL};
 
 typedef struct Session {
     Config c;
@@ -375,12 +376,28 @@ static bool load(Session *s, Err *e) {
     return choose_trained(s, e) && memory_table(s, e);
 }
 
+// The folder of an earlier start, and what it left. A configuration is binding from the first checkpoint on.
+static bool reopen(Session *s, const char *config, Err *e) {
+    char path[1300];
+    if (!run_open(&s->run, sft.out, e) || !path_join(path, sizeof path, sft.out, "config.json", e)) return false;
+    if (!run_newest(&s->run, &s->from, e)) return false;
+    return s->from.step < 0 || run_config(&s->run, config, free_options, sft.anyway.p, e);
+}
+
+// A new folder is made when everything that can be refused has been, so that a slip leaves nothing behind.
+static bool open_new(Session *s, const char *config, Err *e) {
+    char path[1300];
+    return (s->run.lock >= 0 || run_open(&s->run, sft.out, e)) &&
+           path_join(path, sizeof path, sft.out, "config.json", e) &&
+           file_write_atomic(path, config, strlen(config), e) &&
+           run_config(&s->run, config, free_options, sft.anyway.p, e);
+}
+
 static bool train(Session *s, bool *finished, Err *e) {
     Text config = {0}, sample = {0};
     config_text(s, &config);
-    bool ok = run_open(&s->run, sft.out, e) && run_config(&s->run, config.p, free_options, NULL, e) &&
-              run_newest(&s->run, &s->from, e) && run_logs_open(&s->run, &s->from, e) && load(s, e) &&
-              show_sample(s, &sample, e);
+    bool ok = (!folder_exists(sft.out) || reopen(s, config.p, e)) && load(s, e) && show_sample(s, &sample, e) &&
+              (s->from.step >= 0 || open_new(s, config.p, e)) && run_logs_open(&s->run, &s->from, e);
     if (ok && s->from.step < 0) {
         Text fenced = {0};
         text_addf(&fenced, "```\n%s\n```\n", config.p);
@@ -403,7 +420,7 @@ static int run_sft(char **args, int n) {
     Err e = {0};
     bool finished = false;
     (void)args, (void)n;
-    s.from.step = -1;
+    s.from.step = -1, s.run.lock = -1;
     if (sft.config && !options_read(&command_sft, sft.config, &config, &e)) return err_report(&e);
     if (!check_options(&e)) return err_report(&e);
     list_options(sft_options, "command line", "given");

@@ -22,6 +22,7 @@ bad() {
 run() { # out, err, rc
     "$surgr1" "$@" >"$dir/out" 2>"$dir/err" </dev/null
     rc=$?
+    true
 }
 form='^surgr1: (error|warning) E-[A-Z]{2}-[0-9]{2}: .+: expected .+; found .+; do: .+$'
 refuses() { # EXIT CODE arguments...: exactly one error line, in the form, with that code; nothing on standard output
@@ -43,7 +44,7 @@ same() { if cmp -s "$1" "$2"; then ok; else bad "$3"; fi; }
 # --- help ------------------------------------------------------------------------------------------------------------
 says "usage: surgr1 ask" --help
 says "surgr1 0." --version
-for command in ask info check trace-diff limits; do says "usage: surgr1 $command" $command --help; done
+for command in ask sft merge compare info check trace-diff limits; do says "usage: surgr1 $command" $command --help; done
 says "(1 to 8192; default 512)" ask --help
 says "pixels of an image side" limits
 
@@ -74,7 +75,7 @@ refuses 2 E-CL-01 ask --model $model --image $picture "<image> and <image>"
 refuses 2 E-CL-01 info
 refuses 2 E-CL-01 check
 refuses 2 E-CL-01 check picture x
-refuses 2 E-CL-01 check checkpoint x
+refuses 2 E-CL-01 check nonsense x
 refuses 2 E-CL-01 trace-diff a
 run ask --log-format json --modle x
 if [ "$rc" -eq 2 ] && grep -q '^{"level":"error","code":"E-CL-01",' "$dir/err"; then ok; else bad "no JSON line"; fi
@@ -180,6 +181,48 @@ run ask $plain --image $picture --trace "$dir/cpu.trace" q && run ask $plain --i
 [ "$rc" -eq 0 ] && says "" trace-diff "$dir/cpu.trace" "$dir/ref.trace"
 run trace-diff --limit 0 "$dir/cpu.trace" "$dir/ref.trace"
 [ "$rc" -eq 1 ] && ok || bad "trace-diff finds no difference at limit 0"
+
+# --- training: what is refused before anything is written -------------------------------------------------------------------
+train="sft --model $model --data data/example.jsonl --image-root $ask --quiet"
+small="$train --batch 6 --epochs 2 --lr 1e-2 --lora-rank 4"
+refuses 2 E-CL-01 sft --model $model
+refuses 2 E-CL-01 $train
+refuses 2 E-CL-01 $train --out "$dir/run" --lora decoder --full decoder
+refuses 2 E-CL-01 $train --out "$dir/run" --full decode
+refuses 2 E-CL-01 $train --out "$dir/run" --full decoder --freeze no_such_part
+refuses 2 E-CL-01 $train --out "$dir/run" --patience 2
+refuses 3 E-AD-03 $train --out "$dir/bad" --lora no_such_module
+refuses 3 E-DS-07 $train --out "$dir/run" --max-tokens 40
+refuses 4 E-IO-01 $train --out "$dir/run" --eval "$dir/none.jsonl"
+refuses 6 E-ME-01 $train --out "$dir/bad2" --max-memory 100000
+printf '{"id":"x","messages":[{"role":"user","content":"<image>q"},{"role":"assistant","content":"a"}],"images":["../c0_0.png"]}\n' >"$dir/up.jsonl"
+refuses 3 E-DS-04 sft --model $model --data "$dir/up.jsonl" --out "$dir/run"
+says "nothing was written" $small --dry-run
+[ ! -e "$dir/run" ] && ok || bad "something was written before it was known to be right"
+run ${train% --quiet} --dry-run
+for line in 'training data: 6 samples' 'plan: ' 'trained: ' '  optimizer ' '  activations ' 'sample example-0, ' '  | .*>>.*<<'; do
+    grep -qE "^$line" "$dir/err" && ok || bad "no line \"$line\" before step 0"
+done
+
+# --- training: a run, its twin, its export ------------------------------------------------------------------------------------
+says "$dir/run/export" $small --out "$dir/run"
+run $small --out "$dir/run" # again: it is finished, and says so by doing nothing
+[ "$rc" -eq 0 ] && grep -q "export" "$dir/out" && ok || bad "a finished run does not finish again"
+run sft --config "$dir/run/config.json" --out "$dir/twin" --threads 1 --quiet
+says "" compare "$dir/run" "$dir/twin"
+run $small --seed 1 --out "$dir/other"
+run compare "$dir/run" "$dir/other"
+[ "$rc" -eq 1 ] && ok || bad "compare finds no difference between two seeds"
+refuses 9 E-CK-05 $small --lr 2e-2 --out "$dir/run"
+run check checkpoint "$dir/run" && [ "$rc" -eq 0 ] && ok || bad "the run's checkpoints are not accepted"
+run check log "$dir/run/run.jsonl" && [ "$rc" -eq 0 ] && ok || bad "the run's log is not accepted"
+says "merged" merge --model $model --adapter "$dir/run/export" --out "$dir/merged" --quiet
+run ask $plain --adapter "$dir/run/export" --image $picture "What is this?"
+cp "$dir/out" "$dir/beside"
+run ask --model "$dir/merged" --greedy --max-new-tokens 12 --quiet --image $picture "What is this?"
+same "$dir/out" "$dir/beside" "merged weights give another answer than the adapter beside them"
+run ask $plain --image $picture "What is this?"
+cmp -s "$dir/out" "$dir/beside" && bad "the adapter changes nothing" || ok
 
 # --- output that cannot be written -------------------------------------------------------------------------------------------
 if [ -w /dev/full ]; then
