@@ -323,23 +323,33 @@ static bool complete_samples(Sft *s, Err *e) {
 
 // --------------------------------------------------------------------------------------------------------- checkpoints
 
+// When checkpoints are made is no result of a run (a signal makes one too): timing.jsonl tells of them, run.jsonl does not.
+
 // What follows a checkpoint, and also the first thing after a resume from it: a kill may have come between.
-static bool after_checkpoint(Sft *s, Err *e) {
-    Text t = {0};
-    text_addf(&t, "\"ev\":\"checkpoint\",\"step\":%lld", (long long)s->step);
-    return log_event(s, &t, e) &&
-           checkpoint_rotate(s->run, s->o->keep_last, s->o->keep_every, s->eval ? s->best_step : -1, e);
+static bool rotate(Sft *s, Err *e) {
+    return checkpoint_rotate(s->run, s->o->keep_last, s->o->keep_every, s->eval ? s->best_step : -1, e);
 }
 
-static bool save_checkpoint(Sft *s, Err *e) {
+static bool all_finite(Sft *s, Err *e) {
+    const char *name = train_find_nonfinite(&s->opt, s->m);
+    return !name || err_set(e, "E-NU-07", AT(.file = s->run->dir, .tensor = name),
+                            "expected finite weights and moments after step %lld; found some that are not; do: lower "
+                            "the learning rate and begin in another folder (no checkpoint was written of them)",
+                            (long long)s->step);
+}
+
+// last: there is no later step at which to try again.
+static bool save_checkpoint(Sft *s, bool last, Err *e) {
     char dir[1300];
     bool enough = true;
+    if (!all_finite(s, e)) return false;
     if (!checkpoint_begin(s->run, s->step, train_bytes(&s->opt), dir, sizeof dir, &enough, e)) return false;
     if (!enough) {
-        if (++s->disk_full < 3) return true;
-        return err_set(e, "E-WR-01", AT(.file = s->run->dir),
-                       "expected room for a checkpoint; found none for the third time in a row; do: free space, then "
-                       "start the same command again");
+        if (++s->disk_full < 3 && !last) return true;
+        return err_set(
+            e, "E-WR-01", AT(.file = s->run->dir),
+            "expected room for a checkpoint; found none%s; do: free space, then start the same command again",
+            last ? " at the last step" : " for the third time in a row");
     }
     s->disk_full = 0;
     Text state = {0};
@@ -348,7 +358,7 @@ static bool save_checkpoint(Sft *s, Err *e) {
     if (!ok) checkpoint_abort(s->run, dir);
     ok = ok && checkpoint_commit(s->run, s->step, dir, state.p, e);
     text_free(&state);
-    return ok && after_checkpoint(s, e);
+    return ok && rotate(s, e);
 }
 
 static bool resume(Sft *s, const Checkpoint *c, Err *e) {
@@ -356,7 +366,7 @@ static bool resume(Sft *s, const Checkpoint *c, Err *e) {
     if (!s->m->lora && !train_load_values(s->m, c->dir, e)) return false;
     s->resumed = true;
     note("resumed from step %lld of %lld", (long long)s->step, (long long)s->plan.steps);
-    return after_checkpoint(s, e);
+    return rotate(s, e);
 }
 
 // ---------------------------------------------------------------------------------------------------------------- step
@@ -400,8 +410,8 @@ static bool report_skip(Sft *s, const Sums *sums, int64_t first, double norm, Er
         return false;
     return err_set(
         e, "E-NU-04", AT(.file = s->run->dir),
-        "expected finite numbers; found %lld skipped steps in a row, %lld in all, the last: %.300s; do: lower "
-        "the learning rate or mend the sample, then start the same command again",
+        "expected finite numbers; found %lld skipped steps in a row, %lld in all, the last: %.300s; do: mend "
+        "the sample or lower the learning rate, and begin in another folder",
         (long long)s->in_a_row, (long long)s->skipped, found);
 }
 
@@ -506,13 +516,14 @@ static bool write_result(const Model *m, const Sft *s, const char *dir, Err *e) 
 static bool export_result(Sft *s, Err *e) {
     char dir[1300], best[1300], name[60];
     if (!path_join(dir, sizeof dir, s->run->dir, "export", e)) return false;
-    if (folder_exists(dir)) return true; // it appeared whole, by the end of an earlier start
+    if (!path_join(best, sizeof best, dir, s->m->lora ? "adapter_config.json" : "config.json", e)) return false;
+    if (file_exists(best)) return true; // the folder appeared whole, by the end of an earlier start
     if (!s->o->export_best || s->best_step < 0 || s->best_step == s->step) return write_result(s->m, s, dir, e);
     Model m = {0};
     snprintf(name, sizeof name, "ckpt/step-%09lld", (long long)s->best_step);
     note("export of step %lld, the best one", (long long)s->best_step);
-    bool ok =
-        path_join(best, sizeof best, s->run->dir, name, e) && load_of(&m, s, best, e) && write_result(&m, s, dir, e);
+    bool ok = path_join(best, sizeof best, s->run->dir, name, e) && checkpoint_verify(best, e) &&
+              load_of(&m, s, best, e) && write_result(&m, s, dir, e);
     model_free(&m);
     return ok;
 }
@@ -527,8 +538,9 @@ bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *
     if (o->warmup_part > 0) s.schedule.warmup = (int64_t)ceil(o->warmup_part * (double)s.plan.steps);
     bool ok = optimizer_open(&s.opt, m, &o->adam, e) && (from && from->step >= 0 ? resume(&s, from, e) : start(&s, e));
     s.started = clock_seconds(), s.first_step = s.step;
-    bool stale = false;
-    while (ok && s.step < s.plan.steps && !stale && !stop_requested()) {
+    bool stale = o->patience > 0 && s.stale >= o->patience; // when resumed behind an early end
+    bool stop = stop_requested(); // looked at once a step: a signal after the look is for the next step
+    while (ok && s.step < s.plan.steps && !stale && !stop) {
         double loss;
         int64_t best = s.best_step;
         if (!(ok = update(&s, e))) break;
@@ -537,10 +549,11 @@ bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *
         if (eval && (due(o->eval_every, s.step) || (last && o->eval_every))) ok = evaluate(&s, &loss, e);
         if (ok && due(o->sample_every, s.step)) ok = complete_samples(&s, e);
         stale = o->patience > 0 && s.stale >= o->patience;
-        if (ok && (due(o->save_every, s.step) || last || stale || stop_requested() || s.best_step > best))
-            ok = save_checkpoint(&s, e);
+        stop = stop_requested();
+        if (ok && (due(o->save_every, s.step) || last || stale || stop || s.best_step > best))
+            ok = save_checkpoint(&s, last || stale || stop, e);
+        if (ok && due(CHECK_FINITE_EVERY, s.step)) ok = all_finite(&s, e);
     }
-    stale = stale || (o->patience > 0 && s.stale >= o->patience); // also when resumed behind the end
     *finished = ok && (s.step == s.plan.steps || stale);
     if (*finished) {
         if (stale && s.step < s.plan.steps)

@@ -402,7 +402,7 @@ void checkpoint_free(Checkpoint *c);
 bool run_logs_open(Run *r, const Checkpoint *c, Err *e);
 // Writing one: begin gives a folder to write plain files into; commit adds state.json and MANIFEST.json, fsyncs
 // everything and the logs, renames (the commit point), verifies by reading back, updates LATEST and logs
-// {"ev":"ckpt","step":N,"sha":manifest} in run.jsonl. When commit fails the folder is gone and older checkpoints are as
+// {"ev":"ckpt","step":N,"sha":manifest} in timing.jsonl. When commit fails the folder is gone and older checkpoints are as
 // they were: E-WR-01, -02; E-BG-02 when the same step is there with other bytes.
 // *enough = false with warning E-WR-01 when the disk has less than 1.25 * bytes free: nothing was begun then.
 bool checkpoint_begin(Run *r, int64_t step, int64_t bytes, char *dir, size_t dir_size, bool *enough, Err *e);
@@ -1162,6 +1162,10 @@ bool outlier(Window *w, double value);
 void window_print(const Window *w, Text *out); // JSON, exact
 bool window_read(Window *w, const Json *v);
 
+// A parameter whose weights or moments are not all finite; NULL when there is none. Read before every checkpoint, and
+// every CHECK_FINITE_EVERY steps.
+enum { CHECK_FINITE_EVERY = 50 };
+const char *train_find_nonfinite(const Optimizer *o, const Model *m);
 // Weights and moments in a checkpoint folder: adapter files (or trained.safetensors) and optimizer.safetensors, F32.
 bool train_save(const Optimizer *o, const Model *m, const char *dir, Err *e);
 bool train_load_values(Model *m, const char *dir, Err *e); // of a model without adapter; E-CK-05

@@ -235,6 +235,22 @@ static bool trained_save(const Optimizer *o, const Model *m, const char *dir, Er
     return stored_write(&s, dir, "trained.safetensors", e);
 }
 
+const char *train_find_nonfinite(const Optimizer *o, const Model *m) {
+    const char *name = NULL;
+    for (int64_t i = 0; !name && i < o->n; i++) {
+        const Param *p = o->rows[i].p;
+        const Mat values[] = {p->w->v, o->rows[i].m, o->rows[i].v};
+        float *copy = alloc_or_die((size_t)(p->rows * p->cols), sizeof *copy, "a look at the weights");
+        for (int k = 0; k < 3; k++) {
+            m->d->download(mat(copy, p->rows, p->cols, F32), values[k]);
+            for (int64_t j = 0; j < p->rows * p->cols; j++)
+                if (!isfinite(copy[j])) name = p->name;
+        }
+        free(copy);
+    }
+    return name;
+}
+
 bool train_save(const Optimizer *o, const Model *m, const char *dir, Err *e) {
     if (!trained_save(o, m, dir, e)) return false;
     Stored s = stored_new(2 * o->n);
