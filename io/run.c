@@ -7,8 +7,8 @@
 //
 // Every checkpoint has two descriptions. MANIFEST.json says what must come out the same in every run of the same
 // configuration: no times, no hosts, no process ids. local.json holds the lengths of the two logs that are different
-// in every run (times, TensorBoard); it is needed to cut them on resume, and nothing compares it. Both end in a checksum
-// of themselves, in a place that later formats keep.
+// in every run (times, TensorBoard); it is needed to cut them on resume, and nothing compares it. Both end in a
+// checksum of themselves, in a place that later formats keep.
 #define _GNU_SOURCE
 #include "../surgr1.h"
 #include <dirent.h>
@@ -179,7 +179,8 @@ bool run_open(Run *r, const char *dir, Err *e) {
          run_path(board, sizeof board, dir, "tensorboard", e) && folder_make(board, e);
     // In the run folder itself, which may hold other people's things, only what is certainly ours.
     ok = ok && sweep(dir, "ckpt", ".tmp-", e) && sweep(dir, "ckpt", ".trash-", e) && sweep(dir, "export", ".tmp-", e) &&
-         sweep(dir, "export", ".trash-", e) && sweep(dir, ".", ".tmp-config.json-", e);
+         sweep(dir, "export", ".trash-", e) && sweep(dir, ".", ".tmp-config.json-", e) &&
+         sweep(dir, ".", ".tmp-export", e);
     if (!ok) run_close(r);
     return ok;
 }

@@ -1,7 +1,7 @@
-// test_run.c - run folders and checkpoints: damage is found, kills at any instant are survived, a resume repeats the run.
+// test_run.c - run folders and checkpoints: damage is found, kills at any instant survived, a resume repeats the run.
 //
-// Most tests use a small stand-in for a trainer (`train` below): it logs, writes TensorBoard points and checkpoints, and
-// its numbers depend on all steps before, so that a wrong resume shows.
+// Most tests use a small stand-in for a trainer (`train` below): it logs, writes TensorBoard points and checkpoints,
+// and its numbers depend on all steps before, so that a wrong resume shows.
 #define _GNU_SOURCE // memmem
 #include "test.h"
 #include "../surgr1.h"
@@ -158,6 +158,7 @@ __attribute__((constructor)) static void be_the_child(void) {
     const char *job = getenv("SURGR1_RUN_CHILD");
     parent = getpid();
     signal(SIGXFSZ, SIG_IGN);
+    log_setup(LOG_QUIET, false); // no notes; warnings come all the same
     if (!job) return;
     char dir[300];
     Err e = {0};
@@ -287,10 +288,11 @@ TEST(a_second_process_is_refused_and_told_who_holds_the_folder) {
 TEST(what_a_killed_process_left_is_swept_away_and_nothing_else) {
     const char *dir = fresh("run");
     train_or_fail(dir, 3);
-    shell("mkdir -p '%s/ckpt/.tmp-step-000000009-1/a/b' '%s/ckpt/.trash-x' '%s/export/.tmp-y' '%s/.tmp-mine' && "
+    shell("mkdir -p '%s/ckpt/.tmp-step-000000009-1/a/b' '%s/ckpt/.trash-x' '%s/export/.tmp-y' '%s/.tmp-mine' "
+          "'%s/.tmp-export/a' && "
           "touch '%s/ckpt/.tmp-LATEST-1-2' '%s/ckpt/.trash-x/f' '%s/.tmp-config.json-1-2' '%s/ckpt/notes' && "
           "ln -s '%s' '%s/ckpt/.tmp-link'",
-          dir, dir, dir, dir, dir, dir, dir, dir, dir, dir);
+          dir, dir, dir, dir, dir, dir, dir, dir, dir, dir, dir);
     Run r;
     Err e = {0};
     EXPECT(run_open(&r, dir, &e));
@@ -298,7 +300,7 @@ TEST(what_a_killed_process_left_is_swept_away_and_nothing_else) {
     EXPECT_INT(entries(in(dir, "ckpt"), "."), 0);
     EXPECT_INT(entries(in(dir, "export"), "."), 0);
     EXPECT(file_exists(in(dir, "ckpt/notes")) && folder_exists(in(dir, ".tmp-mine")) && file_exists(in(dir, "LOCK")));
-    EXPECT(!file_exists(in(dir, ".tmp-config.json-1-2")));
+    EXPECT(!file_exists(in(dir, ".tmp-config.json-1-2")) && !folder_exists(in(dir, ".tmp-export")));
     EXPECT(checkpoint_verify(in(dir, "ckpt/step-000000003"), &e));
 }
 
