@@ -338,11 +338,16 @@ static const struct Isa *isa(void) {
 const char *cpu_isa(void) { return isa()->name; }
 
 // ------------------------------------------------------------------------------------------------------------ matmul
-// All three layouts are one product y = a b^T over k; they differ in how the operands are stepped through. Every sum is
-// made in one order, whatever the number of rows, chunks or threads: k in blocks of K_BLOCK; in a block lane l takes
-// elements l, l + LANES, ... in turn; lanes are added in the tree of sum4; blocks in turn. So one row alone and the
-// same row among thousands give the same bits, which decoding with a batch, shared prompts and GRPO's ratio of 1 rely
-// on. The price is one sum4 per four results and block, about 5 % of the time.
+// All three layouts are one product y = a b^T over k; they differ in how the operands are stepped through. A sum is made
+// in one order, whatever the number of rows, chunks or threads, so one row alone and the same row among thousands give
+// the same bits, which decoding with a batch, shared prompts and GRPO's ratio of 1 rely on. There are two orders; which
+// one is taken depends on layout, J and K, never on the number of rows of x:
+//   dot    k in blocks of K_BLOCK; in a block lane l takes elements l, l + LANES, ... in turn; lanes are added in the tree
+//          of sum4; blocks in turn. For rows that lie along k: linear layers, few rows or many. The price is one sum4 per
+//          four results and block: about 5 % at K = 2048, half the time at K = 64.
+//   outer  k in blocks of OUTER_K; in a block one chain per element of y, k in turn; blocks in turn. Needs b with k going
+//          down, copied into panels. For weight gradients (TN), where both operands lie that way; for input gradients
+//          (NN) of 64 columns and more; for all products with K <= SHORT_K, such as LoRA's B and layers of tiny models.
 
 static void cpu_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float beta) {
     int64_t sx = (int64_t)type_size(x.type), sw = (int64_t)type_size(w.type), K = layout == TN ? x.rows : x.cols;
@@ -490,8 +495,8 @@ static void cpu_logprob_backward(Mat dlogits, Mat logits, Mat targets, Mat lse, 
     else over_rows(&g, logits.cols, isa()->lanes->logprob_backward);
 }
 
-// Rows are cut into at most SQUARE_SUMS chunks, each with a sum of its own; then those in order. One without gaps is
-// looked at as rows of SQUARE_ROW elements and a rest, whatever its shape.
+// Rows are cut into at most SQUARE_SUMS chunks, each with a sum of its own; then those in order. A matrix without gaps
+// counts as rows of SQUARE_ROW elements and a rest, whatever its shape.
 static double squares_of(Mat x) {
     double sums[SQUARE_SUMS], sum = 0;
     Squares g = {x, (x.rows + SQUARE_SUMS - 1) / SQUARE_SUMS, sums};

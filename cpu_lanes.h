@@ -380,28 +380,48 @@ FN void L(pack_columns)(float *dst, int64_t width, Operand o, int64_t row0, int6
         }
 }
 
+// A whole block as panels of `width` rows: dst[p*panel + k*stride + r] is row p*width + r. Where a row of the block is a
+// column in memory, one pass over memory fills all panels: stepping through it once per panel costs a page each step.
+INLINE void L(pack_panels)(float *dst, int64_t panel, Operand o, int64_t row0, int64_t rows, int64_t k0, int64_t n,
+                           const int width, const int stride) {
+    if (o.bf16 || o.row != 4) {
+        for (int64_t r = 0; r < rows; r += width)
+            L(pack_columns)(dst + r / width * panel, stride, o, row0 + r, rows - r < width ? rows - r : width, k0, n);
+        return;
+    }
+    const char *p = o.p + row0 * 4 + k0 * o.col;
+    for (int64_t k = 0; k < n; k++, p += o.col, dst += stride) {
+        float *to = dst;
+        int64_t r = 0;
+        for (; r + width <= rows; r += width, to += panel)
+            if (width % LANES == 0)
+#pragma GCC unroll 2
+                for (int c = 0; c < width; c += LANES) STORE(to + c, L(load)(p + 4 * (r + c)));
+            else memcpy(to, p + 4 * r, 4 * width);
+        if (r == rows) continue;
+        memcpy(to, p + 4 * r, (size_t)(rows - r) * 4);
+        for (int64_t c = rows - r; c < width; c++) to[c] = 0;
+    }
+}
+
 FN void L(outer_job)(void *ctx, int64_t chunk, int thread) {
     const Product *g = ctx;
-    _Alignas(64) float a[(OUTER_I + 2 * OUTER_ROWS) * OUTER_K * L(A_ROW) / OUTER_ROWS], b[OUTER_J * OUTER_K];
+    enum { A_PANEL = OUTER_K * L(A_ROW) + 16, B_PANEL = OUTER_K * L(B_ROW) + 32 }; // not multiples of a page
+    _Alignas(64) float a[(OUTER_I / OUTER_ROWS + 1) * A_PANEL], b[OUTER_J / L(B_ROW) * B_PANEL];
     int64_t blocks_j = (g->J + g->block_j - 1) / g->block_j;
     int64_t j0 = chunk % blocks_j * g->block_j, nj = g->J - j0 < g->block_j ? g->J - j0 : g->block_j;
     int64_t i0 = chunk / blocks_j * g->block_i, ni = g->I - i0 < g->block_i ? g->I - i0 : g->block_i;
     (void)thread;
     for (int64_t k = 0; k < g->K; k += OUTER_K) {
         int64_t n = g->K - k < OUTER_K ? g->K - k : OUTER_K;
-        for (int64_t i = 0; i < ni; i += OUTER_ROWS) L(pack_columns)
-        (a + i / OUTER_ROWS * (OUTER_K * L(A_ROW)), L(A_ROW), g->a, i0 + i, ni - i < OUTER_ROWS ? ni - i : OUTER_ROWS,
-         k, n);
+        L(pack_panels)(a, A_PANEL, g->a, i0, ni, k, n, OUTER_ROWS, L(A_ROW));
+        L(pack_panels)(b, B_PANEL, g->b, j0, nj, k, n, L(B_ROW), L(B_ROW));
         for (int64_t j = 0; j < nj; j += L(B_ROW)) {
             int64_t cols = nj - j < L(B_ROW) ? nj - j : L(B_ROW);
-            L(pack_columns)(b + j * OUTER_K, L(B_ROW), g->b, j0 + j, cols, k, n);
-        }
-        for (int64_t j = 0; j < nj; j += L(B_ROW)) {
-            int64_t cols = nj - j < L(B_ROW) ? nj - j : L(B_ROW);
-            const float *bp = b + j * OUTER_K;
+            const float *bp = b + j / L(B_ROW) * B_PANEL;
             for (int64_t i = 0; i < ni; i += OUTER_ROWS) {
                 int64_t rows = ni - i < OUTER_ROWS ? ni - i : OUTER_ROWS;
-                const float *ap = a + i / OUTER_ROWS * (OUTER_K * L(A_ROW));
+                const float *ap = a + i / OUTER_ROWS * A_PANEL;
 #define OUTER_CASE(r, v) L(outer_put)(g, ap, bp, n, i0 + i, rows, j0 + j, cols, k == 0, r, v)
                 if (cols > LANES) {
                     if (rows > 2 * L(UNIT)) OUTER_CASE(OUTER_ROWS, 2);
