@@ -145,12 +145,17 @@ test-weights: $(PROGRAM)
 	SURGR1=$(abspath $(PROGRAM)) sh test/test_weights.sh $(MODEL)
 deps-check: $(LIB) $(PROGRAM_OBJ)
 	sh test/deps_check.sh $(BUILD)
-# make bench MODEL=dir also decodes with a checkpoint; build/bench/make_checkpoint writes one of any real size.
+# make bench MODEL=dir also decodes with a checkpoint; build/bench/make_checkpoint writes one of any real size. The training
+# step is compared with PyTorch where PYTHON has torch and transformers.
+PYTHON ?= python3
 TOKENIZER ?= $(firstword $(wildcard ../shared/tokenizer) test/fixtures/oracle/pipeline/ask/checkpoint)
 bench: $(BENCHES)
 	$(BUILD)/bench/bench
 	$(if $(MODEL),$(BUILD)/bench/bench --model $(MODEL))
 	$(BUILD)/bench/bench_tokenizer $(TOKENIZER)
+	$(BUILD)/bench/make_checkpoint demo $(BUILD)/bench/demo
+	$(BUILD)/bench/bench_train $(BUILD)/bench/demo --threads 1 --python $(PYTHON) --profile
+	$(BUILD)/bench/bench_train $(BUILD)/bench/demo --python $(PYTHON)
 
 # Fuzzing: clang's libFuzzer over the same readers, with both sanitizers. SECONDS is per harness.
 SECONDS ?= 60
@@ -179,7 +184,7 @@ help:
 	@echo "make test-oracle      ROOT=dir DEVICE=ref|cpu|cuda THREADS=n: other people's numbers in dir"
 	@echo "make test-long        those on every device and several thread counts"
 	@echo "make test-weights     MODEL=dir: a real checkpoint"
-	@echo "make bench            speed                        make fuzz SECONDS=n  fuzz the readers, needs clang"
+	@echo "make bench            speed, PYTHON=path         make fuzz SECONDS=n  fuzz the readers, needs clang"
 	@echo "make deps-check       arrows between floors        make format-check    make clean"
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -5,71 +5,12 @@
 //              rounds, each with its ceiling measured right before and after: neighbours on a machine come and go.
 // What it is not: a test. Nothing fails here.      build/bench/bench [--threads N] [--rounds N] [--model DIR] [--tokens N]
 // Read before: ops.h.  Read next: PERF.md, where the results are kept.
-#include "../surgr1.h"
+#include "ceilings.h"
 
 static int rounds = 5;
-static volatile float sink;
 
 // ---------------------------------------------------------------------------------------------------------- ceilings
-
-enum { PEAK_LOOPS = 400000, PEAK_CHAINS = 12 };
-// Twelve chains: more than latency times width. The assembler text keeps the compiler from merging equal chains.
-#define CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-#define PEAK_BODY(instruction, constraint)                                                                             \
-    for (int r = 0; r < PEAK_LOOPS; r++) {                                                                             \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a0) : constraint(x), constraint(y));               \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a1) : constraint(x), constraint(y));               \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a2) : constraint(x), constraint(y));               \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a3) : constraint(x), constraint(y));               \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a4) : constraint(x), constraint(y));               \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a5) : constraint(x), constraint(y));               \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a6) : constraint(x), constraint(y));               \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a7) : constraint(x), constraint(y));               \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a8) : constraint(x), constraint(y));               \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a9) : constraint(x), constraint(y));               \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a10) : constraint(x), constraint(y));              \
-        __asm__ volatile(instruction " %2, %1, %0" : "+" constraint(a11) : constraint(x), constraint(y));              \
-    }                                                                                                                  \
-    sink = a0[0] + a1[0] + a2[0] + a3[0] + a4[0] + a5[0] + a6[0] + a7[0] + a8[0] + a9[0] + a10[0] + a11[0]
-#define DECLARE(i) a##i = {0},
-#if defined(__x86_64__)
-__attribute__((target("avx2,fma"))) static void peak_avx2(void *ctx, int64_t chunk, int thread) {
-    typedef float V __attribute__((vector_size(32)));
-    (void)ctx, (void)chunk, (void)thread;
-    V CHAINS(DECLARE) x = {0.5f, 0.25f}, y = {0.125f, 3};
-    PEAK_BODY("vfmadd231ps", "x");
-}
-__attribute__((target("avx512f"))) static void peak_avx512(void *ctx, int64_t chunk, int thread) {
-    typedef float V __attribute__((vector_size(64)));
-    (void)ctx, (void)chunk, (void)thread;
-    V CHAINS(DECLARE) x = {0.5f, 0.25f}, y = {0.125f, 3};
-    PEAK_BODY("vfmadd231ps", "v");
-}
-#endif
-static void peak_scalar(void *ctx, int64_t chunk,
-                        int thread) { // a multiply and an add per lane, as the scalar kernels do
-    typedef float V __attribute__((vector_size(16)));
-    (void)ctx, (void)chunk, (void)thread;
-    V a[PEAK_CHAINS] = {{0}}, x = {0.5f, 0.25f};
-    for (int r = 0; r < PEAK_LOOPS; r++) {
-#pragma GCC unroll 12
-        for (int i = 0; i < PEAK_CHAINS; i++) a[i] = a[i] * x + (float)i;
-        __asm__ volatile("" : "+m"(x));
-    }
-    for (int i = 0; i < PEAK_CHAINS; i++) sink = a[i][0];
-}
-
-static double fma_peak(void) { // GFLOP/s of all threads
-    PoolJob job = peak_scalar;
-    int lanes = 4, chunks = 4 * pool_threads();
-#if defined(__x86_64__)
-    if (!strncmp(cpu_isa(), "avx2", 4)) job = peak_avx2, lanes = 8;
-    if (!strcmp(cpu_isa(), "avx512")) job = peak_avx512, lanes = 16;
-#endif
-    double started = clock_seconds();
-    parallel_for(chunks, job, NULL);
-    return 2e-9 * lanes * PEAK_CHAINS * PEAK_LOOPS * chunks / (clock_seconds() - started);
-}
+// That of fused multiply-adds is in ceilings.h; this is that of memory.
 
 enum { READ_CHUNK = 1 << 20 };
 static char *read_from;
@@ -130,11 +71,6 @@ static double share_line(const char *name, Once once, void *ctx, double amount, 
 
 // ------------------------------------------------------------------------------------------------------------ memory
 
-static uint64_t cheap_state = 88172645463325252u;
-static uint64_t cheap(void) { // xorshift64 (Marsaglia 2003): only to fill memory
-    cheap_state ^= cheap_state << 13, cheap_state ^= cheap_state >> 7, cheap_state ^= cheap_state << 17;
-    return cheap_state;
-}
 static Mat random_mat(int64_t rows, int64_t cols, Type type) {
     Mat m = mat(ops_cpu()->alloc((size_t)(rows * cols) * type_size(type)), rows, cols, type);
     CHECK(m.p, "no memory for a matrix of %lld x %lld", (long long)rows, (long long)cols);

@@ -4,7 +4,7 @@
 //              their index; true tensor names and shapes. Weights are uniform with a standard deviation of 0.02, norms
 //              are 1. Nothing is held in memory but one buffer.
 // What it is not: a model that says anything, or part of any test.
-//              build/bench/make_checkpoint tiny|3b|7b DIR [--tokenizer DIR]    copies the tokenizer's files from there
+//              build/bench/make_checkpoint tiny|demo|3b|7b DIR [--tokenizer DIR]    copies the tokenizer's files from there
 // Read before: model.c's parameter table, whose names these are.
 #include "../surgr1.h"
 #include <errno.h>
@@ -15,11 +15,13 @@ typedef struct Preset {
     int64_t V, C, F, L, heads, kv_heads, depth, vC, vF, v_heads;
     bool tied;
     const char *sections, *full;
+    int64_t special; // the first of the 14 ids that config.json names, <|endoftext|> (151643) to <|video_pad|> (151656)
 } Preset;
 static const Preset presets[] = {
-    {"tiny", 152064, 64, 176, 2, 4, 2, 4, 64, 172, 4, true, "2,3,3", "3"},
-    {"3b", 151936, 2048, 11008, 36, 16, 2, 32, 1280, 3420, 16, true, "16,24,24", "7,15,23,31"},
-    {"7b", 152064, 3584, 18944, 28, 28, 4, 32, 1280, 3420, 16, false, "16,24,24", "7,15,23,31"},
+    {"tiny", 152064, 64, 176, 2, 4, 2, 4, 64, 172, 4, true, "2,3,3", "3", 151643},
+    {"demo", 2048, 192, 512, 6, 6, 2, 4, 128, 344, 4, true, "4,6,6", "3", 2034}, // 4.05 M parameters
+    {"3b", 151936, 2048, 11008, 36, 16, 2, 32, 1280, 3420, 16, true, "16,24,24", "7,15,23,31", 151643},
+    {"7b", 152064, 3584, 18944, 28, 28, 4, 32, 1280, 3420, 16, false, "16,24,24", "7,15,23,31", 151643},
 };
 
 typedef struct Entry {
@@ -149,11 +151,13 @@ static void write_configs(const Preset *p, const char *dir) {
             "  \"tie_word_embeddings\": %s,\n  \"max_position_embeddings\": 128000,\n  \"rope_theta\": 1000000.0,\n"
             "  \"rope_scaling\": {\"type\": \"mrope\", \"mrope_section\": [%s]},\n  \"rms_norm_eps\": 1e-06,\n"
             "  \"hidden_act\": \"silu\",\n  \"use_sliding_window\": false,\n  \"torch_dtype\": \"bfloat16\",\n"
-            "  \"bos_token_id\": 151643,\n  \"eos_token_id\": 151645,\n  \"vision_start_token_id\": 151652,\n"
-            "  \"vision_end_token_id\": 151653,\n  \"vision_token_id\": 151654,\n  \"image_token_id\": 151655,\n"
-            "  \"video_token_id\": 151656,\n",
+            "  \"bos_token_id\": %lld,\n  \"eos_token_id\": %lld,\n  \"vision_start_token_id\": %lld,\n"
+            "  \"vision_end_token_id\": %lld,\n  \"vision_token_id\": %lld,\n  \"image_token_id\": %lld,\n"
+            "  \"video_token_id\": %lld,\n",
             (long long)p->C, (long long)p->F, (long long)p->L, (long long)p->heads, (long long)p->kv_heads,
-            (long long)p->V, p->tied ? "true" : "false", p->sections);
+            (long long)p->V, p->tied ? "true" : "false", p->sections, (long long)p->special, (long long)p->special + 2,
+            (long long)p->special + 9, (long long)p->special + 10, (long long)p->special + 11,
+            (long long)p->special + 12, (long long)p->special + 13);
     fprintf(f,
             "  \"vision_config\": {\"depth\": %lld, \"hidden_size\": %lld, \"intermediate_size\": %lld, \"num_heads\": "
             "%lld,\n"
@@ -164,9 +168,10 @@ static void write_configs(const Preset *p, const char *dir) {
             (long long)p->depth, (long long)p->vC, (long long)p->vF, (long long)p->v_heads, p->full, (long long)p->C);
     finish(f, path);
     f = create(path, sizeof path, dir, "generation_config.json");
-    fprintf(f, "{\"bos_token_id\": 151643, \"pad_token_id\": 151643, \"do_sample\": true, \"eos_token_id\": [151645, "
-               "151643],\n"
-               " \"repetition_penalty\": 1.05, \"temperature\": 0.000001}\n");
+    fprintf(f,
+            "{\"bos_token_id\": %lld, \"pad_token_id\": %lld, \"do_sample\": true, \"eos_token_id\": [%lld, %lld],\n"
+            " \"repetition_penalty\": 1.05, \"temperature\": 0.000001}\n",
+            (long long)p->special, (long long)p->special, (long long)p->special + 2, (long long)p->special);
     finish(f, path);
     f = create(path, sizeof path, dir, "preprocessor_config.json");
     fprintf(
@@ -201,8 +206,8 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[1], presets[i].name)) p = &presets[i];
     bool right = p && (argc == 3 || (argc == 5 && !strcmp(argv[3], "--tokenizer")));
     if (!right) {
-        printf("make_checkpoint tiny|3b|7b DIR [--tokenizer DIR]: writes a checkpoint of random bf16 weights\n");
-        return argc == 1 ? EXIT_OK : EXIT_USAGE; // "make bench" calls every program here without arguments
+        printf("make_checkpoint tiny|demo|3b|7b DIR [--tokenizer DIR]: writes a checkpoint of random bf16 weights\n");
+        return argc == 1 ? EXIT_OK : EXIT_USAGE;
     }
     const char *dir = argv[2];
     if (mkdir(dir, 0777) && errno != EEXIST) fail(dir);
