@@ -382,11 +382,12 @@ FN void L(pack_columns)(float *dst, int64_t width, Operand o, int64_t row0, int6
 
 // A whole block as panels of `width` rows: dst[p*panel + k*stride + r] is row p*width + r. Where a row of the block is a
 // column in memory, one pass over memory fills all panels: stepping through it once per panel costs a page each step.
+// Where stride > width, the places behind a panel's rows hold rows of the next panel or zeros; nobody looks at them.
 INLINE void L(pack_panels)(float *dst, int64_t panel, Operand o, int64_t row0, int64_t rows, int64_t k0, int64_t n,
                            const int width, const int stride) {
     if (o.bf16 || o.row != 4) {
         for (int64_t r = 0; r < rows; r += width)
-            L(pack_columns)(dst + r / width * panel, stride, o, row0 + r, rows - r < width ? rows - r : width, k0, n);
+            L(pack_columns)(dst + r / width * panel, stride, o, row0 + r, rows - r < stride ? rows - r : stride, k0, n);
         return;
     }
     const char *p = o.p + row0 * 4 + k0 * o.col;
