@@ -3,8 +3,9 @@
     python3 -m venv /tmp/reference && /tmp/reference/bin/pip install -r test/reference/requirements.txt
     /tmp/reference/bin/python test/reference/make_fixtures.py test/fixtures
 
-What it is:     one function per kind of fixture. transformers, tokenizers, torch and Pillow compute every expected
-                value; this file only chooses inputs and writes down what comes out. Same versions, same bytes.
+What it is:     one function per kind of fixture. transformers, PEFT, tokenizers, torch and Pillow compute every
+                expected value; this file only chooses inputs and writes down what comes out. Same versions on the same
+                kind of processor, same bytes; on another one floats differ in their last bits.
 What it is not: a model. No formula of Qwen2.5-VL stands here: nothing can be wrong in the same way as the C code.
 Read before:    test/fixtures/README.md (what each file holds).  Read after: test/test_oracle.c (who compares).
 """
@@ -12,16 +13,18 @@ import argparse, copy, hashlib, io, json, math, os, random, shutil, struct, zlib
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
+import peft
 import PIL
 import safetensors
 import tokenizers
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor,
-                          Qwen2TokenizerFast, Qwen2VLImageProcessor, Qwen2VLVideoProcessor)
+                          Qwen2TokenizerFast, Qwen2VLImageProcessor, Qwen2VLVideoProcessor,
+                          get_cosine_schedule_with_warmup)
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 BASE_TOKENS = 480  # byte-level BPE tokens before the added ones
@@ -32,6 +35,13 @@ ADDED = [(f"<|{n}|>", True) for n in SPECIAL.split()] + [("<tool_call>", False),
 ADDED += [(f"<|{n}|>", False) for n in "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep".split()]
 ADDED_ID = {text: BASE_TOKENS + k for k, (text, _) in enumerate(ADDED)}
 VOCAB = 512  # BASE_TOKENS + 22, rounded up: the last rows have weights but no token, as in the published checkpoints
+
+
+def token_id(text, vocab=VOCAB):
+    """The id of an added token in a model whose vocabulary is so large: the added tokens have the last 32 ids."""
+    return ADDED_ID[text] - VOCAB + vocab
+
+
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 # Renders what the published Qwen2.5-VL template renders for text and pictures (compared with it on 10,000 random
@@ -53,9 +63,11 @@ CHAT_TEMPLATE = """{%- if messages[0]['role'] != 'system' -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}<|im_start|>assistant{{ '\n' }}{%- endif -%}"""
 
-# Two small models. Sizes differ from each other and from round numbers on purpose: three query heads per key head, head
-# size 24 with unequal rotary sections, an MLP width that no vector length divides, windows of 3x3 units that pictures
-# do not fill.
+# Three small models. Sizes differ from each other and from round numbers on purpose: three query heads per key head,
+# head size 24 with unequal rotary sections, an MLP width that no vector length divides, windows of 3x3 units that
+# pictures do not fill. "learner" is the one that is trained: all its weights together must be small, for they are stored
+# several times over.
+LINEAR = ".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|attn.qkv|attn.proj|merger.mlp.[02])$"
 MODELS = {
     "thirds": dict(
         seed=2101, store=torch.bfloat16, renamed=True, nested=True, pixels=(576, 3456), mrope=[3, 4, 5],
@@ -67,6 +79,36 @@ MODELS = {
                ("partial_windows", [(58, 47)], [4, "I", 9]),
                ("two_images", [(29, 33), (71, 26)], ["I", 5, "I", 7]),
                ("adjacent_images", [(23, 25), (36, 37)], [2, "I", "I", 6])]),
+    "learner": dict(
+        seed=2306, store=torch.float16, renamed=False, nested=False, pixels=(128, 1024), mrope=[1, 1, 2], vocab=64,
+        text=dict(hidden_size=24, intermediate_size=22, num_hidden_layers=2, num_attention_heads=3,
+                  num_key_value_heads=1, rope_theta=10000.0, rms_norm_eps=1e-5, tie_word_embeddings=True),
+        vision=dict(depth=2, hidden_size=12, intermediate_size=17, num_heads=3, patch_size=4, window_size=16,
+                    fullatt_block_indexes=[0]),
+        cases=[("text", [], [11]), ("image", [(18, 25)], [3, "I", 7]),
+               ("two_images", [(24, 7), (13, 12)], [1, "I", 4, "I", 5])],
+        # An update on text alone comes between two with pictures: torch then leaves the vision tower's weights and
+        # their moments alone, and counts no step for them. Decay is on everywhere: it must not reach vectors.
+        train=dict(batch=["image", "text"], batches=[["image", "text"], ["text"], ["two_images", "text"]],
+                   full=dict(lr=0.002, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0, warmup=2, steps=9),
+                   lora=dict(lr=0.004, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05, clip=0.5, warmup=2,
+                             steps=9)),
+        adapters=[
+            # name, keys of the old module tree, batch of the stored gradients, PEFT's options
+            ("lora_old_rslora", True, ["image", "text"], dict(
+                r=2, lora_alpha=5, use_rslora=True, target_modules=LINEAR)),
+            # A key is an expression behind an optional path: a dot is any character, ^ holds it to the whole path, and
+            # the first key that fits wins (the second of them never hits merger.mlp.0).
+            ("lora_patterns", False, ["two_images"], dict(
+                r=2, lora_alpha=3, target_modules=LINEAR,
+                rank_pattern={"^model.visual.merger.mlp.0": 5, "mlp.0": 7, "layers.1.self_attn.q_proj": 1,
+                              "blocks.0.*_proj": 3, "^v_proj": 9},
+                alpha_pattern={"attn.qkv": 3, "^model.language_model.layers.0.mlp.down_proj": 8, "down_proj": 4})),
+            # "norm" is the end of all three kinds of the decoder's norms. On text alone the merger has no gradient.
+            ("lora_saved", False, ["text"], dict(
+                r=3, lora_alpha=4, target_modules=".*language_model.*(k_proj|v_proj|o_proj)$",
+                modules_to_save=["merger", "norm"])),
+        ]),
     "ask": dict(
         seed=2202, store=torch.bfloat16, renamed=False, nested=False, pixels=(3136, 28 * 28 * 10), mrope=[1, 1, 2],
         text=dict(hidden_size=48, intermediate_size=60, num_hidden_layers=2, num_attention_heads=6,
@@ -197,14 +239,21 @@ def make_tokenizer(out, seed):
 
 
 # --------------------------------------------------------------------------------------------------------------- models
+def original(name):
+    """The name of a parameter in the published checkpoints: "visual.X" or "model.X"."""
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
 def make_checkpoint(spec, folder):
     """A random model, rounded to the stored type, and its checkpoint folder, which is read back and compared."""
-    token = dict(image_token_id=ADDED_ID["<|image_pad|>"], video_token_id=ADDED_ID["<|video_pad|>"],
-                 vision_start_token_id=ADDED_ID["<|vision_start|>"], vision_end_token_id=ADDED_ID["<|vision_end|>"])
+    vocab = spec.get("vocab", VOCAB)
+    token = {f"{n}_id": token_id(f"<|{t}|>", vocab)
+             for n, t in (("image_token", "image_pad"), ("video_token", "video_pad"),
+                          ("vision_start_token", "vision_start"), ("vision_end_token", "vision_end"))}
     kind = {"rope_type": "default", "type": "default"} if spec["nested"] else {"type": "mrope"}
-    text = dict(spec["text"], vocab_size=VOCAB, max_position_embeddings=2048, hidden_act="silu",
-                use_sliding_window=False, attention_dropout=0.0, bos_token_id=ADDED_ID["<|endoftext|>"],
-                eos_token_id=ADDED_ID["<|im_end|>"], rope_scaling={"mrope_section": spec["mrope"], **kind})
+    text = dict(spec["text"], vocab_size=vocab, max_position_embeddings=2048, hidden_act="silu",
+                use_sliding_window=False, attention_dropout=0.0, bos_token_id=token_id("<|endoftext|>", vocab),
+                eos_token_id=token_id("<|im_end|>", vocab), rope_scaling={"mrope_section": spec["mrope"], **kind})
     vision = dict(spec["vision"], in_channels=3, spatial_merge_size=2, temporal_patch_size=2, tokens_per_second=2,
                   hidden_act="silu", out_hidden_size=text["hidden_size"])
     tied = text["tie_word_embeddings"]
@@ -230,9 +279,7 @@ def make_checkpoint(spec, folder):
     os.makedirs(folder)
     state = {}
     for name, p in model.named_parameters():
-        if not spec["renamed"]:  # the published names: "visual.X" and "model.X"
-            name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-        state[name] = p.detach().to(spec["store"]).contiguous()
+        state[name if spec["renamed"] else original(name)] = p.detach().to(spec["store"]).contiguous()
     save_file(state, f"{folder}/model.safetensors", {"format": "pt"})
     written = dict(architectures=["Qwen2_5_VLForConditionalGeneration"], model_type="qwen2_5_vl",
                    dtype=str(spec["store"])[6:], **token)
@@ -308,10 +355,10 @@ def trace(model, inputs):
 
 
 def make_model(out, name):
-    """oracle/models/<name>: checkpoint, pictures, one file of tensors per case, index.json."""
+    """oracle/models/<name>: checkpoint, pictures, a file of tensors per case, what training makes of it, index.json."""
     spec, folder = MODELS[name], f"{out}/oracle/models/{name}"
     model, processor = make_checkpoint(spec, f"{folder}/checkpoint")
-    rng, index = np.random.default_rng(spec["seed"]), []
+    rng, index, vocab, batch = np.random.default_rng(spec["seed"]), [], spec.get("vocab", VOCAB), {}
     for case, sizes, layout in spec["cases"]:
         gap = 0.0
         while gap < SMALLEST_GAP:  # draw again when a near tie would let rounding choose the continuation
@@ -322,9 +369,9 @@ def make_model(out, name):
             for part in layout:
                 if part == "I":
                     pads = ["<|image_pad|>"] * next(runs)
-                    ids += [ADDED_ID[t] for t in ["<|vision_start|>", *pads, "<|vision_end|>"]]
+                    ids += [token_id(t, vocab) for t in ["<|vision_start|>", *pads, "<|vision_end|>"]]
                 else:
-                    ids += rng.integers(0, BASE_TOKENS, part).tolist()
+                    ids += rng.integers(0, token_id("<|endoftext|>", vocab), part).tolist()
             mask = torch.ones(1, len(ids), dtype=torch.long)
             inputs = dict(input_ids=torch.tensor([ids]), attention_mask=mask, **made)
             new, logits, gap = greedy(model, inputs)
@@ -335,9 +382,106 @@ def make_model(out, name):
         for im, file in zip(images, files):
             im.save(f"{folder}/{file}", optimize=True)
         index.append(dict(name=case, images=files, tokens=len(ids), greedy_smallest_margin=gap))
-    write_json(f"{folder}/index.json", dict(name=name, seed=spec["seed"], checkpoint="checkpoint", cases=index,
-                                            parameters=sum(p.numel() for p in model.parameters())))
+        batch[case] = inputs
+    info = dict(name=name, seed=spec["seed"], checkpoint="checkpoint", cases=index,
+                parameters=sum(p.numel() for p in model.parameters()))
+    if "train" in spec:
+        info.update(make_training(spec, folder, model, batch, rng))
+    write_json(f"{folder}/index.json", info)
     return model
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+def backward(model, samples):
+    """Mean cross-entropy over all targets of the samples, and their number; gradients stand in the parameters."""
+    model.zero_grad()
+    targets, mean = sum(int((labels[1:] != -100).sum()) for _, labels in samples), 0.0
+    for inputs, labels in samples:
+        logits = model(**inputs, use_cache=False).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum") / targets
+        loss.backward()
+        mean += float(loss.detach())
+    return mean, targets
+
+
+def trajectory(model, samples, batches, h):
+    """Updates by torch.optim's AdamW, one batch each in turn: decay on matrices, clipping, warm-up and cosine."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW([
+        dict(params=[p for p in trained if p.ndim > 1], weight_decay=h["weight_decay"]),
+        dict(params=[p for p in trained if p.ndim == 1], weight_decay=0.0)
+    ], lr=h["lr"], betas=(h["beta1"], h["beta2"]), eps=h["eps"])
+    schedule, rows = get_cosine_schedule_with_warmup(optimizer, h["warmup"], h["steps"]), []
+    for step in range(h["steps"]):
+        k = step % len(batches)
+        loss, targets = backward(model, [samples[case] for case in batches[k]])
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, h["clip"]))
+        rows.append(dict(step=step, loss=loss, targets=targets, grad_norm=norm, lr=optimizer.param_groups[0]["lr"],
+                         batch=k))
+        optimizer.step()
+        schedule.step()
+    return dict(batches=batches, hyperparameters=h, rows=rows)
+
+
+def save(path, tensors):
+    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
+
+
+def old_key(name):
+    """A key of an adapter as PEFT wrote it before transformers 4.52 changed the module tree."""
+    return name.replace("model.model.language_model.", "model.model.").replace("model.model.visual.", "model.visual.")
+
+
+def make_training(spec, folder, model, inputs, rng):
+    """Labels, gradients and a trajectory of all weights, and of each adapter; its folder, logits and merged weights."""
+    train, samples = spec["train"], {}
+    for case, x in inputs.items():  # loss on some of the text
+        ids = x["input_ids"][0]
+        text = ids < token_id("<|endoftext|>", spec["vocab"])
+        samples[case] = (x, torch.where(text & torch.from_numpy(rng.random(len(ids)) < 0.6), ids, -100))
+    save(f"{folder}/labels.safetensors", {case: labels.int() for case, (_, labels) in samples.items()})
+    whole = copy.deepcopy(model)
+    loss, targets = backward(whole, [samples[case] for case in train["batch"]])
+    save(f"{folder}/gradients_full.safetensors", {original(n): p.grad for n, p in whole.named_parameters()})
+    full = dict(batch=train["batch"], loss=loss, targets=targets,
+                trajectory=trajectory(whole, samples, train["batches"], train["full"]))
+    save(f"{folder}/trajectory_full_final.safetensors", {original(n): p for n, p in whole.named_parameters()})
+    adapters = []
+    for name, old, batch, options in spec["adapters"]:
+        where = f"{folder}/{name}"
+        config = peft.LoraConfig(lora_dropout=0.0, bias="none", task_type="CAUSAL_LM", **options)
+        with_lora = peft.get_peft_model(copy.deepcopy(model), config).eval()
+        g = torch.Generator().manual_seed(spec["seed"] + len(adapters))
+        with torch.no_grad():
+            for n, p in with_lora.named_parameters():
+                if p.requires_grad:  # B begins at zero, which would hide half of what there is to see
+                    p.copy_((0 if "lora_" in n else p) + 0.15 * torch.randn(p.shape, generator=g))
+        with_lora.save_pretrained(f"{where}/adapter")
+        os.remove(f"{where}/adapter/README.md")
+        with open(f"{where}/adapter/adapter_config.json") as f:
+            config = json.load(f)
+        config["base_model_name_or_path"] = None
+        write_json(f"{where}/adapter/adapter_config.json", config)
+        key = (lambda n: old_key(n.replace(".default.", "."))) if old else (lambda n: n.replace(".default.", "."))
+        weights = load_file(f"{where}/adapter/adapter_model.safetensors")
+        save(f"{where}/adapter/adapter_model.safetensors", {key(n): t for n, t in weights.items()})
+        if not old:  # PEFT reads its own folder back
+            again = peft.PeftModel.from_pretrained(copy.deepcopy(model), f"{where}/adapter").state_dict()
+            assert all(torch.equal(t, again[n]) for n, t in with_lora.state_dict().items())
+            merged = copy.deepcopy(with_lora).merge_and_unload()
+            save(f"{where}/merged.safetensors", {original(n): p for n, p in merged.named_parameters()})
+        with torch.no_grad():
+            logits = with_lora(**inputs["image"], use_cache=False).logits[0]
+        loss, targets = backward(with_lora, [samples[case] for case in batch])
+        trained = {key(n): p for n, p in with_lora.named_parameters() if p.requires_grad}
+        gradients = {n: p.grad for n, p in trained.items() if p.grad is not None}
+        save(f"{where}/gradients.safetensors", {**gradients, "logits": logits})
+        adapters.append(dict(
+            name=name, keys="old" if old else "new", r=options["r"], alpha=options["lora_alpha"], tensors=len(weights),
+            logits_case="image", batch=batch, loss=loss, targets=targets,
+            trajectory=trajectory(with_lora, samples, train["batches"], train["lora"])))
+        save(f"{where}/trajectory_final.safetensors", trained)
+    return dict(full=full, lora=adapters)
 
 
 # ------------------------------------------------------------------------------------------------------------- pipeline
@@ -625,12 +769,13 @@ def main():
         shutil.rmtree(f"{out}/{part}", ignore_errors=True)
     tokenizer = make_tokenizer(out, 11)
     model = make_model(out, "thirds")
+    make_model(out, "learner")
     make_ask(out, tokenizer)
     make_resize(out, 12)
     make_sampling(out, model, 13)
     make_json(out)
     make_images(out, 14)
-    modules = (torch, transformers, tokenizers, safetensors, PIL, np)
+    modules = (torch, transformers, peft, tokenizers, safetensors, PIL, np)
     write_json(f"{out}/oracle/models/versions.json", {m.__name__: m.__version__ for m in modules})
 
 
