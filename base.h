@@ -207,7 +207,9 @@ static inline double clock_seconds(void) { // monotonic
 typedef struct Random4 {
     uint32_t v[4];
 } Random4;
-enum RandomPurpose { RANDOM_SAMPLE = 1, RANDOM_ORDER, RANDOM_INIT, RANDOM_DROPOUT, RANDOM_TEST };
+enum RandomPurpose {
+    RANDOM_SAMPLE = 1, RANDOM_ORDER, RANDOM_INIT, RANDOM_DROPOUT, RANDOM_TEST, RANDOM_BOOTSTRAP, RANDOM_WORDING
+};
 
 static inline HOST_DEVICE Random4 philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);

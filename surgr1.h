@@ -935,6 +935,29 @@ typedef struct TaskItem { // one question about one frame; texts belong to whoev
     const char *truth; // JSON of everything known about the frame, or NULL
 } TaskItem;
 
+typedef struct TaskWording {
+    uint64_t seed;  // with the item's id it picks one of several ways to ask
+    bool compat;    // the one shape per task that the public Surg-R1 model knows; boxes of the answer as <bbox>
+    bool choices;   // the item's choices follow the question as "A. name", and the answer is "A. name"
+    bool reasoning; // with the system prompt that wants <think> and <answer>
+} TaskWording;
+enum { TASK_MAX_CHOICES = 26 };
+const char *task_system_prompt(void);
+// The question, with <image> once inside its sentence (unless the item's own question brings it).
+void task_question(const TaskItem *t, TaskWording w, Text *out);
+// The plain answer. Boxes are in pixels of the file: {"bbox_2d": [x1, y1, x2, y2], "label": "grasper"}, a list of these, or
+// {"answer": "left-top", "bbox_2d": [...]}. False, with nothing added, when the item lacks it or it is none of the choices.
+bool task_answer_text(const TaskItem *t, TaskWording w, Text *out);
+// One line: the record that records_read, synth, eval and reward-check take. completion: the assistant's whole text (boxes
+// as task_answer_text writes them), NULL for none. more: further members without braces ("\"teacher\":\"x\""), or NULL.
+// truth and more are JSON already.
+void task_record_print(const TaskItem *t, TaskWording w, const char *completion, const char *more, Text *out);
+void task_list_text(const char *const *names, int n, Text *out); // "a, b and c"
+// Which ninth of a picture of width x height: "upper left" ... "center" ... "lower right".
+const char *task_grid_cell(double x, double y, double width, double height);
+// One of [0, n), a pure function of its arguments. what: tells several picks for one id apart.
+int task_pick(uint64_t seed, const char *id, uint32_t what, int n);
+
 // ==================================================================================================== data/forms.c
 // One record: a conversation in any of the forms that data/README.md shows, told apart by their fields.
 
@@ -1081,6 +1104,206 @@ bool sample_prompt(const Dataset *d, int64_t i, Ids *prompt, int *n_grids, Err *
 // Place `index` of epoch `epoch`: a permutation of 0..n-1 that is a pure function of its arguments (no state to save).
 int64_t shuffled(uint64_t seed, int64_t epoch, int64_t index, int64_t n);
 
+// =============================================================================================== surgery/metrics.c
+// Every number of an evaluation, from plain arrays: no file, no text, no model. Shares are in [0, 1] unless "percent"
+// stands there. NaN means "no value" everywhere, and leaves a mean: a class without a positive, a mean of nothing, an
+// empty input. Sources stand above each function of the file. 10,000 items take a few milliseconds.
+
+double mean_of(const double *x, int64_t n); // of the values that are no NaN; NaN when none is left
+
+// Boxes in continuous coordinates, area (x2-x1)(y2-y1), no +1; both in one frame. The first four give whatever the
+// formula gives, for crossed corners too (NaN for 0/0); eps 1e-7 is in the diagonal of diou and in alpha of ciou.
+double box_iou(const Box *a, const Box *b);
+double box_giou(const Box *a, const Box *b);
+double box_diou(const Box *a, const Box *b);
+double box_ciou(const Box *a, const Box *b);
+// What rewards and tables use: box_iou, but 0 unless both have x2 > x1 and y2 > y1. Corners are never swapped.
+double box_iou_strict(const Box *a, const Box *b);
+// What the published VQLA code computes, on boxes scaled to 0-1: +1 on every side, and no zero for boxes that are apart
+// (0.39 for two that do not touch). For comparison with published numbers only.
+double box_iou_vqla_legacy(const Box *a, const Box *b);
+double box_iou_pixels(const Box *a, const Box *b); // first and last pixel, both inside: +1 on every side; 0 when apart
+
+// Average precision of a ranked list: sum of (R_n - R_n-1) P_n over distinct scores, falling; no interpolation. A NaN
+// score ranks last. NaN when nothing is positive.
+double average_precision(const uint8_t *positive, const double *score, int64_t n);
+
+// The 100 triplets of CholecT50 and their parts. A column of a part counts the ids that occur: iv has 26, it has 59.
+enum TripletPart { PART_IVT, PART_I, PART_V, PART_T, PART_IV, PART_IT, TRIPLET_PARTS };
+enum { TRIPLETS = 100, TRIPLET_FIRST_NULL = 94 }; // the last six are "instrument, null_verb, null_target"
+typedef struct Triplet {
+    int32_t i, v, t; // ids of instrument, verb, target, in any vocabulary; -1: a word outside it
+} Triplet;
+Triplet triplet_at(int id);                                 // [0, TRIPLETS)
+int triplet_id(Triplet x);                                  // -1 when it is none of the 100
+int triplet_columns(enum TripletPart part);                 // 100, 6, 10, 15, 26, 59
+int triplet_column(enum TripletPart part, int id);          // of triplet id
+int triplet_column_id(enum TripletPart part, int column);   // ids as in the dataset: iv = 10 i + v, it = 15 i + t
+extern const char *const triplet_part_names[TRIPLET_PARTS]; // "ivt", "i", "v", "t", "iv", "it"
+
+typedef struct TripletVideo {
+    const uint8_t *truth; // [frames, TRIPLETS], 0 or 1
+    const double *score;  // [frames, TRIPLETS]; 0 and 1 where an answer is text
+    int64_t frames;
+} TripletVideo;
+typedef struct TripletAP {
+    int columns;
+    double video_ap[TRIPLETS], global_ap[TRIPLETS];       // [columns]: mean over videos; all frames pooled
+    double video_map, global_map;                         // means of these
+    double video_map_ignore_null, global_map_ignore_null; // ivt only, else NaN: the first 94 columns
+} TripletAP;
+// Recognition as ivtmetrics has it. per_video: [videos, columns], or NULL. absent_is_zero: a class without a positive
+// counts as 0, as the released ivtmetrics does under scikit-learn 1.6 and later; for comparison only.
+void triplet_ap(const TripletVideo *videos, int64_t n, enum TripletPart part, bool absent_is_zero, double *per_video,
+                TripletAP *out);
+// Positives among the k best columns of each frame (the lower column first among equals), of all positives; 0 when
+// there is no positive. least, greatest: over all orders of equal scores. 1 <= k <= columns.
+double triplet_top_k(const TripletVideo *videos, int64_t n, enum TripletPart part, int k, double *least,
+                     double *greatest);
+
+typedef struct TripletSets { // over the frames whose truth is not empty
+    int64_t frames, frames_used;
+    int64_t outside; // predicted triplets with an unknown word: always wrong
+    double exact[TRIPLET_PARTS], contained[TRIPLET_PARTS], micro_jaccard[TRIPLET_PARTS], micro_f1[TRIPLET_PARTS];
+} TripletSets;
+// Frame f has truth[truth_start[f] .. truth_start[f+1]) and predicted likewise: sets, order and repeats do not count.
+// exact: equal; contained: truth within prediction; micro: sums over frames. ignore: triplets with its verb and target
+// leave both sides first ({.v = 9, .t = 14} in CholecT50), or NULL. A part compares the sets of that part.
+void triplet_sets(const Triplet *truth, const int64_t *truth_start, const Triplet *predicted,
+                  const int64_t *predicted_start, int64_t frames, const Triplet *ignore, TripletSets *out);
+
+typedef struct ScoredBox { // one object or one detection of it
+    int64_t video, image;  // image: a frame number within the video
+    int32_t category;
+    double score; // 1 where an answer is text: then the order of the list decides
+    double x1, y1, x2, y2;
+} ScoredBox;
+typedef struct CurveScores {
+    double ap, recall, precision; // 11-point AP; largest recall; largest precision on the curve, not the last one
+} CurveScores;
+// Detection of ivtmetrics, for one of its two kinds of category (triplet or instrument). Both lists stand in the order
+// (video, image), videos counted from 0. video, global: [categories], or NULL; video_mean, global_mean: means over
+// categories. A category with detections and no object has 0 here, not NaN.
+void triplet_detection(const ScoredBox *truth, int64_t n_truth, const ScoredBox *found, int64_t n_found, int64_t videos,
+                       int32_t categories, double threshold, CurveScores *video, CurveScores *global,
+                       CurveScores *video_mean, CurveScores *global_mean);
+
+typedef struct CocoScores { // areas: up to 32^2, to 96^2, above; AR1, AR10, AR100: with so many detections per image
+    double ap, ap50, ap75, ap_small, ap_medium, ap_large;
+    double ar1, ar10, ar100, ar_small, ar_medium, ar_large;
+} CocoScores;
+typedef struct CocoClass {
+    double ap, ap50, ap75, ar100;
+    int64_t matched50, detections, objects; // at IoU 0.5; at most 100 detections per image are counted
+} CocoClass;
+// COCO's box AP over categories [0, categories), original pixels; images are told apart by (video, image). per_class:
+// [categories], or NULL. Detections of one score are ranked by image, then as listed.
+void coco_boxes(const ScoredBox *truth, int64_t n_truth, const ScoredBox *found, int64_t n_found, int32_t categories,
+                CocoScores *out, CocoClass *per_class);
+
+// Classification. Labels are 0..k-1; a prediction may be k (or anything else): outside the vocabulary, always wrong.
+enum ClassGroup {
+    CLASSES_ALL,        // 0..k-1, whether they occur or not
+    CLASSES_TRUTH,      // those of the truth: Surg-R1's tables
+    CLASSES_UNION,      // those of truth or prediction, "outside" too when it occurs: scikit-learn's default
+    CLASSES_VOCABULARY, // the same without "outside"
+};
+typedef struct ClassScores {
+    double precision, recall, f1, jaccard;
+} ClassScores;
+typedef struct ClassReport {
+    int32_t classes; // in the group
+    double accuracy;
+    ClassScores macro, weighted, micro; // means over classes: plain, by support; from sums. Macro f1: mean of class f1
+} ClassReport;
+// zero_division: the value of 0/0 (0, 1, or NaN: left out). per_class, support, in_group: [k + 1], or NULL.
+void class_report(const int32_t *truth, const int32_t *predicted, int64_t n, int32_t k, enum ClassGroup group,
+                  double zero_division, ClassScores *per_class, int64_t *support, uint8_t *in_group, ClassReport *out);
+double class_accuracy(const int32_t *truth, const int32_t *predicted, int64_t n);
+double class_balanced_accuracy(const int32_t *truth, const int32_t *predicted, int64_t n, int32_t k); // mean recall
+// counts [k + 1, k + 1], rows are the truth
+void class_confusion(const int32_t *truth, const int32_t *predicted, int64_t n, int32_t k, int64_t *counts);
+// The "mAP" of the Surg-R1 authors' evaluator: 11-point, rows in file order, no scores, mean over the truth's classes.
+double class_map11(const int32_t *truth, const int32_t *predicted, int64_t n, int32_t k);
+// Accuracy by kind of question, kind[i] in [0, kinds): counts and accuracies [kinds].
+void accuracy_by_kind(const int32_t *truth, const int32_t *predicted, int64_t n, const int32_t *kind, int32_t kinds,
+                      int64_t *count, double *accuracy);
+// The most frequent label of each kind of question (the lowest among equals; -1 without one): what a blind answer gets.
+void most_frequent(const int32_t *truth, int64_t n, const int32_t *kind, int32_t kinds, int32_t k, int32_t *label);
+
+typedef struct LabelVideo { // labels per frame, 1 frame a second
+    const int32_t *truth, *predicted;
+    int64_t frames;
+} LabelVideo;
+enum PhaseMode {
+    PHASE_STRICT,
+    PHASE_RELAXED_SCRIPT, // the published script: neighbouring phases count within 10 frames of a change (7 phases)
+    PHASE_RELAXED_TAIL,   // what it meant: early changes are forgiven at the end of a phase, where they are
+};
+typedef struct PhaseTable { // percent
+    double mean, std;       // over the phases that have a value; std divides by N-1
+    int32_t without_value;  // phases without one
+} PhaseTable;
+typedef struct PhaseScores {                          // percent
+    double accuracy, accuracy_std_n1, accuracy_std_n; // mean and deviations over videos
+    PhaseTable jaccard, precision, recall;
+} PhaseScores;
+// The per-video convention of the Cholec80 literature. accuracy: [videos]; by_phase: [3, phases] (jaccard, precision,
+// recall; above 100 cut to 100); by_video: [3, videos, phases] before the cut (relaxed ones pass 100, a relaxed
+// precision may be infinite). Any may be NULL. Every label of the truth is in [0, phases).
+void phase_scores(const LabelVideo *videos, int64_t n, int32_t phases, enum PhaseMode mode, double *accuracy,
+                  double *by_phase, double *by_video, PhaseScores *out);
+
+typedef struct SegmentScores {
+    int64_t tp, fp, fn;
+    double f1, accuracy;
+} SegmentScores;
+// One video of SAR-RARP50: segmental F1@(100 threshold), threshold > 0, and frame accuracy.
+SegmentScores segment_scores(const LabelVideo *video, double threshold);
+// Means over videos of frame accuracy and F1@10, and sqrt of their product. per_video: [n], or NULL.
+void action_scores(const LabelVideo *videos, int64_t n, SegmentScores *per_video, double *accuracy, double *f1,
+                   double *score);
+
+typedef struct CvsCriterion {
+    int64_t n, positives, negatives, correct;
+    double accuracy, balanced_accuracy, majority; // majority: what a constant answer gets
+    double ap;                                    // NaN without scores or positives
+} CvsCriterion;
+typedef struct CvsScores {
+    CvsCriterion criterion[3];
+    double avg, pooled, majority_pooled; // mean of the three; correct / asked (the papers' "overall"); constant answers
+    double joint, achieved, map;         // all three right; "all three 1" alike; mean ap
+    int64_t all_three;                   // images asked for all three: joint and achieved are over these
+} CvsScores;
+// truth [n, 3]: 1, 0, or -1 not asked; predicted [n, 3]: 1, 0, else unreadable, always wrong; score [n, 3] or NULL.
+void cvs_scores(const int32_t *truth, const int32_t *predicted, const double *score, int64_t n, CvsScores *out);
+int cvs_of_raters(double mean); // 1 or 0: half goes to even, so two raters who disagree give 0
+// From counts: percent per criterion, pooled and mean.
+void cvs_of_counts(const int64_t correct[3], const int64_t asked[3], double percent[3], double *pooled, double *avg);
+
+// Arena score (Surg-R1, eq. 9). scores: [models, tasks], NaN where a model has none. own: mean over what it has,
+// n_tasks of them; common: mean over the tasks that all models have (is_common, [tasks]).
+void arena_scores(const double *scores, int64_t models, int64_t tasks, double *own, int64_t *n_tasks, double *common,
+                  uint8_t *is_common);
+// Two models on the tasks that both have; returns how many.
+int64_t arena_pair(const double *a, const double *b, int64_t tasks, double *mean_a, double *mean_b);
+
+// Confidence intervals. Frames of one patient are not independent: whole clusters (patients, videos) are drawn with
+// replacement. The statistic sees the clusters that were drawn (n of them, with repeats) and may give NaN: left out.
+typedef double (*ClusterStatistic)(const void *ctx, const int64_t *drawn, int64_t n);
+typedef struct Interval {
+    double estimate, low, high, standard_error; // low, high: percentiles; NaN with fewer than two clusters
+} Interval;
+enum { BOOTSTRAP_RESAMPLES = 10000 };
+// A pure function of its arguments. level: 0.95 for example.
+Interval bootstrap(ClusterStatistic statistic, const void *ctx, int64_t clusters, int64_t resamples, double level,
+                   uint64_t seed);
+typedef struct ClusterSums {           // per cluster
+    const double *correct, *other, *n; // other: of a second model on the same clusters; used by cluster_difference only
+} ClusterSums;
+double cluster_ratio(const void *sums, const int64_t *drawn, int64_t n);      // sum correct / sum n
+double cluster_mean(const void *sums, const int64_t *drawn, int64_t n);       // mean of correct / n
+double cluster_difference(const void *sums, const int64_t *drawn, int64_t n); // (sum correct - sum other) / sum n
 // ================================================================================================ surgery/answer.c
 // Reading a model's answer. (Boxes so far; the three-level parser joins them here.)
 

@@ -34,3 +34,320 @@ int task_of(const char *name) {
         if (!strcmp(tasks[t].name, name)) return t;
     return -1;
 }
+
+// --------------------------------------------------------------------------------------------------------- wording
+// A template holds <image> once, inside its sentence; {procedure}, {slot} and {question} are filled in. The wording is
+// ours; [0] of `compat` follows the shapes that the public Surg-R1 model and its evaluation files use.
+enum { PHRASES = 5 };
+#define BOX_HINT  " Answer with {\"bbox_2d\": [x1, y1, x2, y2], \"label\": \"{slot}\"}, in pixels."
+#define GRID_HINT " Name the cell of a 3x3 grid, for example upper left or center."
+#define YES_NO    " Answer yes or no."
+#define CVS_ROLE  "You are an expert of surgical safety. In the {procedure} image <image>, "
+
+static const struct {
+    const char *compat, *own[PHRASES];
+} phrases[TASKS] = {
+    [TASK_TOOL] = {"Given the {procedure} image <image>, which instruments are visible?",
+                   {"Look at the {procedure} image <image>: which instruments can be seen?",
+                    "Which instruments appear in the {procedure} image <image>?",
+                    "In the {procedure} image <image>, name every instrument in view.",
+                    "The picture <image> shows a moment of {procedure}. List its instruments.",
+                    "What instruments does the surgeon have in view in the {procedure} image <image>?"}},
+    [TASK_TISSUE] = {"Given the {procedure} image <image>, which organs or tissues are visible?",
+                     {"Look at the {procedure} image <image>: which tissues can be seen?",
+                      "Which organs and tissues appear in the {procedure} image <image>?",
+                      "In the {procedure} image <image>, name every tissue in view.",
+                      "The picture <image> shows a moment of {procedure}. List the anatomy in it.",
+                      "What anatomy can be recognised in the {procedure} image <image>?"}},
+    [TASK_TOOL_BOX] = {"Given the {procedure} image <image>, find {slot} in the format of bbox (x1,y1), (x2,y2).",
+                       {"Where is the {slot} in the {procedure} image <image>?" BOX_HINT,
+                        "In the {procedure} image <image>, draw a box around the {slot}." BOX_HINT,
+                        "Locate the {slot} in the picture <image>, taken during {procedure}." BOX_HINT,
+                        "The {procedure} image <image> shows a {slot}. Give its box." BOX_HINT,
+                        "Mark the {slot} of the {procedure} image <image> with a box." BOX_HINT}},
+    [TASK_TOOL_BOXES] =
+        {"Given the {procedure} image <image>, locate all the tools in the format of bbox (x1,y1), (x2,y2).",
+         {"Where are the instruments in the {procedure} image <image>? Give one box for each.",
+          "In the {procedure} image <image>, draw a box around every instrument and name it.",
+          "Locate all instruments in the picture <image>, taken during {procedure}, each with name and box.",
+          "List every instrument of the {procedure} image <image> as bbox_2d and label.",
+          "Mark each instrument in the {procedure} image <image> with a named box, in pixels."}},
+    [TASK_TISSUE_BOX] = {"Given the {procedure} image <image>, find {slot} in the format of bbox (x1,y1), (x2,y2).",
+                         {"Where is the {slot} in the {procedure} image <image>?" BOX_HINT,
+                          "In the {procedure} image <image>, draw a box around the {slot}." BOX_HINT,
+                          "Locate the {slot} in the picture <image>, taken during {procedure}." BOX_HINT,
+                          "How far does the {slot} reach in the {procedure} image <image>?" BOX_HINT,
+                          "Mark the {slot} of the {procedure} image <image> with a box." BOX_HINT}},
+    [TASK_GRID] =
+        {"Given the {procedure} image <image>, in which grid position is the tip of the {slot}?",
+         {"In which part of the {procedure} image <image> is the tip of the {slot}?" GRID_HINT,
+          "Where does the tip of the {slot} lie in the {procedure} image <image>?" GRID_HINT,
+          "In the {procedure} image <image>, which ninth of the picture holds the tip of the {slot}?" GRID_HINT,
+          "Point out where in the picture <image> the working end of the {slot} is." GRID_HINT,
+          "The {procedure} image <image> shows a {slot}. In which region is its tip?" GRID_HINT}},
+    [TASK_CVS1] = {CVS_ROLE "are only two tubular structures connected to the gallbladder?",
+                   {"In the {procedure} image <image>, do exactly two tubular structures enter the gallbladder?" YES_NO,
+                    "Can two, and only two, structures be seen entering the gallbladder in the image <image>?" YES_NO,
+                    "Look at the {procedure} image <image>: are duct and artery both seen, and nothing else, going to "
+                    "the gallbladder?" YES_NO,
+                    "Critical view of safety, two structures: is it met in the {procedure} image <image>?" YES_NO,
+                    "Does the image <image> show the cystic duct and the cystic artery as the only two structures "
+                    "at the gallbladder?" YES_NO}},
+    [TASK_CVS2] =
+        {CVS_ROLE "is the hepatocystic triangle cleared of fat and fibrous tissue?",
+         {"In the {procedure} image <image>, is the hepatocystic triangle free of fat and fibrous tissue?" YES_NO,
+          "Has the hepatocystic triangle in the image <image> been cleared?" YES_NO,
+          "Look at the {procedure} image <image>: can one see through the triangle beside the gallbladder, "
+          "without fat in the way?" YES_NO,
+          "Critical view of safety, hepatocystic triangle: is it met in the {procedure} image <image>?" YES_NO,
+          "Does the image <image> show a hepatocystic triangle without covering tissue?" YES_NO}},
+    [TASK_CVS3] =
+        {CVS_ROLE "is the lower part of the gallbladder detached from the liver bed?",
+         {"In the {procedure} image <image>, is the lower gallbladder freed so that the cystic plate shows?" YES_NO,
+          "Has the lower third of the gallbladder in the image <image> been taken off the liver bed?" YES_NO,
+          "Look at the {procedure} image <image>: is the cystic plate visible behind the gallbladder?" YES_NO,
+          "Critical view of safety, cystic plate: is it met in the {procedure} image <image>?" YES_NO,
+          "Does the image <image> show a gap between the lower gallbladder and the liver?" YES_NO}},
+    [TASK_ACTION] = {"Given the {procedure} image <image>, what action related to the needle and suture is the surgeon "
+                     "focusing on right now?",
+                     {"What is the surgeon doing in the {procedure} image <image>?",
+                      "Which action is under way in the {procedure} image <image>?",
+                      "In the {procedure} image <image>, name the action that is being carried out.",
+                      "The picture <image> was taken during {procedure}. Which action does it show?",
+                      "Look at the {procedure} image <image> and say which action the instruments perform."}},
+    [TASK_MOTION] = {"Given the {procedure} image <image>, what is the motion of the laparoscope?",
+                     {"How is the camera moving in the {procedure} image <image>?",
+                      "Which way does the laparoscope move in the {procedure} image <image>?",
+                      "In the {procedure} image <image>, name the motion of the laparoscope.",
+                      "The picture <image> was taken during {procedure}. How does the view move?",
+                      "Does the camera stand still or move in the {procedure} image <image>, and how?"}},
+    [TASK_TRIPLET] =
+        {"Given the {procedure} image <image>, describe the complete surgical action in terms of tool, "
+         "action, and tissue.",
+         {"In the {procedure} image <image>, which instrument does what to which tissue?",
+          "Describe the {procedure} image <image> as instrument, verb and target.",
+          "What does each instrument do, and to what, in the {procedure} image <image>?",
+          "List the interactions in the {procedure} image <image>, each as instrument verb target.",
+          "The picture <image> was taken during {procedure}. Name every instrument with its verb and target."}},
+    [TASK_COUNT] = {"Given the {procedure} image <image>, how many tools are visible?",
+                    {"How many instruments are in view in the {procedure} image <image>?",
+                     "Count the instruments in the {procedure} image <image>.",
+                     "In the {procedure} image <image>, what is the number of visible instruments?",
+                     "The picture <image> was taken during {procedure}. How many instruments does it show?",
+                     "Look at the {procedure} image <image> and give the number of instruments."}},
+    [TASK_STEP] = {"Given the {procedure} image <image>, which surgical step is being performed?",
+                   {"Which step of the operation does the {procedure} image <image> show?",
+                    "In the {procedure} image <image>, which step is under way?",
+                    "Name the surgical step of the {procedure} image <image>.",
+                    "The picture <image> was taken during {procedure}. At which step?",
+                    "What step has the team reached in the {procedure} image <image>?"}},
+    [TASK_PHASE] = {"Given the {procedure} image <image>, which surgical phase is being performed?",
+                    {"Which phase of the operation does the {procedure} image <image> show?",
+                     "In the {procedure} image <image>, which phase is under way?",
+                     "Name the surgical phase of the {procedure} image <image>.",
+                     "The picture <image> was taken during {procedure}. In which phase?",
+                     "What phase has the operation reached in the {procedure} image <image>?"}},
+    [TASK_CVS] =
+        {CVS_ROLE "is the critical view of safety achieved?",
+         {"Is the critical view of safety achieved in the {procedure} image <image>?" YES_NO,
+          "In the {procedure} image <image>, are all three criteria of the critical view of safety met?" YES_NO,
+          "Would clipping be safe by the critical view of safety in the {procedure} image <image>?" YES_NO,
+          "Look at the {procedure} image <image>: does it give the full critical view of safety?" YES_NO,
+          "Does the picture <image> satisfy the critical view of safety?" YES_NO}},
+    [TASK_VQA] = {"Given the {procedure} image <image>, {question}",
+                  {"Look at the {procedure} image <image>. {question}", "In the {procedure} image <image>: {question}",
+                   "About the {procedure} image <image>: {question}",
+                   "The picture <image> was taken during {procedure}. {question}",
+                   "Answer from the {procedure} image <image>: {question}"}},
+#define VQLA_HINT " Answer with {\"answer\": \"...\", \"bbox_2d\": [x1, y1, x2, y2]}, in pixels."
+    [TASK_VQLA] = {"Given the {procedure} image <image>, {question}" VQLA_HINT,
+                   {"Look at the {procedure} image <image>. {question}" VQLA_HINT,
+                    "In the {procedure} image <image>: {question}" VQLA_HINT,
+                    "About the {procedure} image <image>: {question}" VQLA_HINT,
+                    "The picture <image> was taken during {procedure}. {question}" VQLA_HINT,
+                    "Answer from the {procedure} image <image>: {question}" VQLA_HINT}},
+};
+
+static uint64_t text_hash(const char *s) { // FNV-1a, 64 bits
+    uint64_t h = 14695981039346656037u;
+    for (; s && *s; s++) h = (h ^ (unsigned char)*s) * 1099511628211u;
+    return h;
+}
+
+int task_pick(uint64_t seed, const char *id, uint32_t what, int n) {
+    return (int)(random_uniform(seed, RANDOM_WORDING, text_hash(id), what) * n);
+}
+
+static void add_spaced(Text *out, const char *name) { // names of label sets write spaces as underscores
+    for (; *name; name++) text_add(out, *name == '_' ? " " : name, 1);
+}
+
+static void fill(Text *out, const char *template, const TaskItem *t) {
+    for (const char *p = template; *p;) {
+        size_t n = strcspn(p, "{");
+        text_add(out, p, n);
+        p += n;
+        if (!*p) break;
+        if (!strncmp(p, "{procedure}", 11)) {
+            add_spaced(out, t->procedure ? t->procedure : "surgical");
+            p += 11;
+        } else if (!strncmp(p, "{slot}", 6)) {
+            add_spaced(out, t->slot ? t->slot : "object");
+            p += 6;
+        } else if (!strncmp(p, "{question}", 10)) {
+            text_addf(out, "%s", t->question ? t->question : "what is shown?");
+            p += 10;
+        } else text_add(out, p++, 1);
+    }
+}
+
+const char *task_system_prompt(void) {
+    return "You are a surgical assistant who looks at pictures of operations and answers the user's questions about "
+           "them. "
+           "First think about what the picture shows, between <think> and </think>. Then give the final answer alone, "
+           "between <answer> and </answer>. Write nothing outside of these two.";
+}
+
+void task_question(const TaskItem *t, TaskWording w, Text *out) {
+    bool placed = t->question && strstr(t->question, "<image>"); // already a whole question
+    int k = task_pick(w.seed, t->id, 0, PHRASES);
+    if (placed && (t->task == TASK_VQA || t->task == TASK_VQLA)) text_addf(out, "%s", t->question);
+    else fill(out, w.compat ? phrases[t->task].compat : phrases[t->task].own[k], t);
+    for (int i = 0; w.choices && i < t->n_choices && i < TASK_MAX_CHOICES; i++)
+        text_addf(out, "\n%c. %s", 'A' + i, t->choices[i]);
+}
+
+const char *task_grid_cell(double x, double y, double width, double height) {
+    static const char *const cells[3][3] = {{"upper left", "upper middle", "upper right"},
+                                            {"middle left", "center", "middle right"},
+                                            {"lower left", "lower middle", "lower right"}};
+    int column = (int)(3 * x / width), row = (int)(3 * y / height);
+    return cells[row < 0 ? 0 : row > 2 ? 2 : row][column < 0 ? 0 : column > 2 ? 2 : column];
+}
+
+void task_list_text(const char *const *names, int n, Text *out) {
+    for (int i = 0; i < n; i++) text_addf(out, "%s%s", !i ? "" : i < n - 1 ? ", " : " and ", names[i]);
+}
+
+static void add_box_text(Text *out, const Box *b) {
+    text_addf(out, "{\"bbox_2d\": [%.10g, %.10g, %.10g, %.10g], \"label\": ", b->x1, b->y1, b->x2, b->y2);
+    text_add_json_string(out, b->label, strlen(b->label));
+    text_addf(out, "}");
+}
+
+bool task_answer_text(const TaskItem *t, TaskWording w, Text *out) {
+    enum AnswerKind kind = tasks[t->task].kind;
+    if (kind == ANSWER_BOX || kind == ANSWER_BOXES) {
+        bool many = kind == ANSWER_BOXES;
+        if (many ? t->n_boxes < 0 : t->n_boxes != 1) return false;
+        if (many && !t->n_boxes) text_addf(out, "No tools detected");
+        else if (w.compat)
+            for (int i = 0; i < t->n_boxes; i++)
+                text_addf(out, "%s%s<bbox>", i ? ", " : "", many ? t->boxes[i].label : "");
+        else {
+            text_addf(out, "%s", many ? "[" : "");
+            for (int i = 0; i < t->n_boxes; i++) text_addf(out, "%s", i ? ", " : ""), add_box_text(out, &t->boxes[i]);
+            text_addf(out, "%s", many ? "]" : "");
+        }
+        return true;
+    }
+    if (!t->answer || !*t->answer) return false;
+    if (kind == ANSWER_VQLA) {
+        if (t->n_boxes != 1) return false;
+        const Box *b = &t->boxes[0];
+        text_addf(out, "{\"answer\": ");
+        text_add_json_string(out, t->answer, strlen(t->answer));
+        text_addf(out, ", \"bbox_2d\": [%.10g, %.10g, %.10g, %.10g]}", b->x1, b->y1, b->x2, b->y2);
+        return true;
+    }
+    if (!w.choices || !t->n_choices) {
+        text_addf(out, "%s", t->answer);
+        return true;
+    }
+    for (int i = 0; i < t->n_choices && i < TASK_MAX_CHOICES; i++)
+        if (!strcmp(t->choices[i], t->answer)) {
+            text_addf(out, "%c. %s", 'A' + i, t->answer);
+            return true;
+        }
+    return false;
+}
+
+// ---------------------------------------------------------------------------------------------------------- record
+static void add_member(Text *out, const char *name, const char *value) {
+    if (!value) return;
+    text_addf(out, ",\"%s\":", name);
+    text_add_json_string(out, value, strlen(value));
+}
+
+static void add_turn(Text *out, const char *role, const char *text, size_t len) {
+    text_addf(out, "%s{\"role\":\"%s\",\"content\":", out->p[out->len - 1] == '[' ? "" : ",", role);
+    text_add_json_string(out, text, len);
+    text_addf(out, "}");
+}
+
+static int count_marks(const char *text, const char *mark) {
+    int n = 0;
+    for (const char *p = text; (p = strstr(p, mark)); p += strlen(mark)) n++;
+    return n;
+}
+
+static void add_boxes(Text *out, const TaskItem *t) {
+    text_addf(out, ",\"boxes\":[");
+    for (int i = 0; i < t->n_boxes; i++) {
+        const Box *b = &t->boxes[i];
+        text_addf(out, "%s{\"label\":", i ? "," : "");
+        text_add_json_string(out, b->label, strlen(b->label));
+        text_addf(out, ",\"box\":[%.10g,%.10g,%.10g,%.10g]}", b->x1, b->y1, b->x2, b->y2);
+    }
+    text_addf(out, "]");
+}
+
+static void add_objects(Text *out, const TaskItem *t) { // what <bbox> in the answer stands for
+    text_addf(out, ",\"objects\":{\"ref\":[],\"bbox\":[");
+    for (int i = 0; i < t->n_boxes; i++) {
+        const Box *b = &t->boxes[i];
+        text_addf(out, "%s[%.10g,%.10g,%.10g,%.10g]", i ? "," : "", b->x1, b->y1, b->x2, b->y2);
+    }
+    text_addf(out, "]}");
+}
+
+void task_record_print(const TaskItem *t, TaskWording w, const char *completion, const char *more, Text *out) {
+    Text question = {0};
+    const TaskInfo *info = &tasks[t->task];
+    task_question(t, w, &question);
+    text_addf(out, "{\"id\":");
+    text_add_json_string(out, t->id, strlen(t->id));
+    text_addf(out, ",\"messages\":[");
+    if (w.reasoning) add_turn(out, "system", task_system_prompt(), strlen(task_system_prompt()));
+    add_turn(out, "user", question.p, question.len);
+    if (completion) add_turn(out, "assistant", completion, strlen(completion));
+    text_addf(out, "],\"images\":[");
+    text_add_json_string(out, t->image, strlen(t->image));
+    text_addf(out, "]");
+    if (completion && count_marks(completion, "<bbox>")) add_objects(out, t);
+    if (completion && strstr(completion, "bbox_2d")) add_member(out, "box_frame", "original");
+    text_addf(out, ",\"task\":\"%s\",\"level\":%d", info->name, info->level);
+    add_member(out, "answer", t->answer);
+    if (t->n_choices) {
+        text_addf(out, ",\"choices\":[");
+        for (int i = 0; i < t->n_choices; i++) {
+            text_addf(out, "%s", i ? "," : "");
+            text_add_json_string(out, t->choices[i], strlen(t->choices[i]));
+        }
+        text_addf(out, "]");
+    }
+    if (t->n_boxes || info->kind == ANSWER_BOXES) add_boxes(out, t);
+    add_member(out, "slot", t->slot);
+    add_member(out, "question", t->question);
+    add_member(out, "procedure", t->procedure);
+    add_member(out, "dataset", t->dataset);
+    add_member(out, "patient", t->patient);
+    add_member(out, "video", t->video);
+    text_addf(out, ",\"frame\":%lld", (long long)t->frame);
+    add_member(out, "split", t->split);
+    if (t->width) text_addf(out, ",\"size\":[%lld,%lld]", (long long)t->width, (long long)t->height);
+    if (t->truth) text_addf(out, ",\"truth\":%s", t->truth);
+    if (more && *more) text_addf(out, ",%s", more);
+    text_addf(out, "}\n");
+    text_free(&question);
+}
