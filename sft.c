@@ -137,7 +137,7 @@ static bool scalar(Sft *s, const char *tag, double v, Err *e) {
 typedef struct Sums { // over the sequences of an update or an evaluation
     double loss, weight, entropy;
     int64_t tokens, targets, sequences;
-    Text bad; // ids of the sequences whose loss is not finite
+    Text ids, bad; // of the first sequences; of those whose loss is not finite
 } Sums;
 
 // Samples seen .. seen + n of d in one pass. total > 0: gradients of sum(weight -lp) / total are added; else it only scores.
@@ -180,6 +180,7 @@ static bool pass(Sft *s, const Dataset *d, int64_t seen, int64_t n, bool in_orde
             int64_t targets = 0;
             for (int64_t i = b->spans[k].first; i < b->spans[k].last; i++)
                 loss -= s->lp[i], entropy += s->entropy[i], targets += b->targets[i] >= 0;
+            if (sums->ids.len < 160) text_addf(&sums->ids, "%s%s", sums->ids.len ? ", " : "", ids[k]);
             if (!isfinite(loss)) text_addf(&sums->bad, "%s%s", sums->bad.len ? ", " : "", ids[k]);
             sums->loss += weights[k] * loss, sums->weight += weights[k] * (double)targets, sums->entropy += entropy;
             sums->targets += targets, sums->sequences++;
@@ -216,7 +217,7 @@ static bool find_culprit(Sft *s, int64_t first, int64_t end, Culprit *c, Err *e)
         ok = pass(s, s->train, seen, n, false, 0, &sums, e);
     }
     op_trace_set(NULL, NULL);
-    text_free(&sums.bad);
+    text_free(&sums.ids), text_free(&sums.bad);
     return ok;
 }
 
@@ -239,7 +240,7 @@ static bool evaluate(Sft *s, double *loss, Err *e) {
         ok = pass(s, s->eval, seen, n, true, 0, &sums, e);
     }
     progress("evaluation", end, end, started);
-    text_free(&sums.bad);
+    text_free(&sums.ids), text_free(&sums.bad);
     if (!ok) return false;
     *loss = sums.weight > 0 ? sums.loss / sums.weight : 0;
     bool better =
@@ -326,7 +327,9 @@ static bool complete_samples(Sft *s, Err *e) {
 // When checkpoints are made is no result of a run (a signal makes one too): timing.jsonl tells of them, run.jsonl does not.
 
 // What follows a checkpoint, and also the first thing after a resume from it: a kill may have come between.
+// Behind a step that went bad every older one stays: nobody knows yet which of them will be wanted.
 static bool rotate(Sft *s, Err *e) {
+    if (s->in_a_row || s->outliers) return true;
     return checkpoint_rotate(s->run, s->o->keep_last, s->o->keep_every, s->eval ? s->best_step : -1, e);
 }
 
@@ -392,8 +395,10 @@ static bool report_skip(Sft *s, const Sums *sums, int64_t first, double norm, Er
     if (loss)
         snprintf(found, sizeof found, "%.120s in sample %.200s",
                  culprit.op[0] ? culprit.op : "no bad op on a second look", sums->bad.p);
-    else snprintf(found, sizeof found, "gradient norm %g, bad in %.300s", norm, bad.p ? bad.p : "");
-    warn(loss ? "E-NU-02" : "E-NU-03", AT(.file = s->run->dir, .sample = loss ? sums->bad.p : NULL),
+    else
+        snprintf(found, sizeof found, "gradient norm %g with samples %.150s; bad in %.200s", fabs(norm), sums->ids.p,
+                 bad.p ? bad.p : "");
+    warn(loss ? "E-NU-02" : "E-NU-03", AT(.file = s->run->dir, .sample = loss ? sums->bad.p : sums->ids.p),
          "expected a finite %s in step %lld; found %s; do: look at the sample (the step is skipped)",
          loss ? "loss" : "gradient", (long long)s->step, found);
     text_addf(&t, "\"ev\":\"skip\",\"step\":%lld,\"code\":\"%s\",\"found\":", (long long)s->step,
@@ -459,7 +464,8 @@ static bool update(Sft *s, Err *e) {
     for (int64_t k = 0; k < micros; k++) {
         progress("update", k, micros, started);
         int64_t n = micro_batch(s->train, s->o, s->seen, end);
-        if (!pass(s, s->train, s->seen, n, false, total > 0 ? total : 1, &sums, e)) return false;
+        if (!pass(s, s->train, s->seen, n, false, total > 0 ? total : 1, &sums, e))
+            return text_free(&sums.ids), text_free(&sums.bad), false;
         s->seen += n;
     }
     progress("update", micros, micros, started);
@@ -475,7 +481,7 @@ static bool update(Sft *s, Err *e) {
         s->outliers = far ? s->outliers + 1 : 0;
         bool skip = far && s->o->skip_outliers && s->outliers <= 5;
         if (far)
-            warn("E-NU-05", AT(.file = s->run->dir),
+            warn("E-NU-05", AT(.file = s->run->dir, .sample = sums.ids.p),
                  "expected step %lld to be like the ones before; found loss %.4g and gradient norm %.4g; do: %s",
                  (long long)s->step, loss, norm,
                  skip ? "look at its samples (the step is skipped)" : "look at its samples when it comes often");
@@ -483,7 +489,7 @@ static bool update(Sft *s, Err *e) {
         else optimizer_step(&s->opt, s->m, factor, norm);
         ok = report_step(s, &sums, loss, norm, factor, far, fmax(clock_seconds() - started, 1e-6), e);
     }
-    text_free(&sums.bad);
+    text_free(&sums.ids), text_free(&sums.bad);
     return ok;
 }
 

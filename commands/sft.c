@@ -421,12 +421,12 @@ static int run_sft(char **args, int n) {
     bool finished = false;
     (void)args, (void)n;
     s.from.step = -1, s.run.lock = -1;
+    stop_on_signals();
     if (sft.config && !options_read(&command_sft, sft.config, &config, &e)) return err_report(&e);
     if (!check_options(&e)) return err_report(&e);
     list_options(sft_options, "command line", "given");
     if (sft.config) list_options(sft_options, sft.config, "from --config");
     list_options(sft_options, "", "defaults");
-    stop_on_signals();
     pool_start((int)sft.threads);
     if (sft.max_memory) memory_limit_set(sft.max_memory);
     bool ok = prepare(&s, &e);

@@ -180,7 +180,8 @@ bool run_open(Run *r, const char *dir, Err *e) {
     // In the run folder itself, which may hold other people's things, only what is certainly ours.
     ok = ok && sweep(dir, "ckpt", ".tmp-", e) && sweep(dir, "ckpt", ".trash-", e) && sweep(dir, "export", ".tmp-", e) &&
          sweep(dir, "export", ".trash-", e) && sweep(dir, ".", ".tmp-config.json-", e) &&
-         sweep(dir, ".", ".tmp-export", e);
+         sweep(dir, ".", ".tmp-nan-report.json-", e) && sweep(dir, ".", ".tmp-export", e) && // of an adapter
+         sweep(dir, ".", "export.tmp-", e);                                                  // of whole weights
     if (!ok) run_close(r);
     return ok;
 }
