@@ -21,6 +21,7 @@ data/tasks 53
 data/ 55
 lora 57
 generate 60
+surgery/metrics 65
 surgery/answer 70
 surgery/reward 70
 surgery/ 80
