@@ -1,7 +1,8 @@
 // test_oracle.c - every comparison with other people's numbers, over any folder laid out like ../shared or
 // test/fixtures.
 //
-//     build/test_oracle [--root DIR] [--device ref|cpu|cuda] [--threads N] [--only TEXT] [--verbose] [--plant NAME] [--keep LAYERS]
+//     build/test_oracle [--root DIR] [--device ref|cpu|cuda] [--threads N] [--only TEXT] [--skip TEXT] [--verbose]
+//                       [--plant NAME] [--keep LAYERS]
 //
 // What it is:     one function per kind of data (the table `kinds`), each of which walks whatever the folder holds. One
 //                 line per case: its worst measured error and the limit of that (when it fails: the first value that
@@ -22,6 +23,7 @@ typedef enum Rule {
     MERGED,
     TRAJECTORY,
     TRAINED,
+    METRIC,
     JPEG_MEAN,
     JPEG_FAR,
     JPEG_COLOUR,
@@ -58,6 +60,9 @@ static const struct {
     [TRAINED] = {{1e-3, 1e-3, 2e-3},
                  "relative L2",
                  "weights after all updates, where Adam has divided by small numbers"},
+    [METRIC] = {{1e-9, 1e-9, 1e-9},
+                "relative difference",
+                "metrics in double from the same counts: the order of a sum is all that may differ"},
     [JPEG_MEAN] = {{0.5, 0.5, 0.5},
                    "mean difference in levels",
                    "decoders differ in the inverse DCT and in chroma upsampling"},
@@ -70,7 +75,7 @@ static const struct {
 };
 
 // ----------------------------------------------------------------------------------------------------------- options
-static const char *root = "../shared", *only = "", *plant = "";
+static const char *root = "../shared", *only = "", *omitted = "", *plant = "";
 static int device_index;
 static bool verbose;
 static int64_t keep_layers; // of the training passes: how many blocks keep what they computed
@@ -89,14 +94,14 @@ typedef struct Case {
     char broken[2600];         // why the case could not be carried through; "" when it could
 } Case;
 
-// False when the case is not wanted (--only); every true is followed by case_end.
+// False when the case is not wanted (--only, --skip); every true is followed by case_end.
 static PRINTF_LIKE(2, 3) bool case_begin(Case *c, const char *fmt, ...) {
     *c = (Case){.over = 0};
     va_list args;
     va_start(args, fmt);
     vsnprintf(c->name, sizeof c->name, fmt, args);
     va_end(args);
-    return strstr(c->name, only) != NULL;
+    return strstr(c->name, only) && !(omitted[0] && strstr(c->name, omitted));
 }
 
 static PRINTF_LIKE(2, 3) void case_broken(Case *c, const char *fmt, ...) {
@@ -627,6 +632,7 @@ static void run_models(const char *dir) {
 }
 
 #include "oracle_training.h"
+#include "oracle_metrics.h"
 
 // --------------------------------------------------------------------------------------- oracle/pipeline: the pictures
 static void run_smart_resize(const char *path) {
@@ -1172,13 +1178,14 @@ static const struct {
     {"oracle/sampling", run_sampling},
     {"oracle/models", run_models},
     {"oracle/models", run_training},
+    {"oracle/metrics", run_metrics},
     {"oracle/pipeline/ask", run_ask},
 };
 
 static int usage(const char *what) {
     fprintf(stderr,
             "test_oracle: %s\nusage: test_oracle [--root DIR] [--device ref|cpu|cuda] [--threads N] [--only TEXT] "
-            "[--keep LAYERS] [--verbose] [--plant NAME]\n",
+            "[--skip TEXT] [--keep LAYERS] [--verbose] [--plant NAME]\n",
             what);
     return EXIT_USAGE;
 }
@@ -1187,7 +1194,7 @@ int main(int argc, char **argv) {
     const char *device_name = "ref", *threads = "0", *keep = "0";
     const struct {
         const char *name, **value;
-    } options[] = {{"--root", &root}, {"--device", &device_name}, {"--threads", &threads},
+    } options[] = {{"--root", &root}, {"--device", &device_name}, {"--threads", &threads}, {"--skip", &omitted},
                    {"--only", &only}, {"--plant", &plant},        {"--keep", &keep}};
     for (int i = 1; i < argc; i++) {
         size_t k = 0, n = sizeof options / sizeof options[0];
