@@ -138,8 +138,10 @@ test-now: $(PROGRAM) $(TESTS) $(ORACLE)
 .PHONY: test-oracle test-long test-weights deps-check bench fuzz
 test-oracle: $(ORACLE)
 	$(ORACLE) --root $(ROOT) --device $(DEVICE) --threads $(THREADS)
-test-long: $(ORACLE) $(TESTS)
-	@sh test/run.sh $(BUILD) $(foreach root,$(FIXTURES) $(wildcard $(ROOT)),$(foreach d,ref cpu cuda,$(foreach n,1 2 7,"$(ORACLE) --root $(root) --device $(d) --threads $(n)")))
+test-long: $(PROGRAM) $(ORACLE) $(TESTS)
+	@SURGR1=$(abspath $(PROGRAM)) sh test/run.sh $(BUILD) "SURGR1_KILLS=240 $(BUILD)/test/test_resume random" \
+	    "SURGR1_POINTS=0 $(BUILD)/test/test_crash any_system" \
+	    $(foreach root,$(FIXTURES) $(wildcard $(ROOT)),$(foreach d,ref cpu cuda,$(foreach n,1 2 7,"$(ORACLE) --root $(root) --device $(d) --threads $(n)")))
 test-weights: $(PROGRAM)
 	@test -n "$(MODEL)" || { echo "say where the weights are: make test-weights MODEL=dir"; exit 2; }
 	SURGR1=$(abspath $(PROGRAM)) sh test/test_weights.sh $(MODEL)
@@ -182,7 +184,7 @@ help:
 	@echo "make deps             what apt must install        make cuda            with CUDA, needs nvcc"
 	@echo "make test             every test                   make test SAN=1      under sanitizers"
 	@echo "make test-oracle      ROOT=dir DEVICE=ref|cpu|cuda THREADS=n: other people's numbers in dir"
-	@echo "make test-long        those on every device and several thread counts"
+	@echo "make test-long        those on every device and several thread counts; kills and faults by the hundred"
 	@echo "make test-weights     MODEL=dir: a real checkpoint"
 	@echo "make bench            speed, PYTHON=path         make fuzz SECONDS=n  fuzz the readers, needs clang"
 	@echo "make deps-check       arrows between floors        make format-check    make clean"

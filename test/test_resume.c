@@ -48,13 +48,6 @@ static Variant *reference(int which) {
 
 // -------------------------------------------------------------------------------------------------------- random kills
 
-static uint64_t random_state;
-static double uniform(void) { // splitmix64
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u, z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
-}
-
 typedef struct Landed { // where the kills fell
     int64_t all, before, writing, behind, starts, runs;
 } Landed;

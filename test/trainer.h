@@ -2,7 +2,7 @@
 //
 // What it is:  files and processes of a test, a small training command (Variant), and a comparison of two run folders that
 //              is not the program's: it also reads the event file and the times.
-// What it is not: a test. test_resume.c and test_guards.c are.
+// What it is not: a test. test_resume.c, test_crash.c and test_guards.c are.
 #ifndef SURGR1_TEST_TRAINER_H
 #define SURGR1_TEST_TRAINER_H
 #include "../surgr1.h"
@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -20,6 +21,15 @@
 
 static char work[100]; // a folder of this test's own, removed at the end
 static const char *program = "./surgr1";
+static const char *wrapper = "";          // words before the program: strace and its options
+static rlim_t file_limit = RLIM_INFINITY; // bytes of the longest file, ulimit -f
+
+static uint64_t random_state;
+static inline double uniform(void) { // splitmix64
+    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u, z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
+}
 
 // ------------------------------------------------------------------------------------------------------------- files
 
@@ -110,9 +120,9 @@ __attribute__((constructor)) static void prepare(void) {
 // Starts the program with the words of `args`; its output goes to work/out and work/err.
 static inline pid_t start(const char *args) {
     static char words[4000];
-    char *argv[200] = {(char *)(uintptr_t)program};
-    int n = 1;
-    snprintf(words, sizeof words, "%s", args);
+    char *argv[200] = {0};
+    int n = 0;
+    snprintf(words, sizeof words, "%s %s %s", wrapper, program, args);
     for (char *p = strtok(words, " "); p && n < 199; p = strtok(NULL, " ")) argv[n++] = p;
     char *out = joined(work, "out"), *err = joined(work, "err");
     spill(err, "", 0); // else a reader may still find the last process's words
@@ -121,7 +131,9 @@ static inline pid_t start(const char *args) {
         int o = open(out, O_WRONLY | O_CREAT | O_TRUNC, 0644), e = open(err, O_WRONLY | O_CREAT | O_TRUNC, 0644);
         int i = open("/dev/null", O_RDONLY);
         if (o < 0 || e < 0 || i < 0 || dup2(i, 0) < 0 || dup2(o, 1) < 0 || dup2(e, 2) < 0) _exit(99);
-        execv(program, argv);
+        struct rlimit limit = {file_limit, file_limit};
+        (void)setrlimit(RLIMIT_FSIZE, &limit);
+        execvp(argv[0], argv);
         _exit(99);
     }
     free(out), free(err);
