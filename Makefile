@@ -121,8 +121,11 @@ $(BUILD)/%.o: %.cpp
 
 # Whatever other people's numbers there are: the committed ones, and a folder beside the repository if there is one.
 FIXTURES := $(if $(wildcard test/fixtures/oracle),test/fixtures)
-ORACLES  := $(foreach root,$(FIXTURES) $(if $(wildcard ../shared/oracle),../shared),$(foreach d,ref cpu,"$(ORACLE) --root $(root) --device $(d)")) \
-            $(foreach root,$(FIXTURES),"$(ORACLE) --root $(root) --device cuda --only models")
+# ref needs 20 s for the trajectories of that folder: they are left to cpu here, and to make test-long.
+ORACLES  := $(if $(FIXTURES),$(foreach d,ref cpu,"$(ORACLE) --root $(FIXTURES) --device $(d)") \
+                $(foreach o,models training,"$(ORACLE) --root $(FIXTURES) --device cuda --only $(o)")) \
+            $(if $(wildcard ../shared/oracle),"$(ORACLE) --root ../shared --device ref --skip /trajectory" \
+                "$(ORACLE) --root ../shared --device cpu")
 PLANTED  := $(if $(FIXTURES),"sh test/test_plant.sh $(ORACLE) test/fixtures")
 COMPILED := $(if $(NVCC),"$(NVCC) $(NVCCFLAGS) -arch=sm_80 -c kernels.cu -o $(BUILD)/test/kernels_nvcc.o","echo no nvcc here; exit 77")
 

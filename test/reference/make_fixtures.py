@@ -65,8 +65,8 @@ CHAT_TEMPLATE = """{%- if messages[0]['role'] != 'system' -%}
 
 # Three small models. Sizes differ from each other and from round numbers on purpose: three query heads per key head,
 # head size 24 with unequal rotary sections, an MLP width that no vector length divides, windows of 3x3 units that
-# pictures do not fill. "learner" is the one that is trained: all its weights together must be small, for they are stored
-# several times over.
+# pictures do not fill. "learner" is the one that is trained: all its weights together must be small, for they are
+# stored several times over.
 LINEAR = ".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|attn.qkv|attn.proj|merger.mlp.[02])$"
 MODELS = {
     "thirds": dict(
@@ -96,7 +96,7 @@ MODELS = {
         adapters=[
             # name, keys of the old module tree, batch of the stored gradients, PEFT's options
             ("lora_old_rslora", True, ["image", "text"], dict(
-                r=2, lora_alpha=5, use_rslora=True, target_modules=LINEAR)),
+                r=2, lora_alpha=5, use_rslora=True, target_modules=LINEAR, rank_pattern={"attn.proj": 3, "o_proj": 1})),
             # A key is an expression behind an optional path: a dot is any character, ^ holds it to the whole path, and
             # the first key that fits wins (the second of them never hits merger.mlp.0).
             ("lora_patterns", False, ["two_images"], dict(
