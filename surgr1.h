@@ -1305,15 +1305,165 @@ double cluster_ratio(const void *sums, const int64_t *drawn, int64_t n);      //
 double cluster_mean(const void *sums, const int64_t *drawn, int64_t n);       // mean of correct / n
 double cluster_difference(const void *sums, const int64_t *drawn, int64_t n); // (sum correct - sum other) / sum n
 // ================================================================================================ surgery/answer.c
-// Reading a model's answer. (Boxes so far; the three-level parser joins them here.)
+// Reading a model's answer: one reading for every byte string. Nothing here fails, allocates per level, or repairs.
 
-// Boxes (here in the frame the model was shown: pixels of the resized picture) in every spelling the model uses: {"bbox_2d": [n,n,n,n], "label": "..."}, (n,n),(n,n), a bare [n,n,n,n]. Linear
-// time, never fails; an answer that breaks off gives the boxes before the break. Returns how many (at most max).
+typedef struct View { // part of a text; not zero-ended
+    const char *p;
+    size_t len;
+} View;
+View view_of(const char *text); // NULL: empty
+View view_trim(View v);         // without ASCII white space around it
+
+enum AnswerStatus {   // exactly one; of several that apply the one that is named first after TOO_LONG
+    ANSWER_OK,        // <think>T</think> <answer>A</answer>, nothing else but white space, no tag within T or A
+    ANSWER_NO_THINK,  // a pair is missing
+    ANSWER_NO_ANSWER, //
+    ANSWER_UNCLOSED,  // an opening tag with no end behind it; told before the two above
+    ANSWER_NESTED,    // a tag inside a pair
+    ANSWER_REPEATED,  // a pair twice
+    ANSWER_ORDER,     // answer before think
+    ANSWER_OUTSIDE,   // anything but white space outside the pairs
+    ANSWER_EMPTY,     // T or A
+    ANSWER_TOO_LONG,  // over LIMIT_OUTPUT_BYTES: nothing of it is read
+    ANSWER_BAD_UTF8,  // within A
+    ANSWER_TOO_MANY,  // over LIMIT_BOXES boxes within A
+    ANSWER_STATUSES
+};
+extern const char *const answer_status_names[ANSWER_STATUSES]; // "OK", "NO_THINK", ...
+
+typedef struct AnswerLevel { // "Level K: text"
+    View text;               // up to the next level or the end of the thought
+    size_t at;               // where "Level" stands in Answer.text
+    bool found, colon;       // colon: without it the header stood alone in front of a line
+} AnswerLevel;
+typedef struct Answer { // views into the parsed text
+    enum AnswerStatus status;
+    View text;            // trimmed
+    View think;           // T; of another status than OK what follows the first <think>, up to the next tag
+    bool think_closed;    // think stood in a pair
+    View answer;          // A; of another status (lenient) that of the last complete pair
+    bool has_answer;      // there is such a pair
+    View preamble;        // of think, in front of its first level
+    AnswerLevel level[3]; //
+    int headers;          // n when the headers with a colon are exactly levels 1..n, in order, each with a text; else 0
+    size_t steps;         // bytes looked at: linear in the length
+} Answer;
+void answer_parse(Answer *a, const char *text, size_t len);
+
+// Labels are equal when their N are: lower case; without `_`, `-`, white space, a leading option letter ("D. ") and one
+// final full stop; three spellings of Calot's triangle are one. Nothing equals an empty label.
+bool label_equal(View a, View b);
+void label_normalise(View v, Text *out);                         // adds N(v)
+int label_lookup(View v, const char *const *words, int n);       // which of them; the very same bytes first; -1: none
+typedef struct TripletNames {
+    const char *const *instruments, *const *verbs, *const *targets;
+    int n_instruments, n_verbs, n_targets;
+} TripletNames;
+// "grasper retract gallbladder", spaces or underscores. False when it is not three names; those in front of the first
+// unknown one are in *out, -1 elsewhere.
+bool answer_triplet(View item, const TripletNames *names, Triplet *out);
+// The next item of a list ("a, b and c") or of triplets (`,` `;` newline); false at the end. *rest moves on.
+bool answer_next_item(View *rest, enum AnswerKind kind, View *item);
+
+enum { ANSWER_MAX_BOXES = 64 };
+typedef struct Reading { // of an answer, by the kind of its task
+    enum AnswerKind kind;
+    bool ok;        // it says something of that kind
+    View word;      // WORD: the label as written, LIST and TRIPLETS: all of it, VQLA: the label (in .text)
+    bool yes;       // YESNO
+    int64_t number; // NUMBER
+    bool json;      // VQLA: one JSON object with "answer" or "bbox_2d", each as it must be
+    int n_boxes;    // BOX, BOXES, VQLA; ok and 0: it says there is none ("No tools detected")
+    Box boxes[ANSWER_MAX_BOXES]; // in the frame they were written in
+    char text[1024];
+} Reading;
+// An option letter alone stands for the item's choice. An answer that begins as JSON is read as JSON only.
+void answer_read(Reading *r, View answer, const TaskItem *item);
+// Whether it says what item->answer says. Of boxes: false, they are measured. Sets (LIST, TRIPLETS) are compared as sets.
+bool answer_matches(const Reading *r, const TaskItem *item);
+
+// Boxes anywhere in a text (here in the frame the model was shown: pixels of the resized picture) in every spelling the
+// model uses: {"bbox_2d": [n,n,n,n], "label": "..."}, (n,n),(n,n), a bare [n,n,n,n]. Linear time, never fails; an answer
+// that breaks off gives the boxes before the break. Returns how many (at most max).
 int answer_boxes(const char *text, size_t len, Box *boxes, int max);
 // Corners in order and some part inside a picture of width x height.
 bool box_is_valid(Box b, int64_t width, int64_t height);
 // Resized frame -> original frame, in double.
 Box box_to_original(Box b, int64_t resized_w, int64_t resized_h, int64_t original_w, int64_t original_h);
+
+// ================================================================================================ surgery/reward.c
+// The rewards of Surg-R1 (eq. 4) and of Surgery-R1, and shaping terms, each by its name.
+
+enum RewardTerm {
+    REWARD_FORMAT,     // Surg-R1's format; Surgery-R1's R_fmt
+    REWARD_ANSWER,     // Surg-R1: 1[answer], IoU where boxes are asked for
+    REWARD_STRUCTURE,  // Surg-R1: the levels
+    REWARD_GROUNDING,  // Surgery-R1: R_VG
+    REWARD_LANGUAGE,   // Surgery-R1: R_LA
+    REWARD_COHERENCE,  // Surgery-R1: R_MC
+    REWARD_OVERLONG,   // shaping, all <= 0 but the cosine: DAPO's soft overlong punishment
+    REWARD_COSINE,     // length as a cosine (arXiv 2502.03373)
+    REWARD_REPETITION, // repeated n-grams
+    REWARD_TERMS
+};
+extern const char *const reward_term_names[REWARD_TERMS]; // "format", ...
+// "Level 1" anywhere in think, as the paper says, which a preamble "This is a Level 1 task" earns for nothing; or headers
+// with a text, in order, up to the task's level.
+enum StructureMode { STRUCTURE_PAPER, STRUCTURE_HEADER };
+enum BoxReward {
+    BOX_IOU,    // the value
+    BOX_IOU50,  // 1[IoU >= box_threshold] (Surgery-R1: >)
+    BOX_TIERED, // mean of 1[IoU >= k], k = 0.3, 0.5, 0.7
+    BOX_L1,     // 1[largest corner error < 10 pixels of the original]
+    BOX_GIOU,   // (1 + GIoU) / 2, so that a box far off is worth more than none
+    BOX_GIOU50  // 1[GIoU >= box_threshold]
+};
+enum LanguageReward { LANGUAGE_EXACT, LANGUAGE_IN_VOCAB, LANGUAGE_TOKEN_F1 };
+enum CoherenceReward { COHERENCE_JOINT, COHERENCE_PRODUCT, COHERENCE_QUADRANT, COHERENCE_TRACE };
+
+typedef struct RewardOptions {
+    bool surgery_r1;             // which paper's terms; the other's are not asked for
+    double weight[REWARD_TERMS]; // 0: not in the total (but still measured)
+    double structure_part;       // the structure term counts in this part of the run from its start (S0)
+    enum StructureMode structure;
+    bool strict_answer; // an answer counts with status OK only; else that of the last complete pair does
+    enum BoxReward box;
+    double box_threshold;
+    enum LanguageReward language;
+    enum CoherenceReward coherence;
+    int64_t max_tokens, overlong_buffer; // L and C of the overlong term; L of the cosine
+    double cosine[4];                    // right: at length 0, at L; wrong: at length 0, at L
+    int64_t ngram;                       // of repetition
+    double repetition_penalty;           // < 0
+} RewardOptions;
+// "surg-r1" or "surgery-r1"; false for another name.
+bool reward_preset(RewardOptions *o, const char *name);
+
+typedef struct RewardInput { // one completion
+    const TaskItem *item;    // its boxes are in pixels of the file
+    const char *text;        // the completion
+    size_t len;
+    int64_t resized_w, resized_h; // of the picture the model was shown; 0: boxes are written in pixels of the file
+    int64_t step, steps;          // of the run; steps 0: no run, everything counts
+    int64_t tokens;               // of the completion; -1: not known, then overlong and cosine are not asked for
+    const int32_t *ids;           // [tokens], or NULL: repetition is of lower-cased words
+    const char *const *labels;    // vocabulary of in-vocab; NULL: the 18 labels of EndoVis-18-VQA
+    int n_labels;
+} RewardInput;
+typedef struct Reward {
+    double term[REWARD_TERMS]; // NaN: not asked for
+    double total;              // sum of weight * term
+    double iou;                // plain IoU of the answer's boxes (mean over a matching); NaN where none are asked for
+    bool right;                // the answer is right: exactly; of boxes IoU >= 0.5
+    bool structure_counts;     // its weight is in the total
+    Answer answer;
+    Reading reading;
+} Reward;
+void reward_score(Reward *r, const RewardOptions *o, const RewardInput *in);
+// Largest sum over one-to-one matchings of the boxes' values, over the larger number of boxes; 1 when both are none.
+// Names must be equal where the truth has one. found is in pixels of the file. At most ANSWER_MAX_BOXES each.
+double boxes_match(const Box *truth, int n_truth, const Box *found, int n_found, int64_t width, int64_t height,
+                   const RewardOptions *o);
 
 // ======================================================================================================= train.c
 // What every trainer is made of: packed batches, AdamW, the schedule, the guards, what a checkpoint holds.
