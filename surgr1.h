@@ -958,6 +958,94 @@ const char *task_grid_cell(double x, double y, double width, double height);
 // One of [0, n), a pure function of its arguments. what: tells several picks for one id apart.
 int task_pick(uint64_t seed, const char *id, uint32_t what, int n);
 
+typedef struct TaskRecord { // one line, read; `item` points into the rest of it
+    TaskItem item;          // without boxes: n_boxes 0, or -1 where a list of them is asked for
+    const char *prompt;     // the last user turn, NULL: none
+    const char *response;   // the completion of a model: "response", "prediction", "output" or "completion"; NULL: none
+    size_t response_len;    //
+    int64_t resized_width, resized_height; // "resized": of the picture as the model was shown it; 0: not said
+    int64_t tokens;                        // "tokens" of the completion; -1: not said
+    char id[24], **choices;                // private, as all that follows
+    bool choices_owned;
+    Text truth;
+    JsonDoc doc;
+} TaskRecord;
+// One record of any program that writes this form. A missing task is vqa, a missing id the number; the label may be called
+// answer, labels, label, ground_truth or target; missing choices are read from the prompt ("A. ..." lines). Refuses
+// E-JS-*, E-DS-01 to -03, -05, -06. May be moved, not copied; nothing to free after a refusal.
+bool task_record_read(TaskRecord *r, const char *line, size_t len, const char *file, int64_t number, Err *e);
+void task_record_free(TaskRecord *r);
+
+// =================================================================================================== data/scenes.c
+// Drawn operating fields with their full truth. A scene is a pure function of its options.
+
+enum SceneStyle { SCENE_CLEAR, SCENE_NATURAL }; // hues that mark the tools, little texture; or steel, texture, glare
+enum SceneKind { SCENE_CHOLEC, SCENE_RARP, SCENE_MIXED }; // mixed: patient by patient
+enum { SCENE_GROUP = 12 };                      // frames of one patient (shared anatomy and colours)
+typedef struct SceneOptions {
+    uint64_t seed;
+    int64_t index, group; // frame from 0; frames of one patient, 0: SCENE_GROUP
+    int width, height;    // 64..1024
+    enum SceneStyle style;
+    enum SceneKind kind;
+} SceneOptions;
+typedef struct SceneTool {
+    const char *name; // of CholecT50, or of robotic surgery
+    int class;
+    const char *verb, *target; // of CholecT50; NULL in suturing
+    int triplet;               // its number there; -1 in suturing
+    Box box, head;             // tight boxes of its visible pixels: all of it (shaft included); jaws or tip alone
+    double tip_x, tip_y;       // pixels
+    const char *cell;          // task_grid_cell of the tip
+    double visible;            // visible pixels / pixels it would have in the picture with nothing in front
+    int64_t pixels;
+} SceneTool;
+typedef struct SceneTissue {
+    const char *name; // of CholecT50 where it has one
+    bool tissue;      // else an object: fluid, specimen bag, clip, port, needle, thread, catheter
+    Box box;          // tight box of its visible pixels
+    int64_t pixels;
+    double share; // of the square of the shorter side
+} SceneTissue;
+typedef struct SceneTruth {
+    bool robotic;
+    int64_t patient, frame; // frame: within the patient
+    int n_tools, n_tissues; // tools are what counts as visible: head 60 % seen, whole 40 %
+    SceneTool tools[4];     // in painter's order, the front one first
+    SceneTissue tissues[32];
+    const char *action;            // of SAR-RARP50; suturing only
+    const char *phase, *step;      // cholecystectomy only; phase as Cholec80 writes it
+    const char *also;              // another phase that the picture would allow, or NULL
+    bool cvs_asked;                // the triangle is part of the scene; else the criteria mean nothing
+    bool criteria[3], cvs;         // two structures, triangle, plate; all three
+    double smoke, blur;            // 0: none
+    bool round_scope;              // black outside of a circle
+    int drafts;                    // how many were drawn until everything meant could be seen
+} SceneTruth;
+typedef struct Scene {
+    int width, height;
+    uint8_t *rgb;   // [height, width, 3]
+    uint8_t *owner; // [height, width] whose pixel it is; from SCENE_TOOL_OWNER on two numbers a tool: shaft, head
+    SceneTruth truth;
+} Scene;
+enum { SCENE_TOOL_OWNER = 25 };
+void scene_render(Scene *s, const SceneOptions *o); // free it
+void scene_free(Scene *s);
+void scene_truth_json(const Scene *s, Text *out); // one object
+typedef struct SceneRecords { // how a frame becomes records
+    uint64_t seed;       // of the scene's options
+    int64_t index;       //
+    const char *split;   // "train"
+    const char *image;   // path of the picture in the record
+    TaskWording wording; // choices: where the answer is one of a vocabulary
+    bool answers;        // with the assistant's message
+    bool truth;          // with the truth in every record
+    uint32_t tasks;      // bit by enum Task
+    int per_frame;       // 0: every question that the frame allows
+} SceneRecords;
+// Adds the records of a frame, one JSON line each; returns how many. "The grasper" is asked for only when there is one.
+int scene_records(const Scene *s, const SceneRecords *how, Text *out);
+
 // ==================================================================================================== data/forms.c
 // One record: a conversation in any of the forms that data/README.md shows, told apart by their fields.
 
@@ -1103,6 +1191,40 @@ void sample_free(Sample *s);
 bool sample_prompt(const Dataset *d, int64_t i, Ids *prompt, int *n_grids, Err *e);
 // Place `index` of epoch `epoch`: a permutation of 0..n-1 that is a pure function of its arguments (no state to save).
 int64_t shuffled(uint64_t seed, int64_t epoch, int64_t index, int64_t n);
+
+// ================================================================================================== data/import.c
+// Public data sets, as their owners publish them, into records: annotations from the tree, pictures from folders of frames that
+// the user extracted. data/README.md shows what each importer expects.
+
+typedef struct ImportOptions {
+    const char *dataset, *root, *out; // "cholec80"; the data set's folder; folder of the new <split>.jsonl files
+    const char *frames;               // folder of the frames; NULL: where the data set has them
+    const char *image_root;           // what paths in records start from; NULL: `out` when the frames are beneath it, else root
+    bool absolute_images;             // absolute paths instead
+    const char *variant;              // which of the published splits; NULL: the usual one
+    const char *splits, *tasks;       // those wanted, with commas; NULL: all
+    double fps;                       // frames a second to keep; 0: as the data set is commonly used
+    int64_t every;                    // of these, every so manieth
+    int64_t balance;                  // at most so many of a class, task and split; 0: all, -1: as the rarest class has
+    uint64_t seed;
+    double weight;                    // of every record
+    const char *const *eval;          // evaluation splits in use: "cholect50:rdv:test", or "all" that are known
+    int n_eval;
+    const char *const *beside;        // files of records that will be used together with these
+    int n_beside;
+    const char *overlap_table;        // csv: endoscapes,camma (which videos are one patient); NULL: unknown
+    bool allow_overlap, skip_unknown, drop_black;
+    const char *frame_names;          // seconds0, seconds1, frames0, frames1; NULL: told from the names
+    const char *spec;                 // of "generic": its mapping
+    TaskWording wording;
+    bool no_answers; // without the assistant's turn
+} ImportOptions;
+extern const char *const import_names[]; // the data sets, ended by NULL
+const char *import_what(const char *dataset); // one line for the help; NULL when there is none of that name
+// Writes out/<split>.jsonl and adds one JSON object to report: what was read, kept, left out and why. Refuses E-DS-02 (nothing is
+// left), -04, -06, -09 (a patient on both sides), -12 (a label outside of its vocabulary), -13 (an annotation file), -14 (how
+// frames are numbered), -15 (a pickle), E-JS-*, E-IM-*, E-IO-*, E-WR-*.
+bool import_run(const ImportOptions *o, Text *report, Err *e);
 
 // =============================================================================================== surgery/metrics.c
 // Every number of an evaluation, from plain arrays: no file, no text, no model. Shares are in [0, 1] unless "percent"
@@ -1464,6 +1586,81 @@ void reward_score(Reward *r, const RewardOptions *o, const RewardInput *in);
 // Names must be equal where the truth has one. found is in pixels of the file. At most ANSWER_MAX_BOXES each.
 double boxes_match(const Box *truth, int n_truth, const Box *found, int n_found, int64_t width, int64_t height,
                    const RewardOptions *o);
+
+// ============================================================================================= surgery/knowledge.c
+// What is typical of an operation, from data/knowledge/*.json, for a teacher's prompt; and its terms in a text.
+
+typedef struct Knowledge {
+    JsonDoc doc;
+} Knowledge;
+// Refuses what it does not know, what is missing, rows without a source, names that lead nowhere: E-CF-02, E-JS-*, E-IO-*.
+bool knowledge_read(Knowledge *k, const char *path, Err *e);
+void knowledge_free(Knowledge *k);
+bool knowledge_fits(const Knowledge *k, const char *procedure, enum Task task);
+void knowledge_print(const Knowledge *k, enum Task task, Text *out); // only what a question of this kind needs
+// How many of its instruments and tissues a text names; the first word in it that belongs to another operation, or NULL.
+int knowledge_terms(const Knowledge *k, const char *text, size_t len);
+const char *knowledge_foreign(const Knowledge *k, const char *text, size_t len);
+// Adds lower-case words (a-z, 0-9) with one space around each. Then: how often a term stands in them, whole, with or
+// without a plural s.
+void words_of(const char *text, size_t len, Text *out);
+int words_hold(const Text *words, const char *term);
+
+// ================================================================================================= surgery/synth.c
+// Reasoning data: requests to a teacher, what comes back, and the built-in teacher of drawn scenes.
+
+typedef struct SynthRequests {
+    const char *data, *image_root; // records of task_record_print; where their pictures are (NULL: beside the file)
+    const char *const *knowledge;  // files
+    int n_knowledge;
+    const char *out;          // new folder: requests-NNN.jsonl, manifest.jsonl, the knowledge files
+    const char *model;        // as the server names it
+    const char *image_detail; // "auto", "low", "high"; NULL: not said
+    const char *limit_name;   // "max_tokens" or "max_completion_tokens"
+    int64_t max_tokens;
+    double temperature;          // < 0: not said
+    int64_t max_bytes;           // of one file of requests
+    int64_t min_words, max_words; // of a thought
+} SynthRequests;
+typedef struct SynthSent {
+    int64_t requests, files, bytes;
+} SynthSent;
+enum { SYNTH_FILE_REQUESTS = 50000 }; // at most in one file: the published limit
+// E-DS-* for a record without picture, task, label or fitting knowledge; E-DS-07 when one request is over max_bytes.
+bool synth_requests(const SynthRequests *o, SynthSent *sent, Err *e);
+
+enum SynthVerdict { // of one request; the first that applies
+    SYNTH_ACCEPTED,
+    SYNTH_MISSING,    // no response
+    SYNTH_DUPLICATE,  // more than one: nothing tells which is meant
+    SYNTH_ERROR,      // the server's, or a response of neither form
+    SYNTH_CUT,        // finish_reason is not "stop"
+    SYNTH_EMPTY,      //
+    SYNTH_FORMAT,     // answer_parse
+    SYNTH_LEVELS,     // not exactly the levels up to the task's
+    SYNTH_LENGTH,     // words of the thought
+    SYNTH_LANGUAGE,   // not English
+    SYNTH_LEAK,       // the thought speaks of label, list or prompt
+    SYNTH_VOCABULARY, // words of another operation, or none of this one
+    SYNTH_BOXES,      // not as bbox_2d, or outside of the picture
+    SYNTH_ANSWER,     // not the label; of boxes IoU < 0.99
+    SYNTH_VERDICTS
+};
+extern const char *const synth_verdict_names[SYNTH_VERDICTS];
+// Boxes are in pixels of the file on both sides. knowledge: those that fit the item; n 0: no vocabulary to look at.
+enum SynthVerdict synth_judge(const TaskItem *item, const char *text, size_t len, const Knowledge *const *knowledge,
+                              int n, int64_t min_words, int64_t max_words);
+
+typedef struct SynthCounts {
+    int64_t requests, lines;           // lines: of the response files
+    int64_t verdict[SYNTH_VERDICTS];   // sums to requests
+    int64_t foreign, unreadable;       // lines with an unknown id; that are no JSON object with an id
+} SynthCounts;
+// Joins by custom_id, in any order. Writes accepted answers as they are, in the order of the requests, as training records
+// with "teacher" and "request"; and when some are refused and retry is not NULL, a new folder of requests for them.
+bool synth_ingest(const char *requests, const char *const *responses, int n, const char *out, const char *retry,
+                  SynthCounts *c, Err *e);
+void synth_counts_print(const SynthCounts *c, Text *out); // one JSON object
 
 // ======================================================================================================= train.c
 // What every trainer is made of: packed batches, AdamW, the schedule, the guards, what a checkpoint holds.
