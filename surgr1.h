@@ -965,7 +965,7 @@ typedef struct TaskRecord { // one line, read; `item` points into the rest of it
     size_t response_len;    //
     int64_t resized_width, resized_height; // "resized": of the picture as the model was shown it; 0: not said
     int64_t tokens;                        // "tokens" of the completion; -1: not said
-    char id[24], **choices;                // private, as all that follows
+    char *id, **choices;                   // private, as all that follows
     bool choices_owned;
     Text truth;
     JsonDoc doc;
