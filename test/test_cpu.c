@@ -74,8 +74,8 @@ static float *packed(Buffer b) {
 
 // Runs an op on the reference and, for every instruction set and thread count, on cpu: outputs close to the reference,
 // equal bits at every thread count, nothing written outside the outputs' views, inputs untouched.
-typedef void (*Run)(const Ops *d, Buffer *b, const void *arg);
-static void against_reference(const char *what, Run run, const void *arg, Buffer *b, int n, unsigned outputs,
+typedef void (*RunOp)(const Ops *d, Buffer *b, const void *arg);
+static void against_reference(const char *what, RunOp run, const void *arg, Buffer *b, int n, unsigned outputs,
                               double limit) {
     Buffer want[8], got[8];
     for (int i = 0; i < n; i++) want[i] = clone(b[i]);
