@@ -243,23 +243,36 @@ static inline __attribute__((always_inline)) V4 sqrt4(V4 a) {
     return a;
 }
 
+static inline __attribute__((always_inline)) V4 part4(const void *p, int64_t n) {
+    V4 v = {0};
+    memcpy(&v, p, (size_t)n * 4);
+    return v;
+}
+
 #define LANES      4
 #define LANES_NAME scalar
 #define LANES_TARGET
 #define LANES_FMA(a, b, c) ((a) * (b) + (c))
 #define OUTER_ROWS         3
 #define LANES_SQRT(a)      sqrt4(a)
+#define LANES_PART(p, n)   part4(p, n)
 #define TILE_ROWS          3
 #include "cpu_lanes.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+// A masked load touches no memory behind its mask. n set lanes begin at part_mask + 16 - n.
+static const int32_t part_mask[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+static inline __attribute__((always_inline, target("avx2,fma"))) V8 part8(const void *p, const int32_t *mask) {
+    return (V8)_mm256_maskload_ps(p, _mm256_loadu_si256((const __m256i *)mask));
+}
 #define LANES              8
 #define LANES_NAME         avx2
 #define LANES_TARGET       __attribute__((target("avx2,fma")))
 #define LANES_FMA(a, b, c) ((Vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define OUTER_ROWS         6
 #define LANES_SQRT(a)      ((Vec)_mm256_sqrt_ps((__m256)(a)))
+#define LANES_PART(p, n)   part8(p, part_mask + 16 - (n))
 #define TILE_ROWS          3
 #include "cpu_lanes.h"
 
@@ -269,6 +282,7 @@ static inline __attribute__((always_inline)) V4 sqrt4(V4 a) {
 #define LANES_FMA(a, b, c) ((Vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define OUTER_ROWS         12
 #define LANES_SQRT(a)      ((Vec)_mm512_sqrt_ps((__m512)(a)))
+#define LANES_PART(p, n)   ((Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), p))
 #define TILE_ROWS          6
 #include "cpu_lanes.h"
 
@@ -279,12 +293,17 @@ static inline __attribute__((always_inline)) V4 sqrt4(V4 a) {
 #define LANES_FMA(a, b, c) fma_halves(a, b, c)
 #define OUTER_ROWS         3
 #define LANES_SQRT(a)      sqrt_halves(a)
+#define LANES_PART(p, n)   part_halves(p, n)
 #define TILE_ROWS          6
 typedef float V16 __attribute__((vector_size(64)));
 static inline __attribute__((always_inline, target("avx2,fma"))) V16 fma_halves(V16 a, V16 b, V16 c) {
 #define LOW(v)  (__m256) __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)
 #define HIGH(v) (__m256) __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)
     V8 low = (V8)_mm256_fmadd_ps(LOW(a), LOW(b), LOW(c)), high = (V8)_mm256_fmadd_ps(HIGH(a), HIGH(b), HIGH(c));
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+static inline __attribute__((always_inline, target("avx2,fma"))) V16 part_halves(const char *p, int64_t n) {
+    V8 low = part8(p, part_mask + 16 - n), high = part8(p + 32, part_mask + 24 - n);
     return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 static inline __attribute__((always_inline, target("avx2,fma"))) V16 sqrt_halves(V16 a) {
@@ -364,8 +383,10 @@ static void cpu_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float be
             int64_t I = g.I;
             g.a = g.b, g.b = a, g.I = g.J, g.J = I, g.swapped = true;
         }
-        int64_t blocks_i = (g.I + OUTER_I - 1) / OUTER_I, width = OUTER_J;
-        while (width > 64 && blocks_i * ((g.J + width - 1) / width) < 8) width /= 2;
+        // wide blocks read a less often; three for each thread keep all of them busy
+        int64_t blocks_i = (g.I + OUTER_I - 1) / OUTER_I, width = OUTER_J, wanted = pool_threads();
+        wanted = wanted > 1 ? 3 * wanted : 1;
+        while (width > 64 && blocks_i * ((g.J + width - 1) / width) < wanted) width /= 2;
         int64_t blocks_j = (g.J + width - 1) / width;
         g.block_i = (g.I + blocks_i * 12 - 1) / (blocks_i * 12) * 12;
         g.block_j = (g.J + blocks_j * 32 - 1) / (blocks_j * 32) * 32;

@@ -1,7 +1,8 @@
 // cpu_lanes.h - the kernels of cpu.c, written once for vectors of LANES floats; cpu.c includes it once per instruction set.
 //
 // What it is:  a template. Before including: LANES (4, 8 or 16), LANES_NAME (suffix of every name here), LANES_TARGET
-//              (function attribute), LANES_FMA(a, b, c) for one vector, TILE_ROWS (rows of x in a register tile).
+//              (function attribute), LANES_FMA(a, b, c) for one vector, LANES_PART(p, n) for the first n < LANES floats at p
+//              and zeros behind them, LANES_SQRT(a), TILE_ROWS (rows of x in a register tile), OUTER_ROWS (those of outer).
 // What it is not: dispatch, threads or contracts: cpu.c and ops.c.
 // Read before: cpu.c's comment on matmul, which says in what order everything is summed and why.
 #define L_JOIN2(a, b) a##_##b
@@ -33,14 +34,13 @@ INLINE Vec L(load_as)(const char *p, bool bf16) {
 }
 // The same for n < LANES elements, zeros behind them; reads nothing past the n-th.
 INLINE Vec L(load_part)(const char *p, bool bf16, int64_t n) {
+    if (!bf16) return LANES_PART(p, n);
     float f[LANES] = {0};
-    if (!bf16) memcpy(f, p, (size_t)n * 4);
-    else
-        for (int64_t i = 0; i < n; i++) {
-            uint16_t h;
-            memcpy(&h, p + 2 * i, 2);
-            f[i] = bf16_to_f32(h);
-        }
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, p + 2 * i, 2);
+        f[i] = bf16_to_f32(h);
+    }
     return L(load)(f);
 }
 
@@ -394,6 +394,7 @@ INLINE void L(pack_panels)(float *dst, int64_t panel, Operand o, int64_t row0, i
     for (int64_t k = 0; k < n; k++, p += o.col, dst += stride) {
         float *to = dst;
         int64_t r = 0;
+        for (int64_t c = 0; c < rows; c += 16) __builtin_prefetch(p + 8 * o.col + 4 * c); // steps too wide for hardware
         for (; r + width <= rows; r += width, to += panel)
             if (width % LANES == 0)
 #pragma GCC unroll 2
@@ -1261,6 +1262,7 @@ static const Lanes L(lanes) = {
 #undef LANES_NAME
 #undef LANES_TARGET
 #undef LANES_FMA
+#undef LANES_PART
 #undef LANES_SQRT
 #undef TILE_ROWS
 #undef OUTER_ROWS

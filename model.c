@@ -637,7 +637,7 @@ static void pass_backward(Model *m, TextScratch *s, const TrainBatch *b, Mat dpi
         char name[64];
         snprintf(name, sizeof name, "text.layer.%lld.backward", (long long)i);
         trace_where(name);
-        if (i < L - b->keep) // not kept: run again; the same input gives the same bits
+        if (i < L - 1 - b->keep) // not kept, nor the last that ran through the shared scratch: again, for the same bits
             block_forward(d, &m->layers[i], text_shape(m), s->kept[i], s->x[i + 1], s->x[i], s->angles, s->spans, NULL,
                           NULL, NULL, NULL, NULL);
         block_backward(d, &m->layers[i], text_shape(m), s->kept[i], s->grad, s->dx, s->x[i], s->angles, s->spans);

@@ -374,7 +374,7 @@ void vision_backward(const Ops *d, const Vision *v, Mat dy, VisionTape *tape) {
         char name[64];
         snprintf(name, sizeof name, "vision.block.%lld.backward", (long long)j);
         trace_where(name);
-        if (j < c->depth - tape->keep) // what it computed was not kept: the next block's input is made again beside it
+        if (j < c->depth - 1 - tape->keep) // as in model.c; the next block's input is made again beside it
             block_forward(d, &v->blocks[j], shape_of(v), s->kept[j], s->x[j + 1], s->x[j], s->angles, spans_of(v, s, j),
                           NULL, NULL, NULL, NULL, NULL);
         block_backward(d, &v->blocks[j], shape_of(v), s->kept[j], s->grad, s->dx, s->x[j], s->angles,
