@@ -52,6 +52,7 @@ typedef struct Command {
 } Command;
 
 extern const Command command_ask, command_info, command_check, command_compare, command_merge, command_sft;
+extern const Command command_reward_check;
 extern const Command command_scenes;
 
 // Reads argv (without the program and the command) by the table of c and runs it; --help prints the table instead.

@@ -351,3 +351,219 @@ void task_record_print(const TaskItem *t, TaskWording w, const char *completion,
     text_addf(out, "}\n");
     text_free(&question);
 }
+
+// --------------------------------------------------------------------------------------------------- reading a record
+typedef struct RecordReader {
+    TaskRecord *r;
+    Err *e;
+} RecordReader;
+
+static const Json *member(const Json *object, const char *key) { // null counts as absent
+    const Json *v = json_get(object, key);
+    return v && v->type != JSON_NULL ? v : NULL;
+}
+
+static bool unfit(const RecordReader *d, const Json *v, const char *code, const char *field, const char *expected,
+                  const char *found, const char *todo) {
+    return err_set(d->e, code, json_at(&d->r->doc, v, field), "expected %s; found %s; do: %s", expected, found, todo);
+}
+
+// A plain text: a string without NUL and control characters but tab and newline. numbers: an integer will do, as it is
+// written.
+static bool plain_text(const RecordReader *d, const char *key, bool numbers, const char **out) {
+    const Json *v = member(d->r->doc.root, key);
+    if (!v) return true;
+    if (v->type != JSON_STRING && !(numbers && v->type == JSON_NUMBER && v->integer))
+        return unfit(d, v, "E-DS-02", key, "a string", json_shown(v), "write a text there");
+    for (size_t i = 0; i < v->len; i++) {
+        unsigned char c = (unsigned char)v->str[i];
+        if ((c < 0x20 && c != '\t' && c != '\n') || c == 0x7F)
+            return unfit(d, v, "E-DS-05", key, "text without control characters", quoted(v->str + i, 1), "remove it");
+    }
+    *out = v->str;
+    return true;
+}
+
+// The text of the first of these members that is there. An array stands for its only element.
+static const Json *first_member(const Json *root, const char *const *keys, int n, const char **key) {
+    for (int i = 0; i < n; i++) {
+        const Json *v = member(root, keys[i]);
+        if (v && v->type == JSON_ARRAY && v->count == 1) v = v->child;
+        *key = keys[i];
+        if (v) return v;
+    }
+    return NULL;
+}
+
+static bool read_size(const RecordReader *d, const char *key, int64_t *width, int64_t *height) {
+    const Json *v = member(d->r->doc.root, key);
+    if (!v) return true;
+    const Json *w = v->child, *h = w ? w->next : NULL;
+    bool ok = v->type == JSON_ARRAY && v->count == 2 && w->integer && h->integer && w->i > 0 && h->i > 0 &&
+              w->i <= LIMIT_IMAGE_SIDE && h->i <= LIMIT_IMAGE_SIDE;
+    if (!ok) return unfit(d, v, "E-DS-02", key, "[width, height] in pixels", json_shown(v), "write two integers");
+    *width = w->i, *height = h->i;
+    return true;
+}
+
+static bool read_box(const RecordReader *d, const Json *v, Box *b) {
+    const Json *box = v->type == JSON_OBJECT ? member(v, "box") : v, *name = member(v, "label");
+    double *corner[4] = {&b->x1, &b->y1, &b->x2, &b->y2};
+    const TaskItem *t = &d->r->item;
+    bool ok = box && box->type == JSON_ARRAY && box->count == 4 && (!name || name->type == JSON_STRING);
+    const Json *c = ok ? box->child : NULL;
+    for (int i = 0; c; i++, c = c->next) ok = ok && c->type == JSON_NUMBER, *corner[i] = c->number;
+    if (!ok)
+        return unfit(d, v, "E-DS-02", "boxes", "{\"label\": ..., \"box\": [x1, y1, x2, y2]}", json_shown(v),
+                     "write each box like that");
+    bool inside = b->x1 >= 0 && b->y1 >= 0 && b->x1 < b->x2 && b->y1 < b->y2;
+    if (t->width && (b->x2 > (double)t->width || b->y2 > (double)t->height)) inside = false;
+    if (!inside)
+        return unfit(d, v, "E-DS-06", "boxes", "0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height",
+                     "a box that is not inside", "write pixels of the original picture");
+    if (!name) return true;
+    if (name->len >= sizeof b->label || memchr(name->str, 0, name->len))
+        return unfit(d, name, "E-DS-05", "boxes", "a name of at most 63 bytes", quoted(name->str, name->len),
+                     "shorten it");
+    memcpy(b->label, name->str, name->len);
+    return true;
+}
+
+static bool read_boxes(RecordReader *d) {
+    TaskItem *t = &d->r->item;
+    const Json *v = member(d->r->doc.root, "boxes");
+    t->n_boxes = !v && tasks[t->task].kind == ANSWER_BOXES ? -1 : 0; // an empty list says that there is none
+    if (!v) return true;
+    if (v->type != JSON_ARRAY || v->count > LIMIT_BOXES)
+        return unfit(d, v, v->type == JSON_ARRAY ? "E-DS-06" : "E-DS-02", "boxes", "a list of at most 64 boxes",
+                     v->type == JSON_ARRAY ? "more" : json_shown(v), "write a list of boxes");
+    t->boxes = alloc_or_die(v->count + 1, sizeof *t->boxes, "the boxes of a record");
+    for (const Json *c = v->child; c; c = c->next)
+        if (!read_box(d, c, &t->boxes[t->n_boxes++])) return false;
+    return true;
+}
+
+static bool add_choice(RecordReader *d, char *text) {
+    TaskItem *t = &d->r->item;
+    if (!d->r->choices) d->r->choices = alloc_or_die(TASK_MAX_CHOICES, sizeof *d->r->choices, "choices");
+    d->r->choices[t->n_choices++] = text;
+    t->choices = (const char *const *)d->r->choices;
+    return t->n_choices < TASK_MAX_CHOICES;
+}
+
+// The options as the prompt lists them, a line each from "A. " on: files of other systems have no other place for them.
+static void choices_of_prompt(RecordReader *d) {
+    TaskRecord *r = d->r;
+    const char *p = r->prompt ? strchr(r->prompt, '\n') : NULL;
+    for (; p; p = strchr(p, '\n')) {
+        p++;
+        if (p[0] != 'A' + r->item.n_choices || p[1] != '.' || p[2] != ' ') continue;
+        size_t len = strcspn(p + 3, "\n");
+        char *text = alloc_or_die(len + 1, 1, "a choice");
+        memcpy(text, p + 3, len);
+        if (!add_choice(d, text)) break;
+    }
+    r->choices_owned = r->item.n_choices > 0;
+}
+
+static bool read_choices(RecordReader *d) {
+    const Json *v = member(d->r->doc.root, "choices");
+    if (!v) return choices_of_prompt(d), true;
+    if (v->type != JSON_ARRAY || v->count > TASK_MAX_CHOICES)
+        return unfit(d, v, "E-DS-02", "choices", "a list of at most 26 texts", json_shown(v), "list the options");
+    for (const Json *c = v->child; c; c = c->next) {
+        if (c->type != JSON_STRING || !c->len || memchr(c->str, 0, c->len))
+            return unfit(d, c, "E-DS-02", "choices", "a text", json_shown(c), "write the option's name");
+        add_choice(d, (char *)(uintptr_t)c->str);
+    }
+    return true;
+}
+
+static bool read_texts(RecordReader *d) {
+    static const char *const labels[] = {"answer", "labels", "label", "ground_truth", "target"};
+    static const char *const responses[] = {"response", "prediction", "output", "completion"};
+    TaskRecord *r = d->r;
+    TaskItem *t = &r->item;
+    const Json *root = r->doc.root, *v;
+    const char *key;
+    if (!plain_text(d, "dataset", false, &t->dataset) || !plain_text(d, "procedure", false, &t->procedure) ||
+        !plain_text(d, "patient", true, &t->patient) || !plain_text(d, "video", true, &t->video) ||
+        !plain_text(d, "split", false, &t->split) || !plain_text(d, "slot", false, &t->slot) ||
+        !plain_text(d, "question", false, &t->question))
+        return false;
+    v = first_member(root, labels, 5, &key);
+    bool number = v && v->type == JSON_NUMBER && v->integer;
+    if (v && !number && (v->type != JSON_STRING || memchr(v->str, 0, v->len)))
+        return unfit(d, v, "E-DS-02", key, "the label as a text", json_shown(v), "write a text there");
+    t->answer = v ? v->str : NULL;
+    v = first_member(root, responses, 4, &key);
+    if (v && v->type != JSON_STRING)
+        return unfit(d, v, "E-DS-02", key, "the completion as a text", json_shown(v), "write the model's whole text");
+    if (v) r->response = v->str, r->response_len = v->len;
+    v = first_member(root, (const char *const[]){"images", "image"}, 2, &key);
+    if (v && v->type == JSON_STRING && !memchr(v->str, 0, v->len)) t->image = v->str;
+    v = member(root, "messages");
+    for (const Json *m = v && v->type == JSON_ARRAY ? v->child : NULL; m; m = m->next) {
+        const Json *role = json_get(m, "role"), *text = json_get(m, "content");
+        if (role && json_is(role, "user") && text && text->type == JSON_STRING && !memchr(text->str, 0, text->len))
+            r->prompt = text->str;
+    }
+    return true;
+}
+
+static bool read_record(RecordReader *d, int64_t number) {
+    TaskRecord *r = d->r;
+    TaskItem *t = &r->item;
+    const Json *root = r->doc.root, *task = member(root, "task"), *truth = member(root, "truth");
+    if (root->type != JSON_OBJECT)
+        return unfit(d, root, "E-DS-01", NULL, "a JSON object", json_shown(root), "write one object a line");
+    t->task = TASK_VQA;
+    if (!plain_text(d, "id", true, &t->id)) return false;
+    if (!t->id) {
+        r->id = alloc_or_die(24, 1, "an id");
+        snprintf(r->id, 24, "%lld", (long long)number);
+        t->id = r->id;
+    }
+    size_t len = strlen(t->id);
+    if (len < 1 || len > 256)
+        return unfit(d, member(root, "id"), "E-DS-03", "id", "1 to 256 bytes", quoted(t->id, len), "use a shorter id");
+    if (task) {
+        int k = task->type == JSON_STRING ? task_of(task->str) : -1;
+        if (k < 0)
+            return unfit(d, task, "E-DS-02", "task", "the name of a task (tool, triplet, phase, vqla, ...)",
+                         json_shown(task), "use a name of data/README.md");
+        t->task = (enum Task)k;
+    }
+    if (!json_int(&r->doc, root, "frame", false, 0, INT64_MAX, &t->frame, d->e) ||
+        !json_int(&r->doc, root, "tokens", false, 0, INT32_MAX, &r->tokens, d->e) ||
+        !read_size(d, "size", &t->width, &t->height) ||
+        !read_size(d, "resized", &r->resized_width, &r->resized_height) || !read_texts(d) || !read_choices(d) ||
+        !read_boxes(d))
+        return false;
+    if (truth) {
+        json_print(&r->truth, truth);
+        t->truth = r->truth.p;
+    }
+    return true;
+}
+
+bool task_record_read(TaskRecord *r, const char *line, size_t len, const char *file, int64_t number, Err *e) {
+    *r = (TaskRecord){.tokens = -1};
+    RecordReader d = {r, e};
+    if (!json_parse(&r->doc, line, len, file, (JsonOptions){.refuse_duplicates = true, .first_line = (uint32_t)number},
+                    e))
+        return false;
+    if (read_record(&d, number)) return true;
+    task_record_free(r);
+    return false;
+}
+
+void task_record_free(TaskRecord *r) {
+    for (int i = 0; r->choices_owned && i < r->item.n_choices; i++) free(r->choices[i]);
+    free(r->choices);
+    free(r->id);
+    free(r->item.boxes);
+    text_free(&r->truth);
+    json_free(&r->doc);
+    *r = (TaskRecord){0};
+}

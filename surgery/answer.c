@@ -669,6 +669,7 @@ void answer_read(Reading *r, View answer, const TaskItem *item) {
     r->kind = task_info(item->task)->kind;
     r->ok = r->yes = r->json = false;
     r->number = 0, r->n_boxes = 0, r->text[0] = 0, r->word = (View){0};
+    r->boxes[0] = (Box){0}; // VQLA's has no name
     answer = view_trim(answer);
     if (!answer.len || answer.len > (size_t)LIMIT_OUTPUT_BYTES || !utf8_valid(answer.p, answer.len, &bad)) return;
     switch (r->kind) {
