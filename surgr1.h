@@ -1661,6 +1661,19 @@ typedef struct SynthCounts {
 bool synth_ingest(const char *requests, const char *const *responses, int n, const char *out, const char *retry,
                   SynthCounts *c, Err *e);
 void synth_counts_print(const SynthCounts *c, Text *out); // one JSON object
+// The record (its JSON, with "messages") as a training record: the system prompt for reasoning, its question, text.
+// request may be NULL.
+void synth_record_print(const Json *root, const char *text, const char *teacher, const char *request, Text *out);
+
+// ================================================================================================= surgery/teach.c
+// The built-in teacher of drawn scenes. It writes from the truth of the frame and sees no picture.
+
+// Adds <think>...</think> and <answer>...</answer> up to the task's level, a pure function of its arguments. wording: seed,
+// and whether the answer takes its letter. truth: as scene_truth_json has it. brief: a few words a level, for small models.
+// E-DS-02.
+bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, bool brief, Text *out, Err *e);
+// Every record of a file, which must carry its "truth", as a training record with "teacher":"scene-graph".
+bool synth_teach(const char *data, const char *out, uint64_t seed, bool brief, int64_t *n, Err *e);
 
 // ======================================================================================================= train.c
 // What every trainer is made of: packed batches, AdamW, the schedule, the guards, what a checkpoint holds.

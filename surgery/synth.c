@@ -292,53 +292,6 @@ static void print_form(const TaskItem *item, const char *label, const SynthReque
               (long long)o->min_words, (long long)o->max_words);
 }
 
-// ---------------------------------------------------------------------------------------------------------- items
-
-// The item of a record; its texts lie in the record's JSON.
-static bool item_read(TaskItem *t, const JsonDoc *doc, const Json *root, Err *e) {
-    const Json *task = json_get(root, "task"), *choices = json_get(root, "choices"), *boxes = json_get(root, "boxes"),
-               *size = json_get(root, "size"), *images = json_get(root, "images");
-    const char **fields[] = {&t->id,    &t->dataset, &t->procedure, &t->patient,
-                             &t->video, &t->split,   &t->slot,      &t->answer};
-    static const char *const names[] = {"id", "dataset", "procedure", "patient", "video", "split", "slot", "answer"};
-    *t = (TaskItem){0};
-    int k = task && task->type == JSON_STRING ? task_of(task->str) : -1;
-    if (k < 0)
-        return err_set(e, "E-DS-02", json_at(doc, task ? task : root, "task"),
-                       "expected the name of a task; found %s; do: %s", task ? json_shown(task) : "none",
-                       "use a record that scenes or import wrote");
-    t->task = (enum Task)k;
-    for (size_t f = 0; f < sizeof names / sizeof *names; f++) {
-        const Json *v = json_get(root, names[f]);
-        if (v && v->type == JSON_STRING) *fields[f] = v->str;
-    }
-    if (images && images->child && images->child->type == JSON_STRING) t->image = images->child->str;
-    if (size && size->count == 2) t->width = size->child->i, t->height = size->child->next->i;
-    if (choices && choices->type == JSON_ARRAY && choices->count <= TASK_MAX_CHOICES) {
-        const char **list = alloc_or_die(choices->count + 1, sizeof *list, "choices");
-        for (const Json *c = choices->child; c; c = c->next)
-            list[t->n_choices++] = c->type == JSON_STRING ? c->str : "";
-        t->choices = list;
-    }
-    if (boxes && boxes->type == JSON_ARRAY && boxes->count <= ANSWER_MAX_BOXES) {
-        t->boxes = alloc_or_die(boxes->count + 1, sizeof *t->boxes, "boxes");
-        for (const Json *b = boxes->child; b; b = b->next) {
-            const Json *v = json_get(b, "box"), *label = json_get(b, "label");
-            Box *box = &t->boxes[t->n_boxes++];
-            double *corner[] = {&box->x1, &box->y1, &box->x2, &box->y2};
-            const Json *c = v && v->count == 4 ? v->child : NULL;
-            for (int i = 0; c; c = c->next) *corner[i++] = c->number;
-            if (label && label->type == JSON_STRING) snprintf(box->label, sizeof box->label, "%.63s", label->str);
-        }
-    }
-    return true;
-}
-
-static void item_free(TaskItem *t) {
-    free((void *)(uintptr_t)t->choices);
-    free(t->boxes);
-}
-
 typedef struct Asking {
     const SynthRequests *o;
     Knowledge *knowledge;
@@ -411,19 +364,18 @@ static void name_request(char id[65], const Record *r, const TaskItem *item, int
 
 static bool ask_about(void *ctx, Record *r, Err *e) {
     Asking *a = ctx;
-    TaskItem item;
-    Text label = {0}, before = {0}, after = {0}, line = {0}, record = {0}, picture = {0};
+    TaskRecord task;
+    Text label = {0}, before = {0}, after = {0}, line = {0}, record = {0}, asked = {0}, picture = {0};
     char id[65];
     int fitting = 0;
-    if (!item_read(&item, &r->doc, r->doc.root, e)) return false;
+    json_print(&record, r->doc.root);
+    if (!task_record_read(&task, record.p, record.len, a->o->data, r->line, e)) return text_free(&record), false;
+    const TaskItem item = task.item;
     Where at = AT(.file = a->o->data, .line = r->line, .sample = r->id);
     const Message *question = NULL;
     for (int m = 0; m < r->n; m++)
         if (!strcmp(r->messages[m].role, "user")) question = &r->messages[m];
-    bool listed = false; // the question lists options
-    for (int p = 0; question && p < question->n_parts; p++)
-        listed |= item.n_choices && question->parts[p].text &&
-                  memmem(question->parts[p].text, question->parts[p].len, "\nA. ", 4);
+    bool listed = item.n_choices && task.prompt && strstr(task.prompt, "\nA. "); // the question lists options
     task_answer_text(&item, (TaskWording){.choices = listed}, &label);
     bool ok = usable(a, r, &item, &label, e) && add_picture(a, r, &picture, e);
     for (int k = 0; ok && k < a->o->n_knowledge; k++)
@@ -442,9 +394,8 @@ static bool ask_about(void *ctx, Record *r, Err *e) {
             else text_add(behind ? &after : &before, part->text, part->len);
         }
         print_form(&item, label.p, a->o, &after);
-        text_add(&record, before.p, before.len), text_add(&record, after.p, after.len); // what is asked, for the id
-        name_request(id, r, &item, a->batch.sent.requests, &record);
-        record.len = 0;
+        text_add(&asked, before.p, before.len), text_add(&asked, after.p, after.len); // what is asked, for the id
+        name_request(id, r, &item, a->batch.sent.requests, &asked);
         text_addf(
             &line,
             "{\"custom_id\":\"%s\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{\"model\":", id);
@@ -459,11 +410,11 @@ static bool ask_about(void *ctx, Record *r, Err *e) {
         text_addf(&line, "]}],");
         if (a->o->temperature >= 0) text_addf(&line, "\"temperature\":%.6g,", a->o->temperature);
         text_addf(&line, "\"%s\":%lld}}\n", a->o->limit_name, (long long)a->o->max_tokens);
-        json_print(&record, r->doc.root);
         ok = batch_add(&a->batch, id, &line, 0, NULL, record.p, record.len, at, e);
     }
-    item_free(&item);
-    text_free(&label), text_free(&before), text_free(&after), text_free(&line), text_free(&record), text_free(&picture);
+    task_record_free(&task);
+    text_free(&asked), text_free(&label), text_free(&before), text_free(&after), text_free(&line), text_free(&record),
+        text_free(&picture);
     return ok;
 }
 
@@ -638,22 +589,18 @@ static enum SynthVerdict judge_response(const Ingest *g, Entry *x, const Json *l
     const Json *content = json_get(json_get(choices->child, "message"), "content");
     if (!json_is(json_get(choices->child, "finish_reason"), "stop")) return SYNTH_CUT;
     if (!content || content->type != JSON_STRING || !content->len) return SYNTH_EMPTY;
-    JsonDoc d;
-    TaskItem item;
+    TaskRecord task;
+    const TaskItem *item = &task.item;
     const Knowledge *fitting[64];
     int n = 0;
-    enum SynthVerdict v = SYNTH_ERROR;
-    if (!json_parse(&d, x->record, strlen(x->record), g->manifest, (JsonOptions){0}, e)) return v;
-    if (item_read(&item, &d, d.root, e)) {
-        for (int k = 0; k < g->n_knowledge && n < 64; k++)
-            if (item.procedure && knowledge_fits(&g->knowledge[k], item.procedure, item.task))
-                fitting[n++] = &g->knowledge[k];
-        v = memchr(content->str, 0, content->len)
-                ? SYNTH_FORMAT
-                : synth_judge(&item, content->str, content->len, fitting, n, g->min_words, g->max_words);
-        item_free(&item);
-    }
-    json_free(&d);
+    if (!task_record_read(&task, x->record, strlen(x->record), g->manifest, 1, e)) return SYNTH_ERROR;
+    for (int k = 0; k < g->n_knowledge && n < 64; k++)
+        if (item->procedure && knowledge_fits(&g->knowledge[k], item->procedure, item->task))
+            fitting[n++] = &g->knowledge[k];
+    enum SynthVerdict v = memchr(content->str, 0, content->len)
+                              ? SYNTH_FORMAT
+                              : synth_judge(item, content->str, content->len, fitting, n, g->min_words, g->max_words);
+    task_record_free(&task);
     if (v == SYNTH_ACCEPTED) {
         Text text = {0};
         text_add(&text, content->str, content->len);
@@ -697,7 +644,7 @@ static void add_string(Text *out, const char *name, const char *value) {
 }
 
 // The record with the prompt for reasoning and the teacher's text as its answer.
-static void print_accepted(const Json *root, const char *text, const char *teacher, const char *request, Text *out) {
+void synth_record_print(const Json *root, const char *text, const char *teacher, const char *request, Text *out) {
     const Json *messages = json_get(root, "messages"), *user = NULL;
     for (const Json *m = messages->child; m; m = m->next)
         if (json_is(json_get(m, "role"), "user")) user = m;
@@ -737,7 +684,7 @@ static bool write_accepted(const Ingest *g, const char *out, Err *e) {
         line.len = 0;
         ok = json_parse(&d, x->record, strlen(x->record), g->manifest, (JsonOptions){0}, e);
         if (!ok) break;
-        print_accepted(d.root, x->text, x->model, x->id, &line);
+        synth_record_print(d.root, x->text, x->model, x->id, &line);
         json_free(&d);
         ok = file_write_bytes(&w, line.p, line.len, e);
     }
