@@ -4,7 +4,8 @@
 //              comparison of trainer.h.
 // What it is not: system calls that fail (test_crash.sh), or run folders without a trainer (test_run.c).
 //
-// SURGR1_KILLS=N is the number of random kills, 10 when it is not set; SURGR1_SEED=N moves their instants.
+// SURGR1_KILLS=N is the number of random kills, 10 when it is not set; SURGR1_SEED=N moves their instants; SURGR1_DEVICE
+// is cpu when it is not set.
 #define _GNU_SOURCE
 #include "trainer.h"
 

@@ -250,9 +250,12 @@ typedef struct Variant {
 PRINTF_LIKE(3, 4) static inline const char *command(const Variant *v, const char *dir, const char *fmt, ...) {
     static char args[3000];
     va_list list_of;
+    const char *device = getenv("SURGR1_DEVICE");
     bool eval = strstr(v->options, "--eval-every");
-    int n = snprintf(args, sizeof args, "sft --model " MODEL " --image-root " FIXTURES " --data %s %s%s --out %s %s ",
-                     data_file(), eval ? "--eval " : "", eval ? data_file() : "", dir, v->options);
+    int n =
+        snprintf(args, sizeof args,
+                 "sft --model " MODEL " --image-root " FIXTURES " --data %s %s%s --device %s --out %s %s ", data_file(),
+                 eval ? "--eval " : "", eval ? data_file() : "", device && *device ? device : "cpu", dir, v->options);
     va_start(list_of, fmt);
     vsnprintf(args + n, sizeof args - (size_t)n, fmt, list_of);
     va_end(list_of);
