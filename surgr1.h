@@ -1018,6 +1018,7 @@ typedef struct SceneTruth {
     const char *also;              // another phase that the picture would allow, or NULL
     bool cvs_asked;                // the triangle is part of the scene; else the criteria mean nothing
     bool criteria[3], cvs;         // two structures, triangle, plate; all three
+    bool attached;                 // a duct, an artery or a bundle still reaches the gallbladder
     double smoke, blur;            // 0: none
     bool round_scope;              // black outside of a circle
     int drafts;                    // how many were drawn until everything meant could be seen
@@ -1305,9 +1306,10 @@ typedef struct CurveScores {
 } CurveScores;
 // Detection of ivtmetrics, for one of its two kinds of category (triplet or instrument). Both lists stand in the order
 // (video, image), videos counted from 0. video, global: [categories], or NULL; video_mean, global_mean: means over
-// categories. A category with detections and no object has 0 here, not NaN.
+// categories. A category with detections and no object has 0 here, not NaN. legacy: with the fault of the release, for
+// comparison only.
 void triplet_detection(const ScoredBox *truth, int64_t n_truth, const ScoredBox *found, int64_t n_found, int64_t videos,
-                       int32_t categories, double threshold, CurveScores *video, CurveScores *global,
+                       int32_t categories, double threshold, bool legacy, CurveScores *video, CurveScores *global,
                        CurveScores *video_mean, CurveScores *global_mean);
 
 typedef struct CocoScores { // areas: up to 32^2, to 96^2, above; AR1, AR10, AR100: with so many detections per image

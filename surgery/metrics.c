@@ -418,17 +418,38 @@ static void rank_boxes(const ScoredBox *x, int64_t first, int64_t last, Ranked *
     if (last > first) qsort(out, (size_t)(last - first), sizeof *out, by_rank);
 }
 
+// The fault of the release: every comparison turns x, y, w, h into corners again, in place, so that from its second one
+// on a box reaches too far; and it lists equal scores backwards.
+typedef struct LegacyBox {
+    double x, y, w, h;
+} LegacyBox;
+static double legacy_iou(LegacyBox *a, LegacyBox *b) {
+    a->w += a->x, a->h += a->y, b->w += b->x, b->h += b->y; // corners now
+    double w = at_least_0(fmin(a->w, b->w) - fmax(a->x, b->x)), h = at_least_0(fmin(a->h, b->h) - fmax(a->y, b->y));
+    double area = at_least_0(a->w - a->x) * at_least_0(a->h - a->y) + at_least_0(b->w - b->x) * at_least_0(b->h - b->y);
+    return w * h > 0 ? w * h / (area - w * h) : 0;
+}
+static void legacy_boxes(const ScoredBox *x, int64_t first, int64_t last, Ranked *order, LegacyBox *out) {
+    for (int64_t i = first; i < last; i++) {
+        order[i - first] = ranked(x[i].score, -i);
+        out[i - first] = (LegacyBox){x[i].x1, x[i].y1, x[i].x2 - x[i].x1, x[i].y2 - x[i].y1};
+    }
+    if (last > first) qsort(order, (size_t)(last - first), sizeof *order, by_rank);
+    for (int64_t i = first; i < last; i++) order[i - first].at = -order[i - first].at;
+}
+
 // CAMMA-public/ivtmetrics 0.1.5 Detection (arXiv 2302.06294), without its two faults (boxes converted again at every
 // comparison; a pooled score that cannot be called). Within a frame, detections by falling score take the first object
 // left, of their category, with IoU >= threshold: not the best one. Frames are joined in order, not sorted by score.
 void triplet_detection(const ScoredBox *truth, int64_t n_truth, const ScoredBox *found, int64_t n_found, int64_t videos,
-                       int32_t categories, double threshold, CurveScores *video, CurveScores *global,
+                       int32_t categories, double threshold, bool legacy, CurveScores *video, CurveScores *global,
                        CurveScores *video_mean, CurveScores *global_mean) {
     const size_t cells = (size_t)(videos * categories);
     int64_t *objects = alloc_or_die(cells, sizeof *objects, "objects by category"),
             *start = alloc_or_die(cells + 1, sizeof *start, "detections by category");
     uint8_t *hit = alloc_or_die((size_t)n_found, 1, "hits"), *taken = alloc_or_die((size_t)n_truth, 1, "objects taken");
     Ranked *order = alloc_or_die((size_t)(n_truth + n_found), sizeof *order, "order of boxes");
+    LegacyBox *grown = alloc_or_die(legacy ? (size_t)(n_truth + n_found) : 0, sizeof *grown, "boxes of a frame");
     // counting sort into [category, video], in the order of the list
     for (int64_t i = 0; i < n_truth + n_found; i++) {
         const ScoredBox *b = i < n_truth ? &truth[i] : &found[i - n_truth];
@@ -446,14 +467,19 @@ void triplet_detection(const ScoredBox *truth, int64_t n_truth, const ScoredBox 
         while (g < n_truth && by_frame(&truth[g], &found[i]) < 0) g++;
         int64_t g_last = g < n_truth && !by_frame(&truth[g], &found[i]) ? frame_end(truth, g, n_truth) : g;
         Ranked *objects_here = order, *found_here = order + (g_last - g);
-        rank_boxes(truth, g, g_last, objects_here), rank_boxes(found, i, last, found_here);
+        if (legacy) {
+            legacy_boxes(truth, g, g_last, objects_here, grown);
+            legacy_boxes(found, i, last, found_here, grown + (g_last - g));
+        } else rank_boxes(truth, g, g_last, objects_here), rank_boxes(found, i, last, found_here);
         for (int64_t d = 0; d < last - i; d++) {
             const ScoredBox *b = &found[found_here[d].at];
             uint8_t matched = 0;
             for (int64_t o = 0; o < g_last - g && !matched; o++) {
                 int64_t at = objects_here[o].at;
-                if (taken[at] || truth[at].category != b->category || found_iou(&truth[at], b) < threshold) continue;
-                matched = taken[at] = 1;
+                if (taken[at] || truth[at].category != b->category) continue;
+                double iou = legacy ? legacy_iou(&grown[at - g], &grown[g_last - g + found_here[d].at - i])
+                                    : found_iou(&truth[at], b);
+                if (iou >= threshold) matched = taken[at] = 1;
             }
             hit[next[b->category * videos + b->video]++] = matched;
         }
@@ -479,7 +505,8 @@ void triplet_detection(const ScoredBox *truth, int64_t n_truth, const ScoredBox 
     double mean[6];
     for (int k = 0; k < 6; k++) mean[k] = mean_of(columns + k * categories, categories);
     *video_mean = (CurveScores){mean[0], mean[1], mean[2]}, *global_mean = (CurveScores){mean[3], mean[4], mean[5]};
-    free(columns), free(by_video), free(next), free(order), free(taken), free(hit), free(start), free(objects);
+    free(grown), free(columns), free(by_video), free(next), free(order), free(taken), free(hit), free(start),
+        free(objects);
 }
 
 // --------------------------------------------------------------------------------------------------------- COCO boxes

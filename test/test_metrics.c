@@ -271,20 +271,27 @@ TEST(detection_by_frame_takes_the_first_object_that_fits) {
     const ScoredBox gt[2] = {moved(object, 0, -20, 1), moved(object, 0, 20, 1)},
                     dt[2] = {moved(object, 0, 15, .9), moved(object, 0, -25, .8)}; // IoU .48 and .90; .90 and .38
     CurveScores video, global, mean, pooled;
-    triplet_detection(gt, 2, dt, 2, 1, 1, 0.4, &video, &global, &mean, &pooled);
+    triplet_detection(gt, 2, dt, 2, 1, 1, 0.4, false, &video, &global, &mean, &pooled);
     EXPECT(video.recall == 0.5 && global.recall == 0.5); // the first takes gt[0], though gt[1] is nearer
-    triplet_detection(gt, 2, dt, 2, 1, 1, 0.5, &video, &global, &mean, &pooled);
+    triplet_detection(gt, 2, dt, 2, 1, 1, 0.5, false, &video, &global, &mean, &pooled);
     EXPECT(video.recall == 1 && video.ap == 1 && mean.ap == 1 && pooled.ap == 1);
     // hits 1 0 1 of 5 objects: the largest precision where recall >= 0, .1, .2 is 1, at .3 and .4 it is 2/3
     ScoredBox five[5];
     const ScoredBox three[3] = {moved(object, 0, 0, .9), moved(object, 1, 500, .9), moved(object, 2, 0, .9)};
     for (int i = 0; i < 5; i++) five[i] = moved(object, i, 0, 1);
-    triplet_detection(five, 5, three, 3, 1, 1, 0.5, &video, &global, &mean, &pooled);
+    triplet_detection(five, 5, three, 3, 1, 1, 0.5, false, &video, &global, &mean, &pooled);
     EXPECT_NEAR(video.ap, (3 + 2 * 2.0 / 3) / 11, 1e-15);
     EXPECT(video.recall == 0.4 && video.precision == 1);
-    triplet_detection(NULL, 0, three, 3, 1, 1, 0.5, &video, &global, &mean, &pooled);
+    triplet_detection(NULL, 0, three, 3, 1, 1, 0.5, false, &video, &global, &mean, &pooled);
     EXPECT(video.ap == 0); // as the library has it, unlike recognition
-    triplet_detection(NULL, 0, NULL, 0, 1, 1, 0.5, &video, &global, &mean, &pooled);
+    // the fault of the release: an object compared a second time has grown, and what would fit it no longer does
+    const ScoredBox one[1] = {moved(object, 0, 0, 1)},
+                    miss_hit[2] = {moved(object, 0, 90, .9), moved(object, 0, 0, .8)};
+    triplet_detection(one, 1, miss_hit, 2, 1, 1, 0.9, false, &video, &global, &mean, &pooled);
+    EXPECT(video.recall == 1);
+    triplet_detection(one, 1, miss_hit, 2, 1, 1, 0.9, true, &video, &global, &mean, &pooled);
+    EXPECT(video.recall == 0);
+    triplet_detection(NULL, 0, NULL, 0, 1, 1, 0.5, false, &video, &global, &mean, &pooled);
     EXPECT(none(video.ap) && none(mean.ap) && none(pooled.recall));
 }
 
