@@ -54,6 +54,8 @@ typedef struct Command {
 extern const Command command_ask, command_info, command_check, command_compare, command_merge, command_sft;
 extern const Command command_reward_check;
 extern const Command command_scenes;
+extern const Command command_import;
+extern const Command command_synth;
 
 // Reads argv (without the program and the command) by the table of c and runs it; --help prints the table instead.
 // Returns the exit code. A wrong command line is exit 2 with one line that names the nearest option.

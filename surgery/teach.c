@@ -22,17 +22,26 @@ static const char *text_of(const Json *object, const char *name) {
 
 static const Json *first(const Json *list) { return list ? list->child : NULL; }
 
-static const char *named(const char *name) { // label sets write spaces as underscores
-    static _Thread_local char ring[16][64];
+static const char *kept(const char *before, const char *name) { // with spaces for the underscores of label sets
+    static _Thread_local char ring[16][80];
     static _Thread_local int next;
     char *to = ring[next++ % 16];
-    snprintf(to, 64, "%s", name);
+    snprintf(to, 80, "%s%s", before, name);
     for (char *p = to; *p; p++)
         if (*p == '_') *p = ' ';
     return to;
 }
+static const char *named(const char *name) { return kept("", name); }
 
-static const char *a_or_an(const char *word) { return strchr("aeiou", *word) && *word ? "an" : "a"; }
+static bool ends(const char *text, const char *with) {
+    size_t n = strlen(text), m = strlen(with);
+    return n >= m && !strcmp(text + n - m, with);
+}
+// An instrument as a sentence has it, so that the verb behind it is singular.
+static const char *one(const char *tool) {
+    return kept(ends(tool, "scissors") || ends(tool, "forceps") ? "pair of " : "", tool);
+}
+static const char *a_or_an(const char *word) { return *word && strchr("aeiou", *word) ? "an" : "a"; }
 
 // One of several ways to say it; every call draws anew.
 #define SAY(l, ...)                                                                                                    \
@@ -73,15 +82,15 @@ static const char *cell_of(const Lesson *l, const Json *v) {
 static void tell_tools(Lesson *l) {
     int n = 0;
     for (const Json *t = first(l->tools); t; t = t->next, n++) {
-        const char *name = named(text_of(t, "name")), *cell = text_of(t, "cell");
+        const char *tool = one(text_of(t, "name")), *a = a_or_an(tool), *cell = text_of(t, "cell");
         const Json *visible = json_get(t, "visible");
         switch (task_pick(l->seed, l->item->id, 1000 + l->picks++, 4)) {
-        case 0: text_addf(l->out, " %s %s is in view with its tip in the %s", n ? "Also, a" : "A", name, cell); break;
-        case 1: text_addf(l->out, " The tip of %s %s lies in the %s", a_or_an(name), name, cell); break;
-        case 2: text_addf(l->out, " In the %s one sees the working end of %s %s", cell, a_or_an(name), name); break;
+        case 0: text_addf(l->out, " One sees %s %s with its tip in the %s", a, tool, cell); break;
+        case 1: text_addf(l->out, " The tip of %s %s lies in the %s", a, tool, cell); break;
+        case 2: text_addf(l->out, " In the %s is the working end of %s %s", cell, a, tool); break;
         default:
-            text_addf(l->out, " %s %s reaches into the %s of the picture",
-                      n ? "Another instrument, a" : "One instrument, a", name, cell);
+            text_addf(l->out, " %s, %s %s, reaches into the %s of the picture",
+                      n ? "Another instrument" : "One instrument", a, tool, cell);
         }
         if (visible && visible->number < .75)
             text_addf(l->out, "%s", SAY(l, ", partly covered", ", not all of it free to see"));
@@ -106,14 +115,16 @@ static void tell_tissues(Lesson *l, bool all) {
         }
     if (!all && n > MOST_TISSUES) n = MOST_TISSUES;
     if (!n) return;
+    static const char *const ways[][2] = {
+        {"lies about", "about"}, {"has its middle in", "in"}, {"shows around", "around"}};
+    int way = task_pick(l->seed, l->item->id, 1000 + l->picks++, 3);
     text_addf(l->out, "%s", SAY(l, " Of the anatomy, ", " Among the tissues, ", " As to tissue, ", " Around this, "));
     for (int i = 0; i < n; i++)
         text_addf(l->out, "%sthe %s %s the %s",
                   !i          ? ""
                   : i < n - 1 ? ", "
                               : " and ",
-                  named(text_of(chosen[i], "name")), i ? "in" : SAY(l, "lies mostly in", "is centered in", "shows in"),
-                  cell_of(l, chosen[i]));
+                  named(text_of(chosen[i], "name")), ways[way][i > 0], cell_of(l, chosen[i]));
     text_addf(l->out, ".");
 }
 
@@ -231,7 +242,7 @@ static void level_1(Lesson *l) {
 
 // ---------------------------------------------------------------------------------------------------------- level 2
 static void tell_act(Lesson *l, const Json *t) {
-    const char *tool = named(text_of(t, "name")), *verb = text_of(t, "verb"), *target = named(text_of(t, "target"));
+    const char *tool = one(text_of(t, "name")), *verb = text_of(t, "verb"), *target = named(text_of(t, "target"));
     static const struct {
         const char *verb, *way[2];
     } acts[] = {
@@ -316,10 +327,16 @@ static void level_3(Lesson *l) {
     switch (t->task) {
     case TASK_COUNT:
         for (const Json *v = first(l->tools); v; v = v->next) n++;
-        text_addf(l->out, "%s", SAY(l, " Counting the instruments one by one", " Going through the instruments"));
+        if (!n) {
+            text_addf(
+                l->out, "%s",
+                SAY(l, " There is no instrument to count, so the number is 0.", " With nothing to count it is 0."));
+            break;
+        }
+        text_addf(l->out, "%s", SAY(l, " Counting the instruments:", " Going through the instruments one by one:"));
         for (const Json *v = first(l->tools); v; v = v->next, i++)
-            text_addf(l->out, "%s%s", !i || i < n - 1 ? ", " : " and ", named(text_of(v, "name")));
-        text_addf(l->out, ", %s %s.", SAY(l, "there are in all", "the sum is", "the number is"), t->answer);
+            text_addf(l->out, "%s%s", !i ? " " : i < n - 1 ? ", " : " and ", named(text_of(v, "name")));
+        text_addf(l->out, ". %s %s.", SAY(l, "In all that makes", "The sum is", "So the number is"), t->answer);
         break;
     case TASK_PHASE: tell_phase(l, t->answer); break;
     case TASK_STEP:
@@ -410,7 +427,8 @@ bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, bo
         if (!brief) tell_tools(&l), tell_tissues(&l, false), tell_objects(&l);
         if (tool && *text_of(tool, "verb")) tell_act(&l, tool);
         if (item->answer)
-            text_addf(out, " %s %s.", SAY(&l, "So the answer is", "That gives", "This means"), item->answer);
+            text_addf(out, " %s %s.", SAY(&l, "So the answer is", "That gives", "This means"),
+                      strlen(item->answer) < 70 ? named(item->answer) : item->answer);
     } else if (!brief) text_addf(out, "This is a Level %d task requiring %s.", levels, reason_of(&l));
     for (int k = 1; k <= levels; k++) {
         text_addf(out, "%sLevel %d:", k == 1 && brief ? "" : brief ? "\n" : "\n\n", k);
