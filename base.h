@@ -52,6 +52,7 @@ extern "C" {
     X(LIMIT_JSONL_LINE_BYTES, INT64_C(1048576), "bytes of one JSONL line")                                             \
     X(LIMIT_JSONL_BYTES, INT64_C(68719476736), "bytes of a JSONL file")                                                \
     X(LIMIT_JSONL_LINES, INT64_C(2147483647), "lines of a JSONL file")                                                 \
+    X(LIMIT_TABLE_BYTES, INT64_C(268435456), "bytes of an annotation table, or of a data set's JSON or pickle")        \
     X(LIMIT_TOKENIZER_BYTES, INT64_C(67108864), "bytes of tokenizer.json, vocab.json or merges.txt")                   \
     X(LIMIT_VOCAB, INT64_C(1048576), "entries of a vocabulary, and merges")                                            \
     X(LIMIT_TOKEN_BYTES, INT64_C(4096), "bytes of one token")                                                          \
