@@ -14,8 +14,8 @@
 #include <pthread.h>
 
 // ---------------------------------------------------------------------------------------------------------- random
-enum { RANDOM_SCENE = 64 };              // purpose of the Philox counter
-enum { FIELD_PATIENT = 1, FIELD_FRAME }; // which of the two streams of a frame
+enum { RANDOM_SCENE = 64 };                               // purpose of the Philox counter
+enum { FIELD_PATIENT = 1, FIELD_PLAN, FIELD_DRAFT = 16 }; // which stream of a patient or a frame; drafts count up
 
 typedef struct Random {
     uint64_t seed, stream;
@@ -56,8 +56,9 @@ static void tile_make(void) {
 }
 // In about [-1, 1]; one lattice cell of the lowest octave is 1/8 in x and y.
 static inline double noise(double x, double y) {
-    double px = x * TILE, py = y * TILE, fx = floor(px), fy = floor(py);
-    int ix = (int)fx & (TILE - 1), iy = (int)fy & (TILE - 1), jx = (ix + 1) & (TILE - 1), jy = (iy + 1) & (TILE - 1);
+    double px = x * TILE + (1 << 20), py = y * TILE + (1 << 20); // positive: truncation is the floor
+    int fx = (int)px, fy = (int)py, ix = fx & (TILE - 1), iy = fy & (TILE - 1);
+    int jx = (ix + 1) & (TILE - 1), jy = (iy + 1) & (TILE - 1);
     double u = px - fx, v = py - fy;
     double top = tile[iy][ix] + u * ((double)tile[iy][jx] - tile[iy][ix]);
     double bottom = tile[jy][ix] + u * ((double)tile[jy][jx] - tile[jy][ix]);
@@ -171,7 +172,7 @@ typedef struct Material {
 } Material;
 
 // ---------------------------------------------------------------------------------------------------------- shapes
-enum ShapeKind { TUBE, BLOB, POLYGON, HALF };
+enum ShapeKind { TUBE, BLOB, POLYGON, HALF, PEAR };
 enum { MAX_POINTS = 40 };
 typedef struct Shape {
     enum ShapeKind kind;
@@ -180,11 +181,13 @@ typedef struct Shape {
     int n;
     V centre; // BLOB; HALF: a point of the edge
     double rx, ry, angle;
-    double wobble, wave, phase; // BLOB: noise of the outline; HALF: amplitude, waves per unit, phase
+    double wobble, wave, phase; // BLOB: noise of the outline; HALF: amplitude, waves per unit, phase; PEAR: its bend
     double bevel;               // POLYGON, HALF: width of the rounded rim
     V hole;                     // POLYGON: an elliptic window, when hole_rx > 0
     double hole_rx, hole_ry, hole_angle;
-    double flat; // 0: round like a sphere or a cylinder; 1: flat
+    double flat;                                          // 0: round like a sphere or a cylinder; 1: flat
+    double far;                                           // set by paint: BLOB: beyond this radius nothing is painted
+    double co, si, hole_co, hole_si, inverse[MAX_POINTS]; // set by paint: of the angles; 1 / length^2 of each segment
 } Shape;
 typedef struct Hit {
     double d;      // signed distance to the outline, negative inside
@@ -226,26 +229,58 @@ static Shape moved(Shape s, double dx, double dy) {
 }
 
 static inline Hit hit_tube(const Shape *s, double x, double y) {
-    Hit h = {1e9, 0, 0};
     double best = 1e9, bx = 0, by = 0, br = 1;
     for (int i = 0; i + 1 < s->n; i++) {
         double ax = s->p[i].x, ay = s->p[i].y, ux = s->p[i + 1].x - ax, uy = s->p[i + 1].y - ay;
-        double l2 = ux * ux + uy * uy, t = l2 > 0 ? ((x - ax) * ux + (y - ay) * uy) / l2 : 0;
+        double t = ((x - ax) * ux + (y - ay) * uy) * s->inverse[i];
         t = t < 0 ? 0 : t > 1 ? 1 : t;
         double px = x - ax - t * ux, py = y - ay - t * uy, r = s->r[i] + t * (s->r[i + 1] - s->r[i]);
-        double d = sqrt(px * px + py * py) - r;
-        if (d < best) best = d, bx = px, by = py, br = r;
+        double d2 = px * px + py * py, limit = best + r; // a root only where it can be the nearest
+        if (limit > 0 && d2 < limit * limit) best = sqrt(d2) - r, bx = px, by = py, br = r;
     }
-    h.d = best, h.nx = bx / br, h.ny = by / br;
-    return h;
+    return (Hit){best, bx / br, by / br};
 }
 static inline Hit hit_blob(const Shape *s, double x, double y) {
-    double co = cos(s->angle), si = sin(s->angle), dx = x - s->centre.x, dy = y - s->centre.y;
+    double co = s->co, si = s->si, dx = x - s->centre.x, dy = y - s->centre.y;
     double lx = (co * dx + si * dy) / s->rx, ly = (-si * dx + co * dy) / s->ry, rho = sqrt(lx * lx + ly * ly);
+    if (rho > s->far) return (Hit){(rho - 1) * (s->rx < s->ry ? s->rx : s->ry), co * lx - si * ly, si * lx + co * ly};
     double edge = 1 + (s->wobble > 0 ? s->wobble * noise(x * s->wave + s->phase, y * s->wave) : 0);
     double k = edge > 0 ? 1 / edge : 1;
     Hit h = {(rho - edge) * (s->rx < s->ry ? s->rx : s->ry), (co * lx - si * ly) * k, (si * lx + co * ly) * k};
     return h;
+}
+// A body of revolution from its round end p[0] to its neck p[1]: half widths r[0] at the belly and r[1] at the neck, the
+// axis bent by `wobble` in the middle. Returns the half width at t of the way and its slope.
+static inline double pear_width(const Shape *s, double t, double length, double *slope) {
+    double belly = s->r[0] / length * 1.15, w = s->r[0], n = s->r[1], cap = n / length;
+    if (t < belly) { // a quarter of an ellipse
+        double u = (belly - t) / belly, k = sqrt(fmax(1 - u * u, 1e-4));
+        *slope = w * u / (belly * length * k);
+        return w * k;
+    }
+    if (t > 1) {
+        double u = (t - 1) / cap, k = sqrt(fmax(1 - u * u, 1e-4));
+        *slope = -n * u / (cap * length * k);
+        return n * k;
+    }
+    double u = (t - belly) / (1 - belly);
+    *slope = -(w - n) * 6 * u * (1 - u) / ((1 - belly) * length);
+    return w - (w - n) * smooth(u);
+}
+static inline Hit hit_pear(const Shape *s, double x, double y) {
+    double dx = s->p[1].x - s->p[0].x, dy = s->p[1].y - s->p[0].y, length = s->rx, ux = dx / length, uy = dy / length;
+    double px = x - s->p[0].x, py = y - s->p[0].y, t = (px * ux + py * uy) / length, slope,
+           c = t < 0   ? 0
+               : t > 1 ? 1
+                       : t;
+    double across = py * ux - px * uy - s->wobble * 4 * c * (1 - c), end = 1 + s->r[1] / length;
+    if (t <= 0 || t >= end) {
+        double out = (t <= 0 ? -t : t - end) * length, sign = t <= 0 ? -1 : 1;
+        return (Hit){hypot(out, across) + .002, sign * ux, sign * uy};
+    }
+    double w = pear_width(s, t, length, &slope), q = across / w, k = 1 / sqrt(1 + slope * slope);
+    double side = q > 1 ? 1 : q < -1 ? -1 : q;
+    return (Hit){(fabs(across) - w) * k, k * (-slope * ux - side * uy), k * (-slope * uy + side * ux)};
 }
 static inline Hit hit_polygon(const Shape *s, double x, double y) {
     double best = 1e9, bx = 0, by = 0;
@@ -263,7 +298,7 @@ static inline Hit hit_polygon(const Shape *s, double x, double y) {
     tilt = tilt < 0 ? 0 : tilt;
     Hit h = {inside ? -d : d, (inside ? -bx : bx) * k * tilt, (inside ? -by : by) * k * tilt};
     if (s->hole_rx > 0) {
-        double co = cos(s->hole_angle), si = sin(s->hole_angle), hx = x - s->hole.x, hy = y - s->hole.y;
+        double co = s->hole_co, si = s->hole_si, hx = x - s->hole.x, hy = y - s->hole.y;
         double lx = (co * hx + si * hy) / s->hole_rx, ly = (-si * hx + co * hy) / s->hole_ry;
         double out = (1 - sqrt(lx * lx + ly * ly)) * s->hole_ry;
         if (out > h.d) h.d = out;
@@ -272,8 +307,10 @@ static inline Hit hit_polygon(const Shape *s, double x, double y) {
 }
 // Everything on the side of the edge that `angle` (of the outward normal) points away from; the edge is two sines.
 static inline Hit hit_half(const Shape *s, double x, double y) {
-    double co = cos(s->angle), si = sin(s->angle), dx = x - s->centre.x, dy = y - s->centre.y;
-    double along = -si * dx + co * dy, out = co * dx + si * dy;
+    double co = s->co, si = s->si, dx = x - s->centre.x, dy = y - s->centre.y;
+    double along = -si * dx + co * dy, out = co * dx + si * dy, most = 1.45 * fabs(s->wobble);
+    if (out < -most - s->bevel) return (Hit){out, 0, 0}; // far inside the edge does not matter
+    if (out > most + .3) return (Hit){out - most, co, si};
     double f = s->wobble * (sin(s->wave * along + s->phase) + .45 * sin(2.3 * s->wave * along + 1.7 * s->phase));
     double d = out - f, tilt = 1 + d / s->bevel;
     tilt = tilt < 0 ? 0 : tilt > 1 ? 1 : tilt;
@@ -285,6 +322,7 @@ static inline Hit hit(const Shape *s, double x, double y) {
     case TUBE: return hit_tube(s, x, y);
     case BLOB: return hit_blob(s, x, y);
     case POLYGON: return hit_polygon(s, x, y);
+    case PEAR: return hit_pear(s, x, y);
     default: return hit_half(s, x, y);
     }
 }
@@ -295,7 +333,7 @@ typedef struct Rect {
 static Rect bounds(const Shape *s, double margin) {
     Rect b = {1e9, 1e9, -1e9, -1e9};
     for (int i = 0; i < s->n; i++) {
-        double r = margin + (s->kind == TUBE ? s->r[i] : 0);
+        double r = margin + (s->kind == TUBE ? s->r[i] : s->kind == PEAR ? s->r[0] + fabs(s->wobble) : 0);
         b.x1 = fmin(b.x1, s->p[i].x - r), b.y1 = fmin(b.y1, s->p[i].y - r);
         b.x2 = fmax(b.x2, s->p[i].x + r), b.y2 = fmax(b.y2, s->p[i].y + r);
     }
@@ -312,17 +350,50 @@ static Rect bounds(const Shape *s, double margin) {
 typedef struct Coat {
     enum Owner owner; // NOBODY: paints without taking pixels
     double alpha;
-    double soft; // width of a soft rim, in units of the shape's frame; 0: one pixel
-    bool glow;   // plain colour, no light (shadows, smoke, sparks)
+    double soft;          // width of a soft rim, in units of the shape's frame; 0: one pixel
+    bool glow;            // plain colour, no light (shadows, smoke, sparks)
+    double shadow;        // how dark the shadow around it is; 0: none
+    double dx, dy, reach; // where it falls, and how wide its rim is
 } Coat;
 
 static const V light = {-.32, -.48}; // of the unit vector (x, y, z)
-enum { X = 0, Y = 1 };
 
-static void paint(Canvas *c, const Shape *s, const Material *m, Coat coat) {
+// Pixels of a row that a tube can touch, as a range of x in the shape's frame; the row is a segment a..b of that frame.
+static void row_range(const Shape *s, double margin, V a, V u, double length, double *from, double *to) {
+    *from = 1e9, *to = -1e9;
+    for (int i = 0; i + 1 < s->n; i++) { // in coordinates along the row and across it
+        double r = margin + (s->r[i] > s->r[i + 1] ? s->r[i] : s->r[i + 1]);
+        double px = s->p[i].x - a.x, py = s->p[i].y - a.y, qx = s->p[i + 1].x - a.x, qy = s->p[i + 1].y - a.y;
+        double p_along = px * u.x + py * u.y, p_across = py * u.x - px * u.y;
+        double q_along = qx * u.x + qy * u.y, q_across = qy * u.x - qx * u.y;
+        double low = 0, high = 1, step = q_across - p_across; // the part of the segment that is within r of the row
+        if (fabs(step) > 1e-12) {
+            double t1 = (-r - p_across) / step, t2 = (r - p_across) / step;
+            low = fmax(0, fmin(t1, t2)), high = fmin(1, fmax(t1, t2));
+        } else if (fabs(p_across) > r) {
+            continue;
+        }
+        if (low > high) continue;
+        double e = p_along + low * (q_along - p_along), f = p_along + high * (q_along - p_along);
+        *from = fmin(*from, fmin(e, f) - r), *to = fmax(*to, fmax(e, f) + r);
+    }
+    if (*from < 0) *from = 0;
+    if (*to > length) *to = length;
+}
+
+static void paint(Canvas *c, const Shape *shape, const Material *m, Coat coat) {
+    Shape copy = *shape, *s = &copy;
+    s->co = cos(s->angle), s->si = sin(s->angle), s->hole_co = cos(s->hole_angle), s->hole_si = sin(s->hole_angle);
+    for (int i = 0; s->kind == TUBE && i + 1 < s->n; i++) {
+        double l = distance(s->p[i], s->p[i + 1]);
+        s->inverse[i] = l > 0 ? 1 / (l * l) : 0;
+    }
     double unit = c->scale * (c->anatomy ? c->zoom : 1); // pixels per unit of the shape's frame
     double rim = coat.soft > 0 ? coat.soft : 1 / unit;
-    Rect b = bounds(s, rim);
+    double margin = coat.shadow > 0 ? hypot(coat.dx, coat.dy) + coat.reach * .5 : rim * .5;
+    margin = (margin > rim ? margin : rim) + 1 / unit;
+    s->far = 1 + s->wobble + margin / (s->rx < s->ry ? s->rx : s->ry);
+    Rect b = bounds(s, margin);
     V corner[4] = {{b.x1, b.y1}, {b.x2, b.y1}, {b.x1, b.y2}, {b.x2, b.y2}};
     double px1 = 1e9, py1 = 1e9, px2 = -1e9, py2 = -1e9;
     for (int i = 0; i < 4; i++) {
@@ -334,42 +405,63 @@ static void paint(Canvas *c, const Shape *s, const Material *m, Coat coat) {
     int y1 = py1 < 0 ? 0 : py1 > c->h ? c->h : (int)py1, y2 = py2 < 0 ? 0 : py2 >= c->h ? c->h : (int)py2 + 1;
     double lz = sqrt(1 - light.x * light.x - light.y * light.y), hz = lz + 1;
     double hn = 1 / sqrt(light.x * light.x + light.y * light.y + hz * hz), step = 1.0 / 256;
-    double vary = m->vary * c->texture, bump = m->bump * c->bump, shine = m->shine * c->gloss;
-    V first = {(x1 + .5 - c->left) / c->scale, 0}, dx = {1 / c->scale, 0};
-    if (c->anatomy) dx = (V){c->cos_a / unit, -c->sin_a / unit};
+    double vary = m->vary * c->texture, bump = m->bump * c->bump * 8, shine = 255 * m->shine * c->gloss;
+    double upright = 1 - s->flat, reach = coat.reach > 0 ? 1 / coat.reach : 0;
+    V dx = {1 / c->scale, 0}, along = {1, 0};
+    if (c->anatomy) dx = (V){c->cos_a / unit, -c->sin_a / unit}, along = (V){c->cos_a, -c->sin_a};
     for (int y = y1; y < y2; y++) {
-        first.y = (y + .5 - c->top) / c->scale;
+        V first = {(x1 + .5 - c->left) / c->scale, (y + .5 - c->top) / c->scale};
         V p = c->anatomy ? to_anatomy(c, first) : first;
-        for (int x = x1; x < x2; x++, p.x += dx.x, p.y += dx.y) {
+        int from = x1, to = x2;
+        if (s->kind == TUBE) {
+            double low, high;
+            row_range(s, margin, p, along, (x2 - x1) / unit, &low, &high);
+            if (low > high) continue;
+            from = x1 + (int)(low * unit), to = x1 + (int)(high * unit) + 1;
+            to = to > x2 ? x2 : to;
+            p.x += dx.x * (from - x1), p.y += dx.y * (from - x1);
+        }
+        for (int x = from; x < to; x++, p.x += dx.x, p.y += dx.y) {
             Hit h = hit(s, p.x, p.y);
             double cover = .5 - h.d / rim;
+            size_t at = (size_t)y * (size_t)c->w + (size_t)x;
+            float *out = c->rgb + 3 * at;
+            if (cover < 1 && coat.shadow > 0) { // the same outline, moved: to first order its distance is d - n.offset
+                double n = sqrt(h.nx * h.nx + h.ny * h.ny), k = n > 1e-9 ? 1 / n : 0;
+                double dark = .5 - (h.d - k * (h.nx * coat.dx + h.ny * coat.dy)) * reach;
+                if (dark > 0) {
+                    float left = (float)(1 - coat.shadow * smooth(dark > 1 ? 1 : dark));
+                    out[0] *= left, out[1] *= left, out[2] *= left;
+                }
+            }
             if (cover <= 0) continue;
             cover = cover > 1 ? 1 : cover;
             if (coat.soft > 0) cover = smooth(cover);
-            double a = cover * coat.alpha, rgb[3];
-            size_t at = (size_t)y * (size_t)c->w + (size_t)x;
+            double a = cover * coat.alpha;
             if (coat.glow) {
-                for (int k = 0; k < 3; k++) rgb[k] = m->rgb[k];
+                for (int k = 0; k < 3; k++) out[k] += (float)(a * (m->rgb[k] / 255 - (double)out[k]));
             } else {
                 double u = p.x * m->size, v = p.y * m->size, t = vary > 0 ? noise(u, v) : 0;
-                double nx = h.nx * (1 - s->flat), ny = h.ny * (1 - s->flat);
-                if (bump > 0) { nx += bump * (t - noise(u + step, v)) * 8, ny += bump * (t - noise(u, v + step)) * 8; }
+                double nx = h.nx * upright, ny = h.ny * upright;
+                if (bump > 0) nx += bump * (t - noise(u + step, v)), ny += bump * (t - noise(u, v + step));
                 double n2 = nx * nx + ny * ny;
                 if (n2 > .98) {
                     double k = sqrt(.98 / n2);
                     nx *= k, ny *= k, n2 = .98;
                 }
-                double nz = sqrt(1 - n2), diffuse = nx * light.x + ny * light.y + nz * lz;
+                double nz = sqrt(1 - n2), flank = nx * light.x + ny * light.y, diffuse = flank + nz * lz;
                 double bright = (.34 + .78 * (diffuse > 0 ? diffuse : 0)) * (1 + vary * t);
-                double half = (nx * light.x + ny * light.y + nz * hz) * hn, high = half > 0 ? half : 0;
+                double high = (flank + nz * hz) * hn;
+                high = high > 0 ? high : 0;
                 for (int k = 0; k < m->gloss; k++) high *= high;
-                double mixed = .5 + .9 * t * (vary > 0);
+                high *= shine;
+                double mixed = vary > 0 ? .5 + .9 * t : .5;
                 mixed = mixed < 0 ? 0 : mixed > 1 ? 1 : mixed;
-                high *= 255 * shine;
-                for (int k = 0; k < 3; k++) rgb[k] = (m->rgb[k] + mixed * (m->second[k] - m->rgb[k])) * bright + high;
+                for (int k = 0; k < 3; k++) {
+                    double colour = (m->rgb[k] + mixed * (m->second[k] - m->rgb[k])) * bright + high;
+                    out[k] += (float)(a * (colour * (1 / 255.0) - (double)out[k]));
+                }
             }
-            float *out = c->rgb + 3 * at;
-            for (int k = 0; k < 3; k++) out[k] += (float)(a * (rgb[k] / 255 - out[k]));
             if (coat.owner && a >= .5 && c->owner[at] != coat.owner)
                 c->owner[at] = (uint8_t)coat.owner, c->drawn[coat.owner]++;
         }
@@ -378,25 +470,25 @@ static void paint(Canvas *c, const Shape *s, const Material *m, Coat coat) {
 
 // ------------------------------------------------------------------------------------------------------- materials
 // Tissue as it looks through a laparoscope; vary, bump and shine are scaled down in the clear style.
-static const Material cavity = {{150, 72, 66}, {186, 106, 92}, .5, .55, .9, .20, 4};
-static const Material liver = {{112, 40, 33}, {140, 56, 44}, .28, 1.3, 1.0, .62, 5};
-static const Material gallbladder = {{118, 142, 118}, {168, 168, 128}, .25, .9, .5, .70, 5};
-static const Material plate = {{196, 128, 104}, {168, 92, 74}, .35, 2.2, 1.2, .35, 4};
+static const Material cavity = {{150, 72, 66}, {186, 106, 92}, .45, .5, .35, .22, 4};
+static const Material liver = {{116, 42, 34}, {142, 58, 45}, .22, .8, .30, .55, 5};
+static const Material gallbladder = {{122, 146, 120}, {170, 170, 126}, .22, .7, .22, .75, 5};
+static const Material plate = {{204, 132, 106}, {168, 90, 72}, .35, 1.6, .5, .35, 4};
 static const Material duct = {{214, 196, 152}, {226, 206, 170}, .16, 2.0, .4, .6, 4};
 static const Material artery = {{196, 36, 40}, {214, 62, 56}, .16, 2.0, .4, .6, 4};
-static const Material fat = {{226, 182, 78}, {240, 208, 122}, .3, 1.6, 1.4, .5, 4};
-static const Material omentum = {{214, 164, 70}, {232, 194, 110}, .34, 1.1, 1.6, .45, 4};
-static const Material gut = {{218, 138, 128}, {236, 166, 150}, .22, .9, .5, .6, 5};
+static const Material fat = {{226, 182, 78}, {240, 208, 122}, .26, 1.0, .55, .5, 4};
+static const Material omentum = {{214, 164, 70}, {232, 194, 110}, .28, .7, .6, .45, 4};
+static const Material gut = {{218, 138, 128}, {236, 166, 150}, .18, .6, .2, .6, 5};
 static const Material adhesion = {{232, 214, 186}, {240, 226, 206}, .3, 2.2, .8, .3, 3};
-static const Material peritoneum = {{216, 156, 128}, {226, 176, 136}, .3, 1.2, .7, .5, 4};
-static const Material window = {{96, 32, 28}, {122, 46, 38}, .28, 1.3, .9, .4, 5};
+static const Material peritoneum = {{184, 114, 94}, {206, 144, 114}, .3, .8, .35, .5, 4};
+static const Material window = {{96, 32, 28}, {122, 46, 38}, .24, .8, .3, .4, 5};
 static const Material blood = {{136, 8, 10}, {160, 16, 16}, .2, 1.0, .5, .8, 5};
-static const Material bag = {{214, 222, 232}, {236, 240, 246}, .35, 1.2, 1.2, .8, 4};
-static const Material bladder = {{222, 150, 132}, {234, 176, 152}, .26, .9, .8, .6, 5};
-static const Material urethra = {{206, 96, 94}, {222, 124, 112}, .2, 1.5, .6, .6, 4};
-static const Material prostate = {{196, 116, 96}, {214, 144, 112}, .3, 1.1, .9, .55, 5};
+static const Material bag = {{222, 228, 236}, {240, 244, 250}, .16, .8, .42, .8, 4};
+static const Material bladder = {{222, 150, 132}, {234, 176, 152}, .22, .7, .28, .6, 5};
+static const Material urethra = {{206, 96, 94}, {222, 124, 112}, .2, 1.0, .3, .6, 4};
+static const Material prostate = {{196, 116, 96}, {214, 144, 112}, .26, .8, .35, .55, 5};
 static const Material vein = {{104, 52, 96}, {132, 70, 112}, .2, 1.8, .4, .6, 4};
-static const Material bone = {{232, 202, 176}, {242, 220, 196}, .2, .9, .6, .5, 4};
+static const Material bone = {{226, 196, 170}, {240, 216, 192}, .2, .7, .22, .5, 4};
 static const Material rubber = {{238, 150, 40}, {244, 168, 60}, .05, 1, 0, .6, 4};
 static const Material silver = {{196, 200, 208}, {214, 218, 224}, .05, 3, .1, .9, 4};
 static const Material dark = {{30, 12, 12}, {30, 12, 12}, 0, 1, 0, 0, 1};
@@ -536,7 +628,7 @@ typedef struct Draft {
     double smoke, blur;
     V smoke_at;
     // where things ended up (anatomy frame)
-    V neck, lower; // of the gallbladder as drawn
+    V neck; // of the gallbladder as drawn
 } Draft;
 
 static Coat as(enum Owner o) { return (Coat){.owner = o, .alpha = 1}; }
@@ -546,33 +638,46 @@ static void shade_under(Canvas *c, const Shape *s, double dx, double dy, double 
     paint(c, &t, &dark, (Coat){.alpha = alpha, .soft = soft, .glow = true});
 }
 static void put(Canvas *c, const Shape *s, const Material *m, enum Owner o) {
-    shade_under(c, s, .008, .014, .05, .38);
-    paint(c, s, m, as(o));
+    paint(c, s, m, (Coat){.owner = o, .alpha = 1, .shadow = .42, .dx = .007, .dy = .012, .reach = .05});
 }
 
 // --------------------------------------------------------------------------------------------------- cholecystectomy
 // The gallbladder hangs from the liver by its bed. Detached: the lower third stands off to the left and the plate is
 // bare behind it. Dissection: only the fundus still holds, the rest is lifted.
-static void gallbladder_line(const Draft *d, V p[7], double r[7]) {
+enum { ALONG = 12 };
+static Shape gallbladder_shape(const Draft *d) {
     V fundus = d->p.fundus, body = d->p.body, neck = d->p.neck;
     if (d->phase == DISSECTION) body = plus(fundus, (V){.13, .07}), neck = plus(fundus, (V){.30, .17});
     else if (d->detached) neck = plus(neck, (V){-.075, .045}), body = plus(body, (V){-.02, .01});
-    for (int i = 0; i < 7; i++) {
-        double t = i / 6.0;
-        p[i] = mix(mix(fundus, body, t), mix(body, neck, t), t);
-        double a = d->p.fundus_r, b = d->p.body_r, e = d->p.neck_r;
-        r[i] = (1 - t) * (1 - t) * a + 2 * t * (1 - t) * b + t * t * e;
+    double length = distance(fundus, neck), back = d->p.fundus_r * .9 / length;
+    Shape s = {.kind = PEAR, .n = 2, .p = {mix(fundus, neck, -back), neck}, .r = {d->p.fundus_r, d->p.neck_r}};
+    double ux = (neck.x - fundus.x) / length, uy = (neck.y - fundus.y) / length;
+    s.wobble = .5 * ((body.y - fundus.y) * ux - (body.x - fundus.x) * uy);
+    s.rx = distance(s.p[0], s.p[1]);
+    return s;
+}
+// Points of its axis and the half widths there.
+static void gallbladder_line(const Draft *d, V p[ALONG], double r[ALONG]) {
+    Shape s = gallbladder_shape(d);
+    double ux = (s.p[1].x - s.p[0].x) / s.rx, uy = (s.p[1].y - s.p[0].y) / s.rx, slope;
+    for (int i = 0; i < ALONG; i++) {
+        double t = .15 + .85 * i / (ALONG - 1.0), bend = s.wobble * 4 * t * (1 - t);
+        p[i] = plus(mix(s.p[0], s.p[1], t), (V){-uy * bend, ux * bend});
+        r[i] = pear_width(&s, t, s.rx, &slope);
     }
 }
-static Shape bed_shape(const Draft *d) { // where the gallbladder lay
+static Shape bed_shape(const Draft *d) { // where the gallbladder lay; early on only its lower part is bare
     V p[5];
+    double r[5], from = d->phase <= CLIPPING ? .5 : 0;
     for (int i = 0; i < 5; i++) {
-        double t = i / 4.0;
+        double t = from + (1 - from) * i / 4;
         p[i] = mix(mix(d->p.fundus, d->p.body, t), mix(d->p.body, d->p.neck, t), t);
         p[i].x += .055, p[i].y -= .03;
+        r[i] = mix((V){d->p.fundus_r * .85, 0}, (V){d->p.neck_r * 1.3, 0}, t).x;
     }
-    Shape s = tube(p, 5, d->p.fundus_r * .85, d->p.neck_r * 1.3);
-    s.flat = .75;
+    Shape s = tube(p, 5, 0, 0);
+    memcpy(s.r, r, sizeof r);
+    s.flat = .85;
     return s;
 }
 static Shape duct_shape(const Draft *d, double from, double to) {
@@ -641,8 +746,8 @@ static void draw_cholec(Canvas *c, Draft *d) {
     // The far wall, darker with depth.
     s = blob(.5, .5, 3, 3, 0, 0), s.flat = 1;
     paint(c, &s, &p->cavity, as(CAVITY));
-    s = blob(.62, .62, .5, .34, .3, .25);
-    paint(c, &s, &dark, (Coat){.alpha = .35, .soft = .5, .glow = true});
+    s = blob(.6, .64, .30, .16, .2, 0);
+    paint(c, &s, &dark, (Coat){.alpha = .3, .soft = .12, .glow = true});
     if (d->phase == RETRACTION) { // close to the wall: the port through which the specimen leaves
         s = (Shape){.kind = HALF, .centre = {.5, .06}, .angle = M_PI / 2 + M_PI, .wobble = .02, .wave = 5, .bevel = .2};
         s.angle = M_PI / 2, s.centre.y = .10;
@@ -658,7 +763,11 @@ static void draw_cholec(Canvas *c, Draft *d) {
         s = blob(d->port_at.x, d->port_at.y, .09, .075, .2, 0);
         paint(c, &s, &lumen, as(PORT));
     } else {
-        // Below: omentum and gut.
+        // The ligament that duct and artery come from, on the right; below: gut and omentum.
+        s = curve((V){p->duct_end.x + .16, p->edge - .12}, (V){p->duct_end.x + .06, (p->edge + p->duct_end.y) / 2},
+                  (V){p->duct_end.x + .13, 1.1}, .10, .17, 8);
+        s.flat = .35;
+        put(c, &s, &peritoneum, PERITONEUM);
         int gut_right = p->gut_side;
         for (int i = 0; i < 3; i++) {
             double y = .83 + .085 * i, x0 = gut_right ? .52 : -.15, x1 = gut_right ? 1.2 : .42;
@@ -682,23 +791,23 @@ static void draw_cholec(Canvas *c, Draft *d) {
                     .phase = p->edge_phase,
                     .bevel = .11};
         put(c, &s, &p->liver, LIVER);
+        s = tube((V[]){plus(p->fundus, (V){.02, 0}), p->body, plus(p->neck, (V){.01, -.08})}, 3, .2, .115);
+        s.r[1] = .165, s.flat = .7; // the lobe that the gallbladder hangs from
+        put(c, &s, &p->liver, LIVER);
         s = curve((V){.62, -.1}, (V){.66, .12}, (V){.60, .34}, .006, .002, 7); // the fissure
         paint(c, &s, &dark, (Coat){.alpha = .3, .soft = .03, .glow = true});
         bool gone = d->phase == PACKAGING || d->phase == CLEANING;
         bool early = d->phase == PREPARATION || d->phase == CALOT || d->phase == CLIPPING;
-        V line_p[7];
-        double line_r[7];
+        V line_p[ALONG];
+        double line_r[ALONG];
         gallbladder_line(d, line_p, line_r);
-        d->neck = line_p[6], d->lower = line_p[4];
-        // The hepatoduodenal side of the triangle: the tissue that duct and artery come from.
-        if (early) {
-            s = curve((V){p->duct_end.x + .09, p->edge - .02}, (V){p->duct_end.x + .03, (p->edge + p->duct_end.y) / 2},
-                      (V){p->duct_end.x + .08, p->duct_end.y + .18}, .075, .095, 8);
-            put(c, &s, &peritoneum, PERITONEUM);
+        d->neck = line_p[ALONG - 1];
+        if (early) { // the triangle: a window on the liver when it is cleared
             V tri[4] = {plus(p->artery_root, (V){-.03, -.03}), plus(p->artery_end, (V){.0, -.02}), p->duct_end,
                         plus(d->neck, (V){-.01, .03})};
-            s = polygon(tri, 4, .05);
-            paint(c, &s, d->cleared ? &window : &peritoneum, as(d->cleared ? LIVER : PERITONEUM));
+            s = polygon(tri, 4, .05), s.flat = 1;
+            paint(c, &s, d->cleared ? &window : &peritoneum,
+                  (Coat){.owner = d->cleared ? LIVER : PERITONEUM, .alpha = 1, .soft = .04});
         }
         if (d->detached || d->phase == DISSECTION || gone) {
             s = bed_shape(d);
@@ -748,8 +857,7 @@ static void draw_cholec(Canvas *c, Draft *d) {
             }
         }
         if (!gone) {
-            s = (Shape){.kind = TUBE, .n = 7};
-            memcpy(s.p, line_p, sizeof line_p), memcpy(s.r, line_r, sizeof line_r);
+            s = gallbladder_shape(d);
             put(c, &s, &p->gallbladder, GALLBLADDER);
             draw_veins(c, r, line_p[2], .06, &artery, d->natural ? .35 : .2, 3);
         }
@@ -768,7 +876,7 @@ static void draw_cholec(Canvas *c, Draft *d) {
         }
     }
     if (d->has_fluid) {
-        s = blob(d->fluid_at.x, d->fluid_at.y, .17, .095, -.1, .25), s.wave = 1.1, s.flat = .55, s.phase = p->fat_phase;
+        s = blob(d->fluid_at.x, d->fluid_at.y, .17, .095, -.1, .22), s.wave = .6, s.flat = .55, s.phase = p->fat_phase;
         paint(c, &s, &blood, (Coat){.owner = FLUID, .alpha = .95, .soft = .012});
         s = blob(d->fluid_at.x - .05, d->fluid_at.y - .025, .035, .009, -.2, 0);
         paint(c, &s, &silver, (Coat){.alpha = .6, .soft = .01, .glow = true});
@@ -776,18 +884,21 @@ static void draw_cholec(Canvas *c, Draft *d) {
     if (d->phase == PACKAGING) { // an open bag, the gallbladder half in it
         V at = d->bag_at;
         Shape mouth = blob(at.x, at.y - .07, .175, .07, .1, .03), pouch;
-        V outline[8] = {{at.x - .175, at.y - .07}, {at.x - .15, at.y + .06}, {at.x - .09, at.y + .15},
-                        {at.x, at.y + .18},        {at.x + .10, at.y + .15}, {at.x + .16, at.y + .05},
-                        {at.x + .175, at.y - .06}, {at.x, at.y - .03}};
-        pouch = polygon(outline, 8, .06);
+        V outline[24];
+        for (int i = 0; i < 14; i++) // round below, the near rim above
+            outline[i] = (V){at.x - .175 * cos(M_PI * i / 13), at.y - .07 + .26 * sin(M_PI * i / 13)};
+        for (int i = 0; i < 10; i++)
+            outline[14 + i] =
+                (V){at.x + .17 * cos(M_PI * (i + .5) / 10), at.y - .065 + .035 * sin(M_PI * (i + .5) / 10)};
+        pouch = polygon(outline, 24, .09), pouch.flat = .3;
         put(c, &mouth, &bag, BAG);
         Shape inside = blob(at.x, at.y - .065, .15, .05, .1, .03);
         paint(c, &inside, &carbon, (Coat){.owner = BAG, .alpha = .55});
-        V g[5];
-        double g_r[5] = {p->neck_r, p->body_r * .75, p->fundus_r * .8, p->fundus_r * .75, p->body_r * .5};
-        for (int i = 0; i < 5; i++) g[i] = plus(d->specimen_at, (V){.01 * i * (i - 4), .075 * i - .06});
-        s = (Shape){.kind = TUBE, .n = 5};
-        memcpy(s.p, g, sizeof g), memcpy(s.r, g_r, sizeof g_r);
+        s = (Shape){
+            .kind = PEAR,
+            .n = 2,
+            .p = {{d->specimen_at.x - .02, d->specimen_at.y + .30}, {d->specimen_at.x, d->specimen_at.y - .04}}};
+        s.r[0] = p->fundus_r * .8, s.r[1] = p->neck_r, s.wobble = .02, s.rx = distance(s.p[0], s.p[1]);
         put(c, &s, &p->gallbladder, GALLBLADDER);
         paint(c, &pouch, &bag, (Coat){.owner = BAG, .alpha = .86});
         Shape string =
@@ -832,8 +943,10 @@ static V on(const Bench *b, double x, double y) {
 }
 static void lay(const Bench *b, const Shape *s, const Material *m, enum Owner o) {
     bool idle = b->t->verb == NULL_VERB; // an instrument that hovers throws its shadow further
-    shade_under(b->c, s, idle ? .022 : .008, idle ? .034 : .012, .035, .40);
-    paint(b->c, s, m, as(o));
+    paint(
+        b->c, s, m,
+        (Coat){
+            .owner = o, .alpha = 1, .shadow = .42, .dx = idle ? .022 : .008, .dy = idle ? .034 : .012, .reach = .035});
 }
 static void bar(const Bench *b, double x1, double y1, double x2, double y2, double r1, double r2, const Material *m,
                 enum Owner o) {
@@ -1093,17 +1206,18 @@ static void draw_pelvis(Canvas *c, Draft *d) {
     s = curve((V){-.1, .26}, (V){.5, -.17}, (V){1.1, .26}, .12, .12, 11); // the arch of the pubis
     put(c, &s, &bone, PUBIS);
     if (p->dvc) {
+        V a = {p->urethra.x, p->urethra.y - .10}, e = {p->dome.x, p->dome.y - .24};
+        for (int i = -2; i <= 2; i++) { // a fan of dark veins over the apex
+            double bow = .02 * ((i & 1) ? 1 : -1);
+            s = curve((V){a.x + .02 * i, a.y}, (V){a.x + .05 * i + bow, (a.y + e.y) / 2}, (V){e.x + .075 * i, e.y},
+                      .021, .03, 8);
+            put(c, &s, &vein, VEINS);
+        }
         s = blob(p->dome.x, p->dome.y - .10, p->dome_rx * .82, p->dome_ry * .95, 0, .06), s.phase = p->fat_phase;
         put(c, &s, &prostate, PROSTATE);
         s = curve((V){p->dome.x, p->dome.y - .36}, (V){p->dome.x + .02, p->dome.y - .2}, (V){p->dome.x, p->dome.y + .1},
                   .008, .004, 7);
         paint(c, &s, &dark, (Coat){.alpha = .3, .soft = .03, .glow = true});
-        V a = {p->urethra.x, p->urethra.y - .06}, e = {p->dome.x, p->dome.y - .30};
-        for (int i = -2; i <= 2; i++) { // a fan of dark veins over the apex
-            s = curve((V){a.x + .022 * i, a.y}, (V){a.x + .045 * i, (a.y + e.y) / 2}, (V){e.x + .055 * i, e.y}, .026,
-                      .024, 8);
-            put(c, &s, &vein, VEINS);
-        }
     } else {
         s = blob(p->dome.x, p->dome.y, p->dome_rx, p->dome_ry, 0, .05), s.phase = p->fat_phase;
         put(c, &s, &bladder, BLADDER);
@@ -1158,20 +1272,21 @@ static void draw_needle(Canvas *c, V centre, double radius, double from, double 
 
 // ------------------------------------------------------------------------------------------------------ composition
 // The 100 triplets of CholecT50: instrument, verb, target (ivtmetrics/maps.txt); the last six are the null triplets.
+// clang-format off
 static const uint8_t bank[100][3] = {
-    {0, 2, 1},  {0, 2, 0},  {0, 2, 10}, {0, 0, 3},  {0, 0, 2},  {0, 0, 4},  {0, 0, 1},  {0, 0, 0},  {0, 0, 12},
-    {0, 0, 8},  {0, 0, 10}, {0, 0, 11}, {0, 0, 13}, {0, 8, 0},  {0, 1, 2},  {0, 1, 4},  {0, 1, 1},  {0, 1, 0},
-    {0, 1, 12}, {0, 1, 8},  {0, 1, 10}, {0, 1, 11}, {1, 3, 7},  {1, 3, 5},  {1, 3, 3},  {1, 3, 2},  {1, 3, 4},
-    {1, 3, 1},  {1, 3, 0},  {1, 3, 8},  {1, 3, 10}, {1, 3, 11}, {1, 2, 9},  {1, 2, 3},  {1, 2, 2},  {1, 2, 1},
-    {1, 2, 0},  {1, 2, 10}, {1, 0, 1},  {1, 0, 8},  {1, 0, 13}, {1, 1, 2},  {1, 1, 4},  {1, 1, 0},  {1, 1, 8},
-    {1, 1, 10}, {2, 3, 5},  {2, 3, 3},  {2, 3, 2},  {2, 3, 4},  {2, 3, 1},  {2, 3, 0},  {2, 3, 8},  {2, 3, 10},
-    {2, 5, 5},  {2, 5, 11}, {2, 2, 5},  {2, 2, 3},  {2, 2, 2},  {2, 2, 1},  {2, 2, 0},  {2, 2, 10}, {2, 2, 11},
-    {2, 1, 0},  {2, 1, 8},  {3, 3, 10}, {3, 5, 9},  {3, 5, 5},  {3, 5, 3},  {3, 5, 2},  {3, 5, 1},  {3, 5, 8},
-    {3, 5, 10}, {3, 5, 11}, {3, 2, 1},  {3, 2, 0},  {3, 2, 10}, {4, 4, 5},  {4, 4, 3},  {4, 4, 2},  {4, 4, 4},
-    {4, 4, 1},  {5, 6, 6},  {5, 2, 2},  {5, 2, 4},  {5, 2, 1},  {5, 2, 0},  {5, 2, 10}, {5, 7, 7},  {5, 7, 4},
-    {5, 7, 8},  {5, 1, 0},  {5, 1, 8},  {5, 1, 10}, {0, 9, 14}, {1, 9, 14}, {2, 9, 14}, {3, 9, 14}, {4, 9, 14},
+    {0, 2, 1}, {0, 2, 0}, {0, 2, 10}, {0, 0, 3}, {0, 0, 2}, {0, 0, 4}, {0, 0, 1}, {0, 0, 0}, {0, 0, 12}, {0, 0, 8},
+    {0, 0, 10}, {0, 0, 11}, {0, 0, 13}, {0, 8, 0}, {0, 1, 2}, {0, 1, 4}, {0, 1, 1}, {0, 1, 0}, {0, 1, 12}, {0, 1, 8},
+    {0, 1, 10}, {0, 1, 11}, {1, 3, 7}, {1, 3, 5}, {1, 3, 3}, {1, 3, 2}, {1, 3, 4}, {1, 3, 1}, {1, 3, 0}, {1, 3, 8},
+    {1, 3, 10}, {1, 3, 11}, {1, 2, 9}, {1, 2, 3}, {1, 2, 2}, {1, 2, 1}, {1, 2, 0}, {1, 2, 10}, {1, 0, 1}, {1, 0, 8},
+    {1, 0, 13}, {1, 1, 2}, {1, 1, 4}, {1, 1, 0}, {1, 1, 8}, {1, 1, 10}, {2, 3, 5}, {2, 3, 3}, {2, 3, 2}, {2, 3, 4},
+    {2, 3, 1}, {2, 3, 0}, {2, 3, 8}, {2, 3, 10}, {2, 5, 5}, {2, 5, 11}, {2, 2, 5}, {2, 2, 3}, {2, 2, 2}, {2, 2, 1},
+    {2, 2, 0}, {2, 2, 10}, {2, 2, 11}, {2, 1, 0}, {2, 1, 8}, {3, 3, 10}, {3, 5, 9}, {3, 5, 5}, {3, 5, 3}, {3, 5, 2},
+    {3, 5, 1}, {3, 5, 8}, {3, 5, 10}, {3, 5, 11}, {3, 2, 1}, {3, 2, 0}, {3, 2, 10}, {4, 4, 5}, {4, 4, 3}, {4, 4, 2},
+    {4, 4, 4}, {4, 4, 1}, {5, 6, 6}, {5, 2, 2}, {5, 2, 4}, {5, 2, 1}, {5, 2, 0}, {5, 2, 10}, {5, 7, 7}, {5, 7, 4},
+    {5, 7, 8}, {5, 1, 0}, {5, 1, 8}, {5, 1, 10}, {0, 9, 14}, {1, 9, 14}, {2, 9, 14}, {3, 9, 14}, {4, 9, 14},
     {5, 9, 14},
 };
+// clang-format on
 static int bank_of(int instrument, int verb, int target) {
     for (int i = 0; i < 100; i++)
         if (bank[i][0] == instrument && bank[i][1] == verb && bank[i][2] == target) return i;
@@ -1195,28 +1310,28 @@ static const Act *act_of(Random *r, const Act *acts, int n) {
 static V anchor(Draft *d, int class, int verb, int target) {
     Random *r = &d->r;
     const Patient *p = &d->p;
-    V line_p[7];
-    double line_r[7];
+    V line_p[ALONG];
+    double line_r[ALONG];
     gallbladder_line(d, line_p, line_r);
-    d->neck = line_p[6];
+    d->neck = line_p[ALONG - 1];
     Shape s;
     switch (target) {
     case T_GALLBLADDER: {
         if (verb == PACK) return plus(d->specimen_at, (V){between(r, -.03, .03), between(r, -.07, -.03)});
+        bool lifted = d->phase == DISSECTION;
         if (verb == DISSECT || verb == COAGULATE) { // at the border to its bed
-            int i = d->phase == DISSECTION ? 2 + pick(r, 3) : 3 + pick(r, 3);
-            return plus(line_p[i], (V){.62 * line_r[i], d->phase == DISSECTION ? .7 * line_r[i] : -.2 * line_r[i]});
+            int i = lifted ? 4 + pick(r, 5) : 6 + pick(r, 4);
+            return plus(line_p[i], (V){.62 * line_r[i], lifted ? .7 * line_r[i] : -.2 * line_r[i]});
         }
-        int i = d->phase == DISSECTION ? 4 + pick(r, 2)
-                : class == GRASPER     ? (chance(r, .5) ? pick(r, 2) : 4 + pick(r, 2))
-                                       : 2 + pick(r, 3);
+        int fundus = pick(r, 3), pouch = 7 + pick(r, 3);
+        int i = lifted ? 8 + pick(r, 3) : class != GRASPER ? 4 + pick(r, 4) : chance(r, .5) ? fundus : pouch;
         return plus(line_p[i], (V){between(r, -.5, .3) * line_r[i], between(r, -.4, .4) * line_r[i]});
     }
     case T_PLATE:
         s = bed_shape(d);
         if (d->phase == DISSECTION || d->phase == CLEANING || d->phase == PACKAGING)
             return plus(along(&s, between(r, .45, .9)), (V){between(r, -.02, .02), between(r, -.02, .02)});
-        return plus(along(&s, between(r, .7, .95)), (V){.02, 0});
+        return plus(along(&s, between(r, .4, .9)), (V){.02, 0});
     case T_DUCT:
         s = duct_shape(d, 0, 1);
         return along(&s, verb == CUT ? .5 : verb == CLIP_IT ? between(r, .45, .6) : between(r, .3, .7));
@@ -1272,21 +1387,66 @@ static void set_directions(Draft *d) {
     }
 }
 
+// What hands do in each phase, with weights: the first hand, then the others.
+// clang-format off
+static const Act prep_hold[] = {
+    {GRASPER, RETRACT, T_GALLBLADDER, 28}, {GRASPER, GRASP, T_GALLBLADDER, 20}, {GRASPER, RETRACT, T_OMENTUM, 13},
+    {GRASPER, GRASP, T_OMENTUM, 7}, {GRASPER, RETRACT, T_GUT, 16}, {GRASPER, GRASP, T_GUT, 10}, {GRASPER, NULL_VERB, T_NULL, 6}};
+static const Act prep_work[] = {
+    {SCISSORS, CUT, T_ADHESION, 18}, {BIPOLAR, DISSECT, T_ADHESION, 9}, {HOOK, DISSECT, T_OMENTUM, 6}, {IRRIGATOR, RETRACT, T_LIVER, 8},
+    {GRASPER, RETRACT, T_LIVER, 6}, {BIPOLAR, COAGULATE, T_OMENTUM, 6}, {HOOK, CUT, T_PERITONEUM, 28}, {GRASPER, GRASP, T_PERITONEUM, 18},
+    {SCISSORS, CUT, T_PERITONEUM, 8}, {IRRIGATOR, NULL_VERB, T_NULL, 5}, {BIPOLAR, NULL_VERB, T_NULL, 4}};
+static const Act calot_hold[] = {
+    {GRASPER, RETRACT, T_GALLBLADDER, 60}, {GRASPER, GRASP, T_GALLBLADDER, 12}, {GRASPER, RETRACT, T_LIVER, 5}};
+static const Act calot_work[] = {
+    {HOOK, DISSECT, T_DUCT, 20}, {HOOK, DISSECT, T_ARTERY, 16}, {HOOK, DISSECT, T_GALLBLADDER, 8}, {BIPOLAR, DISSECT, T_DUCT, 8},
+    {BIPOLAR, DISSECT, T_ARTERY, 6}, {GRASPER, GRASP, T_DUCT, 4}, {HOOK, DISSECT, T_PLATE, 6}, {BIPOLAR, COAGULATE, T_LIVER, 4},
+    {IRRIGATOR, DISSECT, T_DUCT, 5}, {SCISSORS, DISSECT, T_GALLBLADDER, 6}, {HOOK, NULL_VERB, T_NULL, 6}, {IRRIGATOR, RETRACT, T_LIVER, 5}};
+static const Act pedicle_work[] = { // while nothing can be told apart
+    {BIPOLAR, COAGULATE, T_PEDICLE, 3}, {HOOK, COAGULATE, T_PEDICLE, 3}, {IRRIGATOR, DISSECT, T_PEDICLE, 3}, {GRASPER, RETRACT, T_PEDICLE, 2}};
+static const Act clip_work[] = {
+    {CLIPPER, CLIP_IT, T_DUCT, 30}, {CLIPPER, CLIP_IT, T_ARTERY, 26}, {SCISSORS, CUT, T_DUCT, 18}, {SCISSORS, CUT, T_ARTERY, 16},
+    {CLIPPER, NULL_VERB, T_NULL, 8}};
+static const Act clip_more[] = {
+    {GRASPER, RETRACT, T_GALLBLADDER, 60}, {GRASPER, GRASP, T_GALLBLADDER, 10}, {IRRIGATOR, RETRACT, T_LIVER, 14},
+    {HOOK, NULL_VERB, T_NULL, 6}, {GRASPER, NULL_VERB, T_NULL, 6}};
+static const Act off_work[] = {
+    {HOOK, DISSECT, T_GALLBLADDER, 34}, {HOOK, DISSECT, T_PLATE, 14}, {BIPOLAR, COAGULATE, T_LIVER, 12}, {BIPOLAR, COAGULATE, T_PLATE, 8},
+    {SCISSORS, DISSECT, T_GALLBLADDER, 12}, {HOOK, COAGULATE, T_PLATE, 6}, {IRRIGATOR, DISSECT, T_GALLBLADDER, 6}, {HOOK, NULL_VERB, T_NULL, 5}};
+static const Act off_hold[] = {
+    {GRASPER, RETRACT, T_GALLBLADDER, 60}, {GRASPER, GRASP, T_GALLBLADDER, 14}, {IRRIGATOR, RETRACT, T_LIVER, 8}, {GRASPER, RETRACT, T_LIVER, 8}};
+static const Act bag_work[] = {{GRASPER, PACK, T_GALLBLADDER, 55}, {GRASPER, GRASP, T_BAG, 22}, {BIPOLAR, GRASP, T_BAG, 16}};
+static const Act bag_more[] = {
+    {GRASPER, GRASP, T_BAG, 40}, {BIPOLAR, GRASP, T_BAG, 24}, {IRRIGATOR, NULL_VERB, T_NULL, 14}, {GRASPER, NULL_VERB, T_NULL, 10}};
+static const Act wash_work[] = {
+    {IRRIGATOR, ASPIRATE, T_FLUID, 34}, {IRRIGATOR, IRRIGATE, T_LIVER, 14}, {IRRIGATOR, IRRIGATE, T_WALL, 18},
+    {BIPOLAR, COAGULATE, T_LIVER, 20}, {BIPOLAR, COAGULATE, T_PLATE, 10}};
+static const Act wash_more[] = {
+    {GRASPER, RETRACT, T_LIVER, 24}, {GRASPER, RETRACT, T_OMENTUM, 24}, {BIPOLAR, COAGULATE, T_LIVER, 14}, {GRASPER, NULL_VERB, T_NULL, 14},
+    {IRRIGATOR, ASPIRATE, T_FLUID, 10}};
+static const Act out_work[] = {{GRASPER, GRASP, T_BAG, 64}, {BIPOLAR, GRASP, T_BAG, 20}};
+static const Act out_more[] = {
+    {GRASPER, GRASP, T_BAG, 40}, {BIPOLAR, GRASP, T_BAG, 16}, {IRRIGATOR, NULL_VERB, T_NULL, 26}, {SCISSORS, NULL_VERB, T_NULL, 14},
+    {GRASPER, NULL_VERB, T_NULL, 6}};
+// clang-format on
+
 static void compose_cholec(Draft *d, Canvas *c, bool empty) {
     Random *r = &d->r;
     const Patient *p = &d->p;
-    d->phase = empty ? PREPARATION : (enum Phase)pick(r, PHASES);
-    static const double counts[PHASES][4] = {{.16, .34, .34, .16}, {0, .22, .48, .30}, {0, .25, .47, .28},
+    Random plan = {r->seed, (r->stream & ~(uint64_t)255) | FIELD_PLAN,
+                   0}; // the same for every draft: no label is favoured
+    d->phase = empty ? PREPARATION : (enum Phase)pick(&plan, PHASES);
+    static const double counts[PHASES][4] = {{.16, .30, .36, .18}, {0, .22, .48, .30}, {0, .25, .47, .28},
                                              {.02, .28, .45, .25}, {0, .45, .40, .15}, {.02, .42, .38, .18},
                                              {0, .55, .36, .09}};
-    double u = uniform(r);
+    double u = uniform(&plan);
     int n = 0;
     while (n < 3 && u >= counts[d->phase][n]) u -= counts[d->phase][n++];
     if (empty) n = 0;
-    d->cleared = chance(r, .8), d->detached = chance(r, .8), d->artery = true;
-    if (chance(r, .2)) d->pedicle = !d->cleared || chance(r, .5), d->artery = false;
-    if (d->pedicle) d->cleared = d->cleared && chance(r, .3);
-    d->peritoneum = chance(r, .5);
+    d->cleared = chance(&plan, .84), d->detached = chance(&plan, .84), d->artery = chance(&plan, .82);
+    d->pedicle = !d->artery && chance(&plan, .75); // no artery: a bundle, or one that was not found
+    if (d->pedicle) d->cleared = d->cleared && chance(&plan, .3);
+    d->peritoneum = chance(&plan, .65);
     d->adhesion_a = plus(p->body, (V){between(r, .05, .09), between(r, .05, .09)});
     d->adhesion_b = (V){d->adhesion_a.x + between(r, -.05, .12), p->omentum_y - between(r, .02, .05)};
     d->fluid_at = (V){between(r, .35, .65), between(r, .62, .72)};
@@ -1296,63 +1456,6 @@ static void compose_cholec(Draft *d, Canvas *c, bool empty) {
     if (d->phase != CALOT && d->phase != CLIPPING) { d->detached = d->cleared = d->pedicle = false; }
     if (d->phase == RETRACTION) d->bag_at = (V){d->port_at.x + between(r, -.12, .12), between(r, .58, .66)};
 
-    static const Act prep_hold[] = {{GRASPER, RETRACT, T_GALLBLADDER, 30}, {GRASPER, GRASP, T_GALLBLADDER, 22},
-                                    {GRASPER, RETRACT, T_OMENTUM, 14},     {GRASPER, GRASP, T_OMENTUM, 8},
-                                    {GRASPER, RETRACT, T_GUT, 8},          {GRASPER, GRASP, T_GUT, 4},
-                                    {GRASPER, NULL_VERB, T_NULL, 8}};
-    static const Act prep_work[] = {
-        {SCISSORS, CUT, T_ADHESION, 18},   {BIPOLAR, DISSECT, T_ADHESION, 9}, {HOOK, DISSECT, T_OMENTUM, 8},
-        {IRRIGATOR, RETRACT, T_LIVER, 12}, {GRASPER, RETRACT, T_LIVER, 8},    {BIPOLAR, COAGULATE, T_OMENTUM, 8},
-        {HOOK, CUT, T_PERITONEUM, 8},      {GRASPER, GRASP, T_PERITONEUM, 6}, {SCISSORS, NULL_VERB, T_NULL, 6},
-        {IRRIGATOR, NULL_VERB, T_NULL, 6}, {BIPOLAR, NULL_VERB, T_NULL, 5}};
-    static const Act calot_hold[] = {
-        {GRASPER, RETRACT, T_GALLBLADDER, 60}, {GRASPER, GRASP, T_GALLBLADDER, 12}, {GRASPER, RETRACT, T_LIVER, 5}};
-    static const Act calot_work[] = {
-        {HOOK, DISSECT, T_DUCT, 18},           {HOOK, DISSECT, T_ARTERY, 14},      {HOOK, DISSECT, T_GALLBLADDER, 8},
-        {BIPOLAR, DISSECT, T_DUCT, 8},         {BIPOLAR, DISSECT, T_ARTERY, 6},    {BIPOLAR, COAGULATE, T_PEDICLE, 6},
-        {HOOK, COAGULATE, T_PEDICLE, 6},       {IRRIGATOR, DISSECT, T_PEDICLE, 7}, {GRASPER, GRASP, T_DUCT, 4},
-        {HOOK, DISSECT, T_PLATE, 6},           {BIPOLAR, COAGULATE, T_LIVER, 4},   {IRRIGATOR, DISSECT, T_DUCT, 6},
-        {SCISSORS, DISSECT, T_GALLBLADDER, 6}, {HOOK, NULL_VERB, T_NULL, 6},       {IRRIGATOR, RETRACT, T_LIVER, 6}};
-    static const Act clip_work[] = {{CLIPPER, CLIP_IT, T_DUCT, 30},
-                                    {CLIPPER, CLIP_IT, T_ARTERY, 26},
-                                    {SCISSORS, CUT, T_DUCT, 18},
-                                    {SCISSORS, CUT, T_ARTERY, 16},
-                                    {CLIPPER, NULL_VERB, T_NULL, 8}};
-    static const Act clip_more[] = {{GRASPER, RETRACT, T_GALLBLADDER, 60},
-                                    {GRASPER, GRASP, T_GALLBLADDER, 10},
-                                    {IRRIGATOR, RETRACT, T_LIVER, 14},
-                                    {HOOK, NULL_VERB, T_NULL, 6},
-                                    {GRASPER, NULL_VERB, T_NULL, 6}};
-    static const Act off_work[] = {{HOOK, DISSECT, T_GALLBLADDER, 34},     {HOOK, DISSECT, T_PLATE, 14},
-                                   {BIPOLAR, COAGULATE, T_LIVER, 12},      {BIPOLAR, COAGULATE, T_PLATE, 8},
-                                   {SCISSORS, DISSECT, T_GALLBLADDER, 10}, {HOOK, COAGULATE, T_PLATE, 6},
-                                   {IRRIGATOR, DISSECT, T_GALLBLADDER, 8}, {HOOK, NULL_VERB, T_NULL, 5}};
-    static const Act off_hold[] = {{GRASPER, RETRACT, T_GALLBLADDER, 60},
-                                   {GRASPER, GRASP, T_GALLBLADDER, 14},
-                                   {IRRIGATOR, RETRACT, T_LIVER, 10},
-                                   {GRASPER, RETRACT, T_LIVER, 8}};
-    static const Act bag_work[] = {
-        {GRASPER, PACK, T_GALLBLADDER, 55}, {GRASPER, GRASP, T_BAG, 22}, {BIPOLAR, GRASP, T_BAG, 16}};
-    static const Act bag_more[] = {{GRASPER, GRASP, T_BAG, 40},
-                                   {BIPOLAR, GRASP, T_BAG, 24},
-                                   {IRRIGATOR, NULL_VERB, T_NULL, 14},
-                                   {GRASPER, NULL_VERB, T_NULL, 10}};
-    static const Act wash_work[] = {{IRRIGATOR, ASPIRATE, T_FLUID, 34},
-                                    {IRRIGATOR, IRRIGATE, T_LIVER, 16},
-                                    {IRRIGATOR, IRRIGATE, T_WALL, 10},
-                                    {BIPOLAR, COAGULATE, T_LIVER, 22},
-                                    {BIPOLAR, COAGULATE, T_PLATE, 10}};
-    static const Act wash_more[] = {{GRASPER, RETRACT, T_LIVER, 30},
-                                    {GRASPER, RETRACT, T_OMENTUM, 20},
-                                    {BIPOLAR, COAGULATE, T_LIVER, 14},
-                                    {GRASPER, NULL_VERB, T_NULL, 16},
-                                    {IRRIGATOR, ASPIRATE, T_FLUID, 10}};
-    static const Act out_work[] = {{GRASPER, GRASP, T_BAG, 64}, {BIPOLAR, GRASP, T_BAG, 20}};
-    static const Act out_more[] = {{GRASPER, GRASP, T_BAG, 40},
-                                   {BIPOLAR, GRASP, T_BAG, 16},
-                                   {IRRIGATOR, NULL_VERB, T_NULL, 26},
-                                   {SCISSORS, NULL_VERB, T_NULL, 10},
-                                   {GRASPER, NULL_VERB, T_NULL, 10}};
     if (d->phase == CLIPPING) { // clips that are on before this act
         d->clips_duct = pick(r, 3), d->clips_artery = d->artery ? pick(r, 3) : 0;
         if (d->pedicle) d->clips_duct = d->clips_artery = 0;
@@ -1384,6 +1487,8 @@ static void compose_cholec(Draft *d, Canvas *c, bool empty) {
         if (!possible && d->phase == CLIPPING && k == 0) { // a bundle is clipped as it is, if at all
             static const Act bundle = {CLIPPER, CLIP_IT, T_PEDICLE, 1}, idle = {CLIPPER, NULL_VERB, T_NULL, 1};
             a = d->pedicle ? &bundle : &idle;
+        } else if (!possible && d->pedicle && work) {
+            a = ACT(pedicle_work);
         } else if (!possible) {
             static const Act rest[] = {{GRASPER, RETRACT, T_GALLBLADDER, 1}, {GRASPER, NULL_VERB, T_NULL, 1}};
             bool has = d->phase < PACKAGING;
@@ -1632,7 +1737,17 @@ static bool uses(const SceneTruth *t, const char *tool) {
         if (!strcmp(t->tools[i].name, tool)) return true;
     return false;
 }
-enum { BARE_BED_PERMILLE = 22 }; // a plate of this part of the picture means that the gallbladder was lifted off it
+// Whether a tube still reaches the gallbladder: their boxes are less than 3 % of the picture apart.
+static bool reaches(const SceneTruth *t, const char *tube, double limit) {
+    const Box *a = NULL, *b = NULL;
+    for (int i = 0; i < t->n_tissues; i++) {
+        if (!strcmp(t->tissues[i].name, "gallbladder")) a = &t->tissues[i].box;
+        if (!strcmp(t->tissues[i].name, tube)) b = &t->tissues[i].box;
+    }
+    if (!a || !b) return false;
+    double x = fmax(a->x1 - b->x2, b->x1 - a->x2), y = fmax(a->y1 - b->y2, b->y1 - a->y2);
+    return fmax(x, y) <= limit;
+}
 
 // The phase, from what is in the picture alone.
 static enum Phase phase_of(const SceneTruth *t) {
@@ -1640,7 +1755,7 @@ static enum Phase phase_of(const SceneTruth *t) {
          tubes = seen(t, "cystic_duct") || seen(t, "cystic_artery") || seen(t, "cystic_pedicle");
     if (seen(t, "specimen_bag")) return sac ? PACKAGING : RETRACTION;
     if (!sac) return CLEANING;
-    if (seen(t, "clip") && share(t, "cystic_plate") * 1000 >= BARE_BED_PERMILLE) return DISSECTION;
+    if (seen(t, "clip") && seen(t, "cystic_plate") && !t->attached) return DISSECTION;
     if (uses(t, "clipper") || seen(t, "clip")) return CLIPPING;
     return tubes ? CALOT : PREPARATION;
 }
@@ -1649,13 +1764,18 @@ static enum Phase phase_of(const SceneTruth *t) {
 // fat or other covering tissue.
 static void look_at_triangle(const Canvas *c, const Draft *d, double *open, double *covered) {
     V tri[4] = {plus(d->p.artery_root, (V){.02, 0}), d->p.artery_end, d->p.duct_end, plus(d->neck, (V){.02, .01})};
-    for (int i = 0; i < 4; i++) tri[i] = to_view(c, tri[i]);
+    V low = {9, 9}, high = {-9, -9};
+    for (int i = 0; i < 4; i++) {
+        tri[i] = to_view(c, tri[i]);
+        low = (V){fmin(low.x, tri[i].x), fmin(low.y, tri[i].y)},
+        high = (V){fmax(high.x, tri[i].x), fmax(high.y, tri[i].y)};
+    }
     Shape s = polygon(tri, 4, 1);
     int64_t n = 0, tools = 0, fatty = 0;
     for (int y = 0; y < c->h; y++)
         for (int x = 0; x < c->w; x++) {
             V p = {(x + .5 - c->left) / c->scale, (y + .5 - c->top) / c->scale};
-            if (p.x < tri[0].x - .3 || p.x > tri[0].x + .6 || hit_polygon(&s, p.x, p.y).d > 0) continue;
+            if (p.x < low.x || p.x > high.x || p.y < low.y || p.y > high.y || hit_polygon(&s, p.x, p.y).d > 0) continue;
             int o = c->owner[(size_t)y * (size_t)c->w + (size_t)x];
             n++, tools += o >= TOOL || o == NOBODY,
                 fatty += o == FAT || o == PEDICLE || o == PERITONEUM || o == ADHESION;
@@ -1749,6 +1869,8 @@ static bool measure(const Canvas *c, const Draft *d, bool robot, SceneTruth *t) 
     t->criteria[1] = early && sac && open >= .4 && covered <= .2;
     t->criteria[2] = early && sac && lower;
     t->cvs = t->criteria[0] && t->criteria[1] && t->criteria[2];
+    t->attached = reaches(t, "cystic_duct", .03 * c->scale) || reaches(t, "cystic_artery", .03 * c->scale) ||
+                  reaches(t, "cystic_pedicle", .03 * c->scale);
     enum Phase phase = phase_of(t);
     t->phase = phases[phase], t->step = step_of(t, phase);
     bool dissecting = false, clips = seen(t, "clip");
@@ -1778,14 +1900,14 @@ void scene_render(Scene *s, const SceneOptions *o) {
     Canvas c = {.w = o->width, .h = o->height, .owner = s->owner, .scale = o->width < o->height ? o->width : o->height};
     c.left = (o->width - c.scale) / 2, c.top = (o->height - c.scale) / 2;
     c.rgb = alloc_or_die(pixels * 3, sizeof *c.rgb, "a scene");
-    c.texture = o->style == SCENE_NATURAL ? 1 : .38, c.bump = o->style == SCENE_NATURAL ? 1 : .3;
+    c.texture = o->style == SCENE_NATURAL ? 1 : .38, c.bump = o->style == SCENE_NATURAL ? 1 : 0;
     c.gloss = o->style == SCENE_NATURAL ? 1 : .4;
     SceneTruth *t = &s->truth;
     int64_t number = o->index / group;
     Patient patient = patient_make(o->seed, number);
     bool robot = o->kind == SCENE_RARP || (o->kind == SCENE_MIXED && number % 2);
     for (int draft = 0;; draft++) {
-        Draft d = {.r = {o->seed, (uint64_t)o->index << 8 | (uint64_t)(16 + draft), 0},
+        Draft d = {.r = {o->seed, (uint64_t)o->index << 8 | (uint64_t)(FIELD_DRAFT + draft), 0},
                    .p = patient,
                    .natural = o->style == SCENE_NATURAL};
         Random *r = &d.r;
