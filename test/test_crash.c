@@ -235,9 +235,9 @@ static void fill(const char *path, int64_t kilobytes) {
 
 TEST(a_full_disk_is_warned_of_and_the_third_time_ends_the_run) {
     static Variant slow = {.name = "slow",
-                           .options = "--lora q_proj --lora-rank 2 --lr 1e-2 --batch 16 --accumulate 4 --steps 6 "
+                           .options = "--lora q_proj --lora-rank 2 --lr 1e-2 --batch 16 --accumulate 8 --steps 4 "
                                       "--save-every 1 --threads 1 --keep-last 9",
-                           .steps = 6};
+                           .steps = 4};
     char *disk = joined(work, "disk"), *dir = joined(disk, "run"), *ballast = joined(disk, "ballast");
     if (!small_disk(disk, 600)) SKIP("not allowed to mount a tmpfs");
     make_reference(&slow);
@@ -249,14 +249,14 @@ TEST(a_full_disk_is_warned_of_and_the_third_time_ends_the_run) {
     EXPECT_TOLD("found none for the third time in a row");
     char *err = joined(work, "err"), *text = slurp(err, NULL);
     EXPECT_INT(count_in(text, "training goes on"), 3);
-    EXPECT(text && strstr(text, "step 3/6") && !strstr(text, "step 4/6"));
+    EXPECT(text && strstr(text, "step 3/4") && !strstr(text, "step 4/4"));
     remove(ballast);
     EXPECT_EXIT(finish(start(command(&slow, dir, NOTHING_MORE))), 0);
     expect_equal(&slow, dir, true);
     // Room again behind the first miss: the run ends well, without the checkpoint that was missed.
     discard(dir), fill(ballast, 520);
     pid_t pid = start(command(&slow, dir, NOTHING_MORE));
-    bool there = wait_for_step(pid, 2, 6);
+    bool there = wait_for_step(pid, 2, 4);
     remove(ballast);
     EXPECT_EXIT(finish(pid), 0);
     EXPECT(there);
