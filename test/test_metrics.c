@@ -133,6 +133,20 @@ TEST(
     EXPECT(none(ap.video_map) && none(ap.global_map) && none(ap.video_map_ignore_null));
 }
 
+TEST(scores_below_zero_are_scores) { // log-probabilities: the best of a part must not start at 0
+    uint8_t truth[2 * TRIPLETS] = {0};
+    double score[2 * TRIPLETS];
+    for (int i = 0; i < 2 * TRIPLETS; i++) score[i] = -5;
+    truth[7] = 1, score[7] = -1; // of grasper, in the first frame
+    TripletVideo video = {truth, score, 2};
+    TripletAP ap;
+    triplet_ap(&video, 1, PART_I, false, NULL, &ap);
+    EXPECT_NEAR(ap.video_ap[0], 1, 0);
+    score[7] = -9; // now the other graspers of the frame count, and both frames are equal
+    triplet_ap(&video, 1, PART_I, false, NULL, &ap);
+    EXPECT_NEAR(ap.video_ap[0], 0.5, 0);
+}
+
 TEST(the_triplet_table_agrees_with_itself) {
     const int columns[TRIPLET_PARTS] = {100, 6, 10, 15, 26, 59};
     for (int part = 0; part < TRIPLET_PARTS; part++) EXPECT_INT(triplet_columns(part), columns[part]);
@@ -265,6 +279,33 @@ TEST(coco_takes_the_last_of_equal_objects_and_counts_crossed_boxes_as_wrong) {
     EXPECT(none(s.ap) && none(c.ap) && none(s.ar100));
     coco_boxes(&object, 1, NULL, 0, 1, &s, &c);
     EXPECT(s.ap == 0 && c.ap50 == 0 && none(s.ap_small));
+}
+
+TEST(coco_samples_recall_at_a_hundredth_times_i) {
+    enum { N = 100 };
+    ScoredBox gt[N], dt[N];
+    CocoScores s;
+    for (int i = 0; i < N; i++) gt[i] = moved(object, i, 0, 1), dt[i] = moved(object, i, i < 35 ? 0 : 500, 1);
+    coco_boxes(gt, N, dt, N, 1, &s, NULL);
+    EXPECT_NEAR(s.ap50, 35.0 / 101, 1e-15); // 35 of 100 is 0.35, and 35 * 0.01 is a little more
+}
+
+TEST(coco_counts_100_detections_of_an_image_and_iou_at_the_threshold) {
+    enum { N = 101 };
+    ScoredBox dt[N];
+    CocoScores s;
+    CocoClass c;
+    CurveScores video, global, mean, pooled;
+    for (int i = 0; i < N; i++) dt[i] = moved(object, 0, i == N - 1 ? 0 : 500, 1);
+    coco_boxes(&object, 1, dt, N, 1, &s, &c);
+    EXPECT(c.detections == 100 && c.matched50 == 0 && s.ap50 == 0); // the hit is the last of 101
+    coco_boxes(&object, 1, dt + 1, N - 1, 1, &s, &c);
+    EXPECT(c.matched50 == 1 && s.ar100 == 1 && s.ar10 == 0);
+    const ScoredBox wide = {0, 0, 0, 1, 0, 0, 4, 1}, half = {0, 0, 0, 1, 0, 0, 2, 1};
+    coco_boxes(&wide, 1, &half, 1, 1, &s, &c);
+    EXPECT(s.ap50 == 1 && s.ap75 == 0);
+    triplet_detection(&wide, 1, &half, 1, 1, 1, 0.5, false, &video, &global, &mean, &pooled);
+    EXPECT(video.recall == 1);
 }
 
 TEST(detection_by_frame_takes_the_first_object_that_fits) {
