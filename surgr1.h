@@ -1032,6 +1032,7 @@ typedef struct Scene {
 enum { SCENE_TOOL_OWNER = 25 };
 void scene_render(Scene *s, const SceneOptions *o); // free it
 void scene_free(Scene *s);
+const char *scene_owner_name(const Scene *s, int owner); // NULL: nobody's (outside of a round picture)
 void scene_truth_json(const Scene *s, Text *out); // one object
 typedef struct SceneRecords { // how a frame becomes records
     uint64_t seed;       // of the scene's options
@@ -1658,8 +1659,8 @@ typedef struct SynthCounts {
     int64_t verdict[SYNTH_VERDICTS];   // sums to requests
     int64_t foreign, unreadable;       // lines with an unknown id; that are no JSON object with an id
 } SynthCounts;
-// Joins by custom_id, in any order. Writes accepted answers as they are, in the order of the requests, as training records
-// with "teacher" and "request"; and when some are refused and retry is not NULL, a new folder of requests for them.
+// Joins by custom_id, in any order. Writes accepted answers as they are (but for white space around them), in the order of
+// the requests, as training records with "teacher" and "request"; and when some are refused and retry is not NULL, a new folder of requests for them.
 bool synth_ingest(const char *requests, const char *const *responses, int n, const char *out, const char *retry,
                   SynthCounts *c, Err *e);
 void synth_counts_print(const SynthCounts *c, Text *out); // one JSON object
@@ -1676,6 +1677,21 @@ void synth_record_print(const Json *root, const char *text, const char *teacher,
 bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, bool brief, Text *out, Err *e);
 // Every record of a file, which must carry its "truth", as a training record with "teacher":"scene-graph".
 bool synth_teach(const char *data, const char *out, uint64_t seed, bool brief, int64_t *n, Err *e);
+
+// ================================================================================================ surgery/report.c
+// One HTML file about predictions, metrics and runs.
+
+typedef struct ReportOptions {
+    const char *predictions; // records with "response"; NULL: none
+    const char *metrics;     // metrics.json; NULL: none
+    const char *const *runs; // run folders
+    int n_runs;
+    const char *image_root; // NULL: the folder of predictions
+    const char *out, *title;
+    int64_t max_items, max_side; // answers with a card; longer side of their pictures
+} ReportOptions;
+// E-DS-*, E-JS-*, E-IO-*, E-WR-*. A picture that cannot be read is said in its card.
+bool report_write(const ReportOptions *o, int64_t *cards, Err *e);
 
 // ======================================================================================================= train.c
 // What every trainer is made of: packed batches, AdamW, the schedule, the guards, what a checkpoint holds.

@@ -470,9 +470,9 @@ typedef struct Entry { // one request, and what came back
     char id[65], file[32];
     int64_t offset, bytes;
     int attempt;
-    char *record, *text; // JSON of the record; the accepted answer
+    char *record; // JSON of the record
+    Text line;    // the training record, when accepted
     enum SynthVerdict verdict;
-    char model[80]; // that says it answered
 } Entry;
 typedef struct Ingest {
     const char *manifest;
@@ -528,7 +528,7 @@ static bool read_entry(Ingest *g, const JsonDoc *d, Err *e) {
         return bad_manifest(d, file, "file", e);
     if (!record || record->type != JSON_OBJECT) return bad_manifest(d, record, "record", e);
     if (!json_int(d, root, "offset", true, 0, LIMIT_JSONL_BYTES, &x->offset, e) ||
-        !json_int(d, root, "bytes", true, 1, LIMIT_JSONL_BYTES, &x->bytes, e) ||
+        !json_int(d, root, "bytes", true, 1, 2 * LIMIT_IMAGE_BYTES, &x->bytes, e) ||
         !json_int(d, root, "attempt", true, 0, 1000, &attempt, e))
         return false;
     Text text = {0};
@@ -582,62 +582,6 @@ static const Json *completion_of(const Json *line) {
     return body && json_get(body, "choices") ? body : NULL;
 }
 
-static enum SynthVerdict judge_response(const Ingest *g, Entry *x, const Json *line, Err *e) {
-    const Json *body = completion_of(line), *choices = json_get(body, "choices"), *model = json_get(body, "model");
-    if (!choices || choices->type != JSON_ARRAY || !choices->child) return SYNTH_ERROR;
-    if (choices->count > 1) return SYNTH_DUPLICATE;
-    const Json *content = json_get(json_get(choices->child, "message"), "content");
-    if (!json_is(json_get(choices->child, "finish_reason"), "stop")) return SYNTH_CUT;
-    if (!content || content->type != JSON_STRING || !content->len) return SYNTH_EMPTY;
-    TaskRecord task;
-    const TaskItem *item = &task.item;
-    const Knowledge *fitting[64];
-    int n = 0;
-    if (!task_record_read(&task, x->record, strlen(x->record), g->manifest, 1, e)) return SYNTH_ERROR;
-    for (int k = 0; k < g->n_knowledge && n < 64; k++)
-        if (item->procedure && knowledge_fits(&g->knowledge[k], item->procedure, item->task))
-            fitting[n++] = &g->knowledge[k];
-    enum SynthVerdict v = memchr(content->str, 0, content->len)
-                              ? SYNTH_FORMAT
-                              : synth_judge(item, content->str, content->len, fitting, n, g->min_words, g->max_words);
-    task_record_free(&task);
-    if (v == SYNTH_ACCEPTED) {
-        Text text = {0};
-        text_add(&text, content->str, content->len);
-        x->text = text.p;
-        snprintf(x->model, sizeof x->model, "%.79s", model && model->type == JSON_STRING ? model->str : g->model);
-    }
-    return v;
-}
-
-static bool response_line(void *ctx, const char *line, size_t len, int64_t number, Err *e) {
-    Ingest *g = ctx;
-    JsonDoc d;
-    Err bad = {0};
-    g->counts->lines++;
-    if (!json_parse(&d, line, len, g->file, (JsonOptions){.first_line = (uint32_t)number}, &bad)) {
-        g->counts->unreadable++;
-        warn("E-TA-03", AT(.file = g->file, .line = number), "expected a response; found %s; do: %s", bad.found,
-             "nothing: its request counts as missing");
-        return true;
-    }
-    const Json *id = json_get(d.root, "custom_id");
-    Entry *x = id && id->type == JSON_STRING ? find_entry(g, id->str) : NULL;
-    bool ok = true;
-    if (!id || id->type != JSON_STRING) g->counts->unreadable++;
-    else if (!x) {
-        g->counts->foreign++;
-        warn("E-TA-01", AT(.file = g->file, .line = number), "expected an id of the requests; found %s; do: %s",
-             quoted(id->str, id->len), "name the responses to these requests");
-    } else if (x->verdict != SYNTH_MISSING) x->verdict = SYNTH_DUPLICATE;
-    else {
-        x->verdict = judge_response(g, x, d.root, e);
-        ok = !*e->code;
-    }
-    json_free(&d);
-    return ok;
-}
-
 static void add_string(Text *out, const char *name, const char *value) {
     text_addf(out, ",\"%s\":", name);
     text_add_json_string(out, value, strlen(value));
@@ -672,26 +616,87 @@ void synth_record_print(const Json *root, const char *text, const char *teacher,
     text_addf(out, "}\n");
 }
 
+// What is written must be read again as a training record: no control characters, no picture marks, no text too long.
+static bool is_record(const TaskItem *item, const Text *line) {
+    Record r;
+    Err why = {0};
+    FrameSize size = {item->width, item->height, item->width, item->height};
+    Piece p = {.text = line->p, .len = line->len - 1, .number = 1, .line = 1, .col = 1};
+    if (!record_parse_piece(&r, &p, "", (RecordOptions){.boxes = true}, &why)) return false;
+    bool ok = !item->width || record_place_boxes(&r, &size, &why);
+    record_free(&r);
+    return ok;
+}
+
+static enum SynthVerdict judge_response(const Ingest *g, Entry *x, const Json *line, Err *e) {
+    const Json *body = completion_of(line), *choices = json_get(body, "choices"), *model = json_get(body, "model");
+    if (!choices || choices->type != JSON_ARRAY || !choices->child) return SYNTH_ERROR;
+    if (choices->count > 1) return SYNTH_DUPLICATE;
+    const Json *content = json_get(json_get(choices->child, "message"), "content");
+    if (!json_is(json_get(choices->child, "finish_reason"), "stop")) return SYNTH_CUT;
+    if (!content || content->type != JSON_STRING || !content->len) return SYNTH_EMPTY;
+    TaskRecord task;
+    const TaskItem *item = &task.item;
+    const Knowledge *fitting[64];
+    int n = 0;
+    if (!task_record_read(&task, x->record, strlen(x->record), g->manifest, 1, e)) return SYNTH_ERROR;
+    if (!task.prompt) bad_manifest(&task.doc, task.doc.root, "messages", e);
+    for (int k = 0; k < g->n_knowledge && n < 64; k++)
+        if (item->procedure && knowledge_fits(&g->knowledge[k], item->procedure, item->task))
+            fitting[n++] = &g->knowledge[k];
+    enum SynthVerdict v = SYNTH_FORMAT;
+    if (task.prompt && !memchr(content->str, 0, content->len))
+        v = synth_judge(item, content->str, content->len, fitting, n, g->min_words, g->max_words);
+    if (v == SYNTH_ACCEPTED) {
+        Text text = {0}, record = {0};
+        View trimmed = view_trim((View){content->str, content->len}); // as the parser sees it
+        text_add(&text, trimmed.p, trimmed.len);
+        synth_record_print(task.doc.root, text.p, model && model->type == JSON_STRING ? model->str : g->model, x->id,
+                           &record);
+        if (is_record(item, &record)) x->line = record;
+        else v = SYNTH_FORMAT, text_free(&record);
+        text_free(&text);
+    }
+    task_record_free(&task);
+    return v;
+}
+
+static bool response_line(void *ctx, const char *line, size_t len, int64_t number, Err *e) {
+    Ingest *g = ctx;
+    JsonDoc d;
+    Err bad = {0};
+    g->counts->lines++;
+    if (!json_parse(&d, line, len, g->file, (JsonOptions){.first_line = (uint32_t)number}, &bad)) {
+        g->counts->unreadable++;
+        warn("E-TA-03", AT(.file = g->file, .line = number), "expected a response; found %s; do: %s", bad.found,
+             "nothing: its request counts as missing");
+        return true;
+    }
+    const Json *id = json_get(d.root, "custom_id");
+    Entry *x = id && id->type == JSON_STRING ? find_entry(g, id->str) : NULL;
+    bool ok = true;
+    if (!id || id->type != JSON_STRING) g->counts->unreadable++;
+    else if (!x) {
+        g->counts->foreign++;
+        warn("E-TA-01", AT(.file = g->file, .line = number), "expected an id of the requests; found %s; do: %s",
+             quoted(id->str, id->len), "name the responses to these requests");
+    } else if (x->verdict != SYNTH_MISSING) x->verdict = SYNTH_DUPLICATE;
+    else {
+        x->verdict = judge_response(g, x, d.root, e);
+        ok = !*e->code;
+    }
+    json_free(&d);
+    return ok;
+}
+
 static bool write_accepted(const Ingest *g, const char *out, Err *e) {
     FileWriter w;
-    Text line = {0};
     if (!file_write_begin(&w, out, e)) return false;
-    bool ok = true;
-    for (int64_t i = 0; ok && i < g->n; i++) {
+    for (int64_t i = 0; i < g->n; i++) {
         const Entry *x = &g->entries[i];
-        JsonDoc d;
-        if (x->verdict != SYNTH_ACCEPTED) continue;
-        line.len = 0;
-        ok = json_parse(&d, x->record, strlen(x->record), g->manifest, (JsonOptions){0}, e);
-        if (!ok) break;
-        synth_record_print(d.root, x->text, x->model, x->id, &line);
-        json_free(&d);
-        ok = file_write_bytes(&w, line.p, line.len, e);
+        if (x->verdict == SYNTH_ACCEPTED && !file_write_bytes(&w, x->line.p, x->line.len, e)) return false;
     }
-    text_free(&line);
-    if (ok) return file_write_commit(&w, e);
-    file_write_abort(&w);
-    return false;
+    return file_write_commit(&w, e);
 }
 
 // The request's line as it was, under the id of the next attempt.
@@ -773,7 +778,7 @@ bool synth_ingest(const char *requests, const char *const *responses, int n, con
     c->requests = g.n;
     ok = ok && write_accepted(&g, out, e);
     if (ok && retry && c->verdict[SYNTH_ACCEPTED] < g.n) ok = write_retry(&g, requests, retry, e);
-    for (int64_t i = 0; i < g.n; i++) free(g.entries[i].record), free(g.entries[i].text);
+    for (int64_t i = 0; i < g.n; i++) free(g.entries[i].record), text_free(&g.entries[i].line);
     for (int k = 0; k < g.n_knowledge; k++) knowledge_free(&g.knowledge[k]);
     free(g.entries), free(g.by_id), free(g.knowledge);
     return ok;

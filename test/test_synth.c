@@ -380,6 +380,8 @@ enum Fault {
     OTHER_ORGAN,
     TWO_CHOICES,
     TWO_ANSWERS,
+    PICTURE_MARK,
+    CONTROL,
     FAULTS
 };
 static const enum SynthVerdict expected[FAULTS] = {[GOOD] = SYNTH_ACCEPTED,         [GOOD_BARE] = SYNTH_ACCEPTED,
@@ -392,7 +394,8 @@ static const enum SynthVerdict expected[FAULTS] = {[GOOD] = SYNTH_ACCEPTED,     
                                                    [SERVER_ERROR] = SYNTH_ERROR,    [NO_RESPONSE] = SYNTH_ERROR,
                                                    [NO_TAGS] = SYNTH_FORMAT,        [FUSED_TAG] = SYNTH_FORMAT,
                                                    [GERMAN] = SYNTH_LANGUAGE,       [OTHER_ORGAN] = SYNTH_VOCABULARY,
-                                                   [TWO_CHOICES] = SYNTH_DUPLICATE, [TWO_ANSWERS] = SYNTH_FORMAT};
+                                                   [TWO_CHOICES] = SYNTH_DUPLICATE, [TWO_ANSWERS] = SYNTH_FORMAT,
+                                                   [PICTURE_MARK] = SYNTH_FORMAT,   [CONTROL] = SYNTH_FORMAT};
 
 static void respond(const Asked *a, enum Fault fault, Text *out) {
     char *text = good_answer(a);
@@ -428,12 +431,15 @@ static void respond(const Asked *a, enum Fault fault, Text *out) {
         break;
     case OTHER_ORGAN: text = replaced(text, "Level 2:", "Level 2: The jejunum is near."); break;
     case TWO_ANSWERS: text = replaced(text, "</answer>", "</answer><answer>x</answer>"); break;
+    case PICTURE_MARK: text = replaced(text, "Level 2:", "Level 2: In <image> one sees it."); break;
+    case CONTROL: text = replaced(text, "Level 2:", "Level 2: \x1b[2J"); break;
     default: break;
     }
     Text completion = {0};
     text_addf(&completion, "{\"id\":\"c\",\"object\":\"chat.completion\",\"model\":\"teacher-1-2025\",\"choices\":[");
     for (int k = 0; k < (fault == TWO_CHOICES ? 2 : 1); k++) {
         text_addf(&completion, "%s{\"index\":%d,\"message\":{\"role\":\"assistant\",\"content\":", k ? "," : "", k);
+        if (fault == GOOD_BARE) text = replaced(text, "</answer>", "</answer>\n \n");
         text_add_json_string(&completion, text, strlen(text));
         text_addf(&completion, "},\"finish_reason\":\"%s\"}", finish);
     }
@@ -464,6 +470,7 @@ static bool placed(void *ctx, Record *r, Err *e) { // a training record; ctx cou
     Answer a;
     answer_parse(&a, json_get(last, "content")->str, json_get(last, "content")->len);
     EXPECT_INT(a.status, ANSWER_OK);
+    EXPECT_INT(a.text.len, json_get(last, "content")->len); // nothing around it
     return record_place_boxes(r, &s, e);
 }
 
