@@ -273,10 +273,13 @@ static inline Hit hit_pear(const Shape *s, double x, double y) {
            c = t < 0   ? 0
                : t > 1 ? 1
                        : t;
-    double across = py * ux - px * uy - s->wobble * 4 * c * (1 - c), end = 1 + s->r[1] / length;
-    if (t <= 0 || t >= end) {
-        double out = (t <= 0 ? -t : t - end) * length, sign = t <= 0 ? -1 : 1;
-        return (Hit){hypot(out, across) + .002, sign * ux, sign * uy};
+    double across = py * ux - px * uy - s->wobble * 4 * c * (1 - c);
+    double belly = s->r[0] / length * 1.15;
+    if (t < belly || t > 1) { // the two caps: a half ellipse, a half circle
+        double a = t < belly ? (t - belly) / belly : (t - 1) * length / s->r[1],
+               b = across / (t < belly ? s->r[0] : s->r[1]);
+        double rho = sqrt(a * a + b * b), k = rho > 1 ? 1 / rho : 1;
+        return (Hit){(rho - 1) * (t < belly ? s->r[0] : s->r[1]), k * (a * ux - b * uy), k * (a * uy + b * ux)};
     }
     double w = pear_width(s, t, length, &slope), q = across / w, k = 1 / sqrt(1 + slope * slope);
     double side = q > 1 ? 1 : q < -1 ? -1 : q;
@@ -342,7 +345,7 @@ static Rect bounds(const Shape *s, double margin) {
         double ex = k * hypot(s->rx * co, s->ry * si) + margin, ey = k * hypot(s->rx * si, s->ry * co) + margin;
         b = (Rect){s->centre.x - ex, s->centre.y - ey, s->centre.x + ex, s->centre.y + ey};
     }
-    if (s->kind == HALF) b = (Rect){-9, -9, 9, 9};
+    if (s->kind == HALF) b = (Rect){-30, -30, 30, 30};
     return b;
 }
 
@@ -744,7 +747,7 @@ static void draw_cholec(Canvas *c, Draft *d) {
     Shape s;
     c->anatomy = true;
     // The far wall, darker with depth.
-    s = blob(.5, .5, 3, 3, 0, 0), s.flat = 1;
+    s = blob(.5, .5, 30, 30, 0, 0), s.flat = 1;
     paint(c, &s, &p->cavity, as(CAVITY));
     s = blob(.6, .64, .30, .16, .2, 0);
     paint(c, &s, &dark, (Coat){.alpha = .3, .soft = .12, .glow = true});
@@ -1003,8 +1006,9 @@ static void draw_tool(Canvas *c, const Draft *d, int k, bool robotic) {
     if (!robotic && t->class == HOOK) y0 = -.05;
     V wrist = on(&b, from, y0);
     double direction = t->angle + t->bend;
-    V entry = plus(wrist, polar(direction, 2));
-    Shape s = line(wrist, entry, w * t->size, w * 1.25 * t->size);
+    Shape s = tube((V[]){wrist, plus(wrist, polar(direction, 2)), plus(wrist, polar(direction, 20))}, 3, w * t->size,
+                   w * 1.25 * t->size);
+    s.r[1] = s.r[2];
     lay(&b, &s, &b.body, b.shaft);
     if (robotic && t->class != SUCTION) { // the wrist: a joint disc and a clevis
         s = line(wrist, on(&b, from - .055, y0), w * .95 * t->size, w * .8 * t->size);
@@ -1193,7 +1197,7 @@ static void draw_pelvis(Canvas *c, Draft *d) {
     const Patient *p = &d->p;
     Shape s;
     c->anatomy = true;
-    s = blob(.5, .5, 3, 3, 0, 0), s.flat = 1;
+    s = blob(.5, .5, 30, 30, 0, 0), s.flat = 1;
     paint(c, &s, &p->cavity, as(CAVITY));
     s = blob(.5, .36, .36, .26, 0, .15);
     paint(c, &s, &dark, (Coat){.alpha = .4, .soft = .3, .glow = true});
@@ -1443,9 +1447,9 @@ static void compose_cholec(Draft *d, Canvas *c, bool empty) {
     int n = 0;
     while (n < 3 && u >= counts[d->phase][n]) u -= counts[d->phase][n++];
     if (empty) n = 0;
-    d->cleared = chance(&plan, .84), d->detached = chance(&plan, .84), d->artery = chance(&plan, .82);
-    d->pedicle = !d->artery && chance(&plan, .75); // no artery: a bundle, or one that was not found
-    if (d->pedicle) d->cleared = d->cleared && chance(&plan, .3);
+    d->cleared = chance(&plan, .84), d->detached = chance(&plan, .84), d->artery = chance(&plan, .8);
+    d->pedicle = !d->artery && chance(&plan, .8); // no artery: a bundle, or one that was not found
+    if (d->pedicle) d->cleared = false;
     d->peritoneum = chance(&plan, .65);
     d->adhesion_a = plus(p->body, (V){between(r, .05, .09), between(r, .05, .09)});
     d->adhesion_b = (V){d->adhesion_a.x + between(r, -.05, .12), p->omentum_y - between(r, .02, .05)};
@@ -1487,7 +1491,7 @@ static void compose_cholec(Draft *d, Canvas *c, bool empty) {
         if (!possible && d->phase == CLIPPING && k == 0) { // a bundle is clipped as it is, if at all
             static const Act bundle = {CLIPPER, CLIP_IT, T_PEDICLE, 1}, idle = {CLIPPER, NULL_VERB, T_NULL, 1};
             a = d->pedicle ? &bundle : &idle;
-        } else if (!possible && d->pedicle && work) {
+        } else if (!possible && d->pedicle) {
             a = ACT(pedicle_work);
         } else if (!possible) {
             static const Act rest[] = {{GRASPER, RETRACT, T_GALLBLADDER, 1}, {GRASPER, NULL_VERB, T_NULL, 1}};
@@ -1515,10 +1519,12 @@ static void robotic(Draft *d, int class, V tip, double angle, double open) {
     *t = (Pose){.class = class, .verb = GRASP, .target = T_NULL, .tip = tip, .angle = angle, .open = open};
     t->bend = between(&d->r, -.45, .45), t->size = between(&d->r, .95, 1.15), t->side = chance(&d->r, .5) ? 1 : -1;
 }
-static void compose_suturing(Draft *d, Canvas *c) {
+static void compose_suturing(Draft *d, Canvas *c, bool empty) {
     Random *r = &d->r;
     V site = to_view(c, stitch_site(&d->p));
-    d->action = (enum Action)pick(r, ACTIONS);
+    Random plan = {r->seed, (r->stream & ~(uint64_t)255) | FIELD_PLAN, 0};
+    d->action = empty ? OTHER : (enum Action)pick(&plan, ACTIONS);
+    bool second_hand = chance(&plan, .62) && !empty, third_hand = chance(&plan, .45);
     site = plus(site, (V){between(r, -.05, .05), between(r, -.02, .03)});
     d->fluid_at = site;
     double right = between(r, -.2, .7), left = between(r, 2.5, 3.4), shift = between(r, .0, .05);
@@ -1574,15 +1580,18 @@ static void compose_suturing(Draft *d, Canvas *c) {
         d->tool[0].verb = NULL_VERB;
     }
     }
-    bool second = d->action == TYING || d->action == CUTTING || d->action == PULLING || chance(r, .62);
+    bool second = d->action == TYING || d->action == CUTTING || d->action == PULLING || second_hand;
     if (second) {
         bool on_thread = d->action == TYING || d->action == CUTTING || d->action == PULLING;
-        robotic(d, helper, left_tip, left, on_thread ? .05 : between(r, .1, .3));
+        V idle = {between(r, .1, .5), between(r, .12, .85)};
+        robotic(d, helper, on_thread ? left_tip : idle, left, on_thread ? .05 : between(r, .1, .3));
         if (!on_thread) d->tool[1].verb = NULL_VERB;
-        if (chance(r, .45)) {
-            V at = {between(r, .2, .5), between(r, .72, .86)};
-            robotic(d, (const int[]){SUCTION, APPLIER, PROGRASP}[pick(r, 3)], at, between(r, 1.2, 2.3),
-                    between(r, .1, .3));
+        if (third_hand) {
+            bool above = chance(r, .3); // of the field or below it
+            V at = {above ? between(r, .2, .8) : between(r, .15, .92),
+                    above ? between(r, .08, .3) : between(r, .7, .9)};
+            robotic(d, (const int[]){SUCTION, APPLIER, PROGRASP}[pick(r, 3)], at,
+                    above ? between(r, -1.9, -1.2) : between(r, 1.0, 2.1), between(r, .1, .3));
             d->tool[2].verb = NULL_VERB;
         }
     }
@@ -1794,6 +1803,11 @@ static void join(Extent *a, const Extent *b) {
     }
 }
 
+const char *scene_owner_name(const Scene *s, int owner) {
+    if (owner <= NOBODY || owner >= TOOL + 2 * s->truth.n_tools) return NULL;
+    return owner < TOOL ? owners[owner].name : s->truth.tools[(owner - TOOL) / 2].name;
+}
+
 // Fills the truth from the finished picture. False when something that was meant cannot be seen well enough.
 static bool measure(const Canvas *c, const Draft *d, bool robot, SceneTruth *t) {
     Extent e[OWNERS] = {{0}};
@@ -1842,7 +1856,14 @@ static bool measure(const Canvas *c, const Draft *d, bool robot, SceneTruth *t) 
         s->visible = s->visible > 1 ? 1 : s->visible;
         s->tip_x = c->left + c->scale * p->tip.x, s->tip_y = c->top + c->scale * p->tip.y;
         int x = (int)floor(s->tip_x), y = (int)floor(s->tip_y);
-        bool inside = x >= 0 && y >= 0 && x < c->w && y < c->h;
+        bool inside = x >= 0 && y >= 0 && x < c->w && y < c->h, own = false;
+        int near = (int)((.02 + .17 * p->size * sin(p->open)) * c->scale) + 1;
+        for (int v = y - near; v <= y + near;
+             v++) // the tip is seen: part of the head is near it (open jaws: between them)
+            for (int u = x - near; u <= x + near && !own; u++)
+                own = u >= 0 && v >= 0 && u < c->w && v < c->h &&
+                      c->owner[(size_t)v * (size_t)c->w + (size_t)u] == TOOL + 2 * k + 1;
+        good = good && own;
         good = good && inside && c->owner[(size_t)y * (size_t)c->w + (size_t)x] != NOBODY;
         good = good && (double)head->pixels >= .6 * (double)drawn_head && (double)head->pixels >= .0035 * square &&
                s->visible > .4;
@@ -1885,7 +1906,7 @@ static bool measure(const Canvas *c, const Draft *d, bool robot, SceneTruth *t) 
 }
 
 // ------------------------------------------------------------------------------------------------------- the scene
-enum { MOST_DRAFTS = 40 };
+enum { MOST_DRAFTS = 40 }; // after these the view is as plain as it can be
 
 void scene_render(Scene *s, const SceneOptions *o) {
     CHECK(o->width >= 64 && o->width <= 1024 && o->height >= 64 && o->height <= 1024, "a scene of %d x %d", o->width,
@@ -1917,7 +1938,9 @@ void scene_render(Scene *s, const SceneOptions *o) {
         c.dx = between(r, -.04, .04), c.dy = between(r, -.035, .03);
         d.smoke = chance(r, d.natural ? .14 : .05) ? between(r, .12, d.natural ? .34 : .2) : 0;
         d.blur = d.natural && chance(r, .12) ? between(r, .003, .006) : 0;
-        if (robot) compose_suturing(&d, &c);
+        CHECK(draft < 100 * MOST_DRAFTS, "scene %lld of seed %llu cannot be drawn", (long long)o->index,
+              (unsigned long long)o->seed);
+        if (robot) compose_suturing(&d, &c, draft >= MOST_DRAFTS);
         else compose_cholec(&d, &c, draft >= MOST_DRAFTS);
         bool inside = true;
         for (int k = 0; k < d.n; k++) {
@@ -1925,7 +1948,7 @@ void scene_render(Scene *s, const SceneOptions *o) {
             inside = inside && p.x > .06 && p.x < .94 && p.y > .06 && p.y < .94;
             for (int j = 0; j < k; j++) inside = inside && distance(p, d.tool[j].tip) > .09;
         }
-        if (!inside && draft < 4 * MOST_DRAFTS) continue;
+        if (!inside) continue;
         if (robot) draw_pelvis(&c, &d), draw_suture(&c, &d);
         else draw_cholec(&c, &d);
         for (int k = 0; k < d.n && !robot; k++) draw_act_below(&c, &d, &d.tool[k]);
@@ -1935,7 +1958,7 @@ void scene_render(Scene *s, const SceneOptions *o) {
         *t = (SceneTruth){.robotic = robot, .patient = number, .frame = o->index % group, .drafts = draft + 1};
         t->smoke = d.smoke, t->blur = d.blur, t->round_scope = patient.round_scope;
         finish(&c, &d, s->rgb);
-        if (measure(&c, &d, robot, t) || draft >= 4 * MOST_DRAFTS) break;
+        if (measure(&c, &d, robot, t)) break;
     }
     free(c.rgb);
 }
