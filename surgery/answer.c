@@ -209,7 +209,7 @@ static char lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c + 32) : c; }
 static bool begins(View v, const char *word, size_t len) { return v.len >= len && !memcmp(v.p, word, len); }
 static View skip(View v, size_t n) { return (View){v.p + n, v.len - n}; }
 
-View view_of(const char *text) { return (View){text, text ? strlen(text) : 0}; }
+View view_of(const char *text) { return text ? (View){text, strlen(text)} : (View){"", 0}; }
 
 View view_trim(View v) {
     while (v.len && is_space(v.p[0])) v = skip(v, 1);
@@ -246,7 +246,8 @@ typedef struct Form {
 static void read_form(Form *f, View text) {
     const char *end = text.p + text.len, *open[PAIRS] = {0}, *gap = text.p, *think = NULL; // gap: outside since here
     int inside = PAIRS; // which pair we are in; PAIRS: none
-    *f = (Form){0};
+    *f = (Form){.last_answer = {end, 0}, .thought = {end, 0}};
+    bool thought = false; // its end is known
     for (const char *p = text.p; p < end && (p = memchr(p, '<', (size_t)(end - p)));) {
         TagSeen tag = tag_at((View){p, (size_t)(end - p)});
         const char *after = p + tag.len;
@@ -254,7 +255,7 @@ static void read_form(Form *f, View text) {
             p++;
             continue;
         }
-        if (think && !f->thought.p) f->thought = (View){think, (size_t)(p - think)};
+        if (think && !thought) f->thought = (View){think, (size_t)(p - think)}, thought = true;
         if (tag.opens) {
             open[tag.pair] = after;
             if (tag.pair == THINK && !think) think = after;
@@ -278,7 +279,7 @@ static void read_form(Form *f, View text) {
         }
         p = after;
     }
-    if (think && !f->thought.p) f->thought = (View){think, (size_t)(end - think)};
+    if (think && !thought) f->thought = (View){think, (size_t)(end - think)};
     f->unclosed = open[THINK] || open[ANSWER];
     if (inside == PAIRS && view_trim((View){gap, (size_t)(end - gap)}).len) f->outside = true;
 }
@@ -340,7 +341,8 @@ static void read_levels(Answer *a, size_t *steps) {
 }
 
 void answer_parse(Answer *a, const char *text, size_t len) {
-    *a = (Answer){.text = view_trim((View){text, len})};
+    *a = (Answer){.text = view_trim((View){len ? text : "", len})};
+    a->think = a->answer = a->preamble = (View){a->text.p, 0};
     a->steps = len - a->text.len;
     if (len > (size_t)LIMIT_OUTPUT_BYTES) {
         a->status = ANSWER_TOO_LONG;

@@ -224,6 +224,38 @@ same "$dir/out" "$dir/beside" "merged weights give another answer than the adapt
 run ask $plain --image $picture "What is this?"
 cmp -s "$dir/out" "$dir/beside" && bad "the adapter changes nothing" || ok
 
+# --- reward-check: what completions are worth ------------------------------------------------------------------------------
+says "usage: surgr1 reward-check" reward-check --help
+thought='<think>Level 1: a Level 2: b</think>'
+box='"size":[100,100],"boxes":[{"label":"hook","box":[0,0,10,10]}]'
+{
+    echo '{"id":"right","task":"triplet","answer":"hook cut liver","response":"'"$thought"'<answer>Hook, </answer>"}'
+    echo '{"id":"open","task":"triplet","answer":"hook cut liver","prediction":"'"$thought"'<answer>hook cut liver"}'
+    echo '{"id":"far","task":"tool_box",'"$box"',"response":"'"$thought"'<answer>[100,100,200,200]</answer>"}'
+    echo '{"id":"swapped","task":"tool_box",'"$box"',"response":"'"$thought"'<answer>[10,10,0,0]</answer>"}'
+    echo '{"id":"nan","task":"tool_box",'"$box"',"response":"'"$thought"'<answer>[NaN,0,10,10]</answer>"}'
+    printf '{"id":"long","task":"phase","answer":"x","response":"<think>Level 1: %s</think><answer>x</answer>"}\n' \
+        "$(head -c 1000000 /dev/zero | tr '\0' x)"
+} >"$dir/hostile.jsonl"
+run reward-check "$dir/hostile.jsonl"
+grep -q '"id":"right".*"format":1,"answer":0,"structure":1.*"total":1.5}' "$dir/out" && ok || bad "half a triplet"
+for id in far swapped nan; do
+    grep -q "\"id\":\"$id\".*\"format\":1,\"answer\":0," "$dir/out" && ok || bad "reward-check pays for the box \"$id\""
+done
+grep -q '"id":"open".*"status":"UNCLOSED".*"answer":null.*"format":0,"answer":0,' "$dir/out" && ok || bad "no end, no reward"
+grep -q '"id":"long".*"status":"TOO_LONG".*"total":0}' "$dir/out" && ok || bad "a megabyte is worth nothing"
+[ "$rc" -eq 0 ] && [ "$(wc -l <"$dir/out")" -eq 6 ] && ok || bad "a line for each completion"
+grep -q 'E-NU-10: .*"answer": expected' "$dir/err" && ok || bad "an answer term that is 0 everywhere is not warned of"
+run reward-check "$dir/hostile.jsonl" --preset surgery-r1 --weight language=2 --quiet
+[ "$rc" -eq 0 ] && grep -q '"grounding":0,' "$dir/out" && ! grep -q '"structure"' "$dir/out" && ok || bad "--preset surgery-r1"
+echo '{"id":"a","task":"phase","answer":"x"}' >"$dir/bad.jsonl"
+refuses 3 E-DS-02 reward-check "$dir/bad.jsonl"
+run reward-check "$dir/bad.jsonl" --on-bad-line skip
+[ "$rc" -eq 0 ] && [ ! -s "$dir/out" ] && grep -aqE "$form" "$dir/err" && ok || bad "--on-bad-line skip"
+refuses 2 E-CL-01 reward-check "$dir/hostile.jsonl" --weight answers=1
+refuses 3 E-DS-02 reward-check "$dir/hostile.jsonl" --max-tokens 100
+refuses 4 E-IO-01 reward-check "$dir/nothing.jsonl"
+
 # --- output that cannot be written -------------------------------------------------------------------------------------------
 if [ -w /dev/full ]; then
     "$surgr1" limits >/dev/full 2>"$dir/err"
