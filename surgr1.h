@@ -1218,6 +1218,9 @@ typedef struct ImportOptions {
     bool allow_overlap, skip_unknown, drop_black;
     const char *frame_names;          // seconds0, seconds1, frames0, frames1; NULL: told from the names
     const char *spec;                 // of "generic": its mapping
+    int label_base;                   // 1: class numbers start at 0, 2: at 1; 0: told from the numbers
+    double cvs_part;                  // Cholec80-CVS: the last part of what comes before the first clip; 0: 0.15
+    int64_t cvs_score;                // a criterion is met from this score on; 0: 2
     TaskWording wording;
     bool no_answers; // without the assistant's turn
 } ImportOptions;

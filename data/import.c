@@ -20,13 +20,31 @@ static const struct ImportSet {
 } sets[] = {
     {"cholec80", "laparoscopic cholecystectomy", "phases and tools; phase_annotations/, tool_annotations/",
      import_cholec80, 1},
+    {"cholect45", "laparoscopic cholecystectomy", "triplets as text; triplet/VID01.txt, data/", import_cholect45, 0},
     {"cholect50", "laparoscopic cholecystectomy", "triplets, phases, some boxes; labels/VID01.json, videos/",
      import_cholect50, 0},
+    {"multibypass140", "laparoscopic gastric bypass", "phases and steps; labels/, BernBypass70, StrasBypass70",
+     import_multibypass, 0},
+    {"sar-rarp50", "radical prostatectomy", "suturing actions; action_discrete.txt, rgb/", import_sar_rarp50, 0},
+    {"endoscapes", "laparoscopic cholecystectomy", "critical view of safety and boxes; train|val|test/",
+     import_endoscapes, 0},
     {"endovis18-vqa", "robotic nephrectomy", "questions; seq_N/vqa/Classification/", import_endovis18_vqa, 0},
     {"endovis18-vqla", "robotic nephrectomy", "questions with boxes; seq_N/vqla/label/", import_endovis18_vqla, 0},
+    {"endovis17-vqla", "robotic nephrectomy", "the same for testing; vqla/label/", import_endovis17_vqla, 0},
+    {"cholec80-cvs", "laparoscopic cholecystectomy", "critical view of safety; surgeons_annotations.csv",
+     import_cholec80_cvs, 1},
+    {"autolaparo", "laparoscopic hysterectomy", "phases; labels/label_01.txt", import_autolaparo, 0},
+    {"pitvqa", "endoscopic pituitary surgery", "questions; qa/video_01/00001.txt, images/", import_pitvqa, 0},
+    {"psi-ava-vqa", "radical prostatectomy", "questions; Train|Val/C1_location.txt, keyframes/", import_psi_ava_vqa, 0},
+    {"cholectrack20", "laparoscopic cholecystectomy", "tool boxes; Training|Validation|Testing/VID01/",
+     import_cholectrack20, 0},
+    {"generic", NULL, "any table, by a mapping of its columns (--spec)", import_generic, 0},
 };
 enum { SETS = sizeof sets / sizeof *sets };
-const char *const import_names[] = {"cholec80", "cholect50", "endovis18-vqa", "endovis18-vqla", NULL};
+const char *const import_names[] = {"cholec80",       "cholect45",     "cholect50",     "multibypass140",
+                                    "sar-rarp50",     "endoscapes",    "endovis18-vqa", "endovis18-vqla",
+                                    "endovis17-vqla", "cholec80-cvs",  "autolaparo",    "pitvqa",
+                                    "psi-ava-vqa",    "cholectrack20", "generic",       NULL};
 
 const char *import_what(const char *dataset) {
     for (int i = 0; i < SETS; i++)
@@ -56,6 +74,13 @@ static const SplitTable split_tables[] = {
     {"cholec80-cvs", "paper", "camma", "*", "1 2 10 16 17 28 32 46 47 57 59 70 63 65 67",
      "5 7 6 9 14 24 22 26 29 33 35 39 53 55 61"},
     {"endoscapes", "paper", "endoscapes", "1-120", "121-161", "162-201"},
+    {"endoscapes", "seg", "endoscapes", "1-120", "121-161", "162-201"},
+    {"endoscapes", "12_5-0", "endoscapes", "1-120", "121-161", "162-201"},
+    {"endoscapes", "12_5-1", "endoscapes", "1-120", "121-161", "162-201"},
+    {"endoscapes", "12_5-2", "endoscapes", "1-120", "121-161", "162-201"},
+    {"endoscapes", "25-0", "endoscapes", "1-120", "121-161", "162-201"},
+    {"endoscapes", "25-1", "endoscapes", "1-120", "121-161", "162-201"},
+    {"endoscapes", "25-2", "endoscapes", "1-120", "121-161", "162-201"},
     {"endovis18-vqa", "paper", "endovis18", "2 3 4 6 7 9 10 11 12 14 15", "1 5 16", NULL},
     {"endovis18-vqla", "paper", "endovis18", "2 3 4 6 7 9 10 11 12 14 15", "1 5 16", NULL},
     {"autolaparo", "paper", "autolaparo", "1-10", "11-14", "15-21"},
@@ -314,7 +339,7 @@ bool unknown_label(Import *im, const Vocabulary *v, Where at, const char *text, 
 }
 
 // ------------------------------------------------------------------------------------------------------------ sampling
-void video_begin(Import *im) { im->bucket = -1, im->seen = 0, im->videos++; }
+void video_begin(Import *im) { im->bucket = -1, im->seen = 0; }
 
 bool sample_keeps(Import *im, int64_t frame, double fps) {
     im->frames++;
@@ -482,7 +507,12 @@ bool item_add(Import *im, const ImportFrame *f, Question q, Err *e) {
     if (!task_on(im, q.task)) return true;
     if (q.question && !clean_text(q.question, (size_t)LIMIT_QUESTION_BYTES - 512, "question", q.at, e)) return false;
     if (q.answer && !clean_text(q.answer, 65536, "label", q.at, e)) return false;
-    if (!boxes_fit(f, &q, e)) return false;
+    if (!boxes_fit(f, &q, e)) {
+        if (!im->o->skip_unknown) return false;
+        skip_add(im, "box outside of its picture", e->file, 1);
+        *e = (Err){0};
+        return true;
+    }
     if (im->n == im->cap)
         im->items =
             grow_or_die(im->items, (size_t)(im->cap = im->cap ? 2 * im->cap : 1024), sizeof *im->items, "records");
@@ -857,14 +887,14 @@ static void report_classes(const Import *im, const uint8_t *kept, Text *out) {
 }
 
 static int64_t count_videos(const Import *im, const uint8_t *kept, const char *split) {
-    int64_t n = 0;
-    const char *last = NULL;
-    for (int64_t i = 0; i < im->n; i++) { // an importer's videos come one after the other
-        const TaskItem *t = &im->items[i].t;
-        if (!kept[i] || strcmp(t->split, split) || (last && !strcmp(last, t->video))) continue;
-        last = t->video, n++;
-    }
-    return n;
+    const char **names = alloc_or_die((size_t)im->n + 1, sizeof *names, "videos");
+    int64_t n = 0, different = 0;
+    for (int64_t i = 0; i < im->n; i++)
+        if (kept[i] && !strcmp(im->items[i].t.split, split)) names[n++] = im->items[i].t.video;
+    qsort(names, (size_t)n, sizeof *names, by_id);
+    for (int64_t i = 0; i < n; i++) different += !i || strcmp(names[i], names[i - 1]);
+    free(names);
+    return different;
 }
 
 static void add_path(Text *out, const char *name, const char *path) {
@@ -977,7 +1007,7 @@ static bool overlap_table(Import *im, Err *e) { // endoscapes,camma
 
 static void import_free(Import *im) {
     for (struct KeepBlock *b = im->blocks, *next; b; b = next) next = b->next, free(b);
-    free(im->items), free(im->own), free(im->same);
+    free(im->items), free(im->own), free(im->same), free(im->kept_words);
 }
 
 bool import_run(const ImportOptions *o, Text *report, Err *e) {
@@ -1013,10 +1043,9 @@ bool import_run(const ImportOptions *o, Text *report, Err *e) {
                   o->fps, (long long)(o->every ? o->every : 1), (long long)o->balance, (unsigned long long)o->seed,
                   o->weight);
         text_addf(report,
-                  ",\"read\":{\"annotation_files\":%lld,\"rows\":%lld,\"videos\":%lld,\"frames\":%lld,\"frames_"
+                  ",\"read\":{\"annotation_files\":%lld,\"rows\":%lld,\"frames\":%lld,\"frames_"
                   "sampled\":%lld}",
-                  (long long)im.files, (long long)im.rows, (long long)im.videos, (long long)im.frames,
-                  (long long)im.sampled);
+                  (long long)im.files, (long long)im.rows, (long long)im.frames, (long long)im.sampled);
         text_add(report, files.p, files.len);
         text_add(report, classes.p, classes.len);
         report_skipped(&im, report);

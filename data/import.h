@@ -56,7 +56,8 @@ typedef struct Frames { // the pictures of one folder
 // dirs: folders that may hold them, the first that is there is taken; none is no error. Two pictures of one number refuse:
 // E-DS-13.
 bool frames_open(Frames *f, const char *const *dirs, int n_dirs, Err *e);
-const char *frames_find(const Frames *f, int64_t number); // name, or NULL
+bool frames_list(Frames *f, const char *const *dirs, int n_dirs, Err *e); // the same with numbers that may repeat
+const char *frames_find(const Frames *f, int64_t number);                 // name, or NULL
 void frames_free(Frames *f);
 
 // A Python pickle of dicts, lists, tuples, texts, numbers, booleans and None as JSON text: nothing is ever executed, and any
@@ -101,11 +102,14 @@ typedef struct Import {
     int64_t n, cap;
     Reason reasons[32];
     int n_reasons;
-    struct KeepBlock *blocks;                     // private: texts
-    int64_t files, rows, frames, videos, sampled; // annotation files, rows, frames seen; frames left after sampling
-    char naming[80];                              // how frames are numbered, as found
-    double fps;                                   // to keep; 0: all
-    int64_t bucket, seen;                         // of the sampling of this video
+    struct KeepBlock *blocks;             // private: texts
+    int64_t files, rows, frames, sampled; // annotation files, rows, frames seen; frames left after sampling
+    char naming[80];                      // how frames are numbered, as found
+    const char *taken[16];                // labels that only the files name (PitVQA's operations)
+    int n_taken;
+    const char **kept_words; // freed at the end
+    double fps;              // to keep; 0: all
+    int64_t bucket, seen;    // of the sampling of this video
 } Import;
 
 typedef struct ImportFrame { // one frame of one video

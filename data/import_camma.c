@@ -539,3 +539,621 @@ bool import_cholect50(Import *im, Err *e) {
     names_free(&names);
     return ok;
 }
+
+// One line of triplet/VID01.txt: the frame and a hundred zeros and ones.
+static bool t45_row(Import *im, const Table *t, const TableRow *r, ImportFrame *f, Err *e) {
+    uint8_t present[100];
+    if (!table_columns(t, r, 101, false, "frame and 100 triplets", e)) return false;
+    for (int id = 0; id < 100; id++) {
+        int64_t value;
+        if (!table_int(t, r, 1 + id, "triplet", 0, 1, &value, e)) return false;
+        present[id] = (uint8_t)value;
+    }
+    if (!frame_open(im, f, false, e)) return !e->code[0];
+    return triplets_add(im, f, present, AT(.file = t->file, .line = r->line), e);
+}
+
+// dict/maps.txt, when it is there, must say what we say: id, instrument, verb, target, ...
+static bool t45_maps(Import *im, Err *e) {
+    Table t;
+    bool ok = true;
+    const char *path = tree_path_of(im, "dict/maps.txt");
+    if (!file_exists(path)) return skip_add(im, "missing dict/maps.txt: the published one is assumed", path, 1), true;
+    if (!table_read(&t, path, ',', e)) return false;
+    for (int64_t i = 0; ok && i < t.n; i++) {
+        int64_t v[4];
+        if (t.rows[i].cells[0].p[0] == '#') continue;
+        ok = table_columns(&t, &t.rows[i], 4, true, "triplet, instrument, verb, target", e);
+        for (int k = 0; ok && k < 4; k++) {
+            const Cell *c = &t.rows[i].cells[k];
+            while (*c->p == ' ') t.rows[i].cells[k].p++, t.rows[i].cells[k].len--;
+            ok = table_int(&t, &t.rows[i], k, "id", 0, 99, &v[k], e);
+        }
+        if (ok && (v[1] != triplet_parts[v[0]][0] || v[2] != triplet_parts[v[0]][1] || v[3] != triplet_parts[v[0]][2]))
+            ok = err_set(e, "E-DS-12", AT(.file = path, .line = t.rows[i].line),
+                         "expected triplet %lld to be %s %s %s; found another; do: %s", (long long)v[0],
+                         tool_names[triplet_parts[v[0]][0]], verb_names[triplet_parts[v[0]][1]],
+                         target_names[triplet_parts[v[0]][2]], "use the published label files");
+    }
+    table_free(&t);
+    return ok;
+}
+
+static bool t45_video(Import *im, const char *path, int64_t number, Err *e) {
+    Table t;
+    Frames frames = {0};
+    int64_t last = -1;
+    const char *video = keep(im, "%02lld", (long long)number), *split = split_of(im, video, number);
+    if (!split) return true;
+    if (!table_read(&t, path, ',', e)) return false;
+    im->files++, im->rows += t.n;
+    video_begin(im);
+    bool ok = video_frames(im, &frames, "data", number, e);
+    snprintf(im->naming, sizeof im->naming, "index of the annotation, from 0");
+    for (int64_t i = 0; ok && i < t.n; i++) {
+        int64_t frame;
+        if (!(ok = table_int(&t, &t.rows[i], 0, "frame", 0, 100000000, &frame, e))) break;
+        if (frame <= last) {
+            ok = err_set(e, "E-DS-13", AT(.file = path, .line = t.rows[i].line),
+                         "expected rising frames; found %lld behind %lld; do: check the file", (long long)frame,
+                         (long long)last);
+            break;
+        }
+        last = frame;
+        if (!sample_keeps(im, frame, 1)) continue;
+        ImportFrame f = {.video = video,
+                         .patient = patient_of(im, number),
+                         .split = split,
+                         .frame = frame,
+                         .fps = 1,
+                         .dir = frames.dir,
+                         .name = frames_find(&frames, frame)};
+        f.source = keep(im, "\"frame_base\":0,\"image_number\":%lld,\"image_base\":0", (long long)frame);
+        ok = t45_row(im, &t, &t.rows[i], &f, e);
+    }
+    frames_free(&frames), table_free(&t);
+    return ok;
+}
+
+bool import_cholect45(Import *im, Err *e) {
+    Names names;
+    const char *dir = tree_path_of(im, "triplet");
+    if (!t45_maps(im, e) || !folder_names(&names, dir, e)) return false;
+    bool ok = true;
+    for (int64_t i = 0; ok && i < names.n; i++) {
+        int64_t number = name_number(names.p[i], "VID", ".txt");
+        if (number > 0) ok = t45_video(im, keep(im, "%s/%s", dir, names.p[i]), number, e);
+        else skip_add(im, "file that is no annotation", names.p[i], 1);
+    }
+    names_free(&names);
+    return ok;
+}
+
+// ------------------------------------------------------------------------------------------------------ CholecTrack20
+// The name that categories.KIND, a list of {"id", "name"}, gives to an id; NULL when it does not name it.
+static const Json *category_of(const JsonDoc *d, const char *kind, int64_t id) {
+    const Json *list = json_get(json_get(d->root, "categories"), kind);
+    for (const Json *c = list && list->type == JSON_ARRAY ? list->child : NULL; c; c = c->next) {
+        const Json *number = json_get(c, "id"), *name = json_get(c, "name");
+        if (number && number->integer && number->i == id && name && name->type == JSON_STRING) return name;
+    }
+    return NULL;
+}
+
+static bool track_label(Import *im, const JsonDoc *d, const Json *v, const char *kind, const Vocabulary *words,
+                        int *out, Err *e) {
+    int64_t id;
+    *out = -1;
+    if (!json_whole(d, v, kind, -1, 1000, &id, e)) return false;
+    if (id < 0) return true;
+    const Json *name = category_of(d, kind, id);
+    *out = name ? label_of(words, name->str, name->len) : id < words->n ? (int)id : -1;
+    if (*out >= 0) return true;
+    const char *found = name ? name->str : keep(im, "%lld", (long long)id);
+    return unknown_label(im, words, json_at(d, v, kind), found, strlen(found), e);
+}
+
+// tool_bbox is x, y, w, h in shares of the picture in the files, in pixels in the README's example: one number above 1 in a
+// video decides for pixels.
+static bool track_pixels(const Keyed *rows, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        for (const Json *r = rows[i].v->type == JSON_ARRAY ? rows[i].v->child : NULL; r; r = r->next) {
+            const Json *box = json_get(r, "tool_bbox");
+            for (const Json *c = box && box->type == JSON_ARRAY ? box->child : NULL; c; c = c->next)
+                if (c->type == JSON_NUMBER && c->number > 1) return true;
+        }
+    return false;
+}
+
+static bool track_frame(Import *im, const JsonDoc *d, const Json *records, ImportFrame *f, bool pixels, int64_t width,
+                        int64_t height, Err *e) {
+    Box boxes[MOST_BOXES];
+    int n = 0, phase = -1;
+    Where at = json_at(d, records, "annotations");
+    bool unknown = false;
+    if (!frame_open(im, f, true, e)) return !e->code[0];
+    for (const Json *r = records->child; r; r = r->next) {
+        const Json *box = json_get(r, "tool_bbox"), *c = box ? box->child : NULL;
+        double b[4];
+        int tool, now = -1;
+        if (!track_label(im, d, json_get(r, "instrument"), "tools", &cholec_tools, &tool, e)) return false;
+        if (json_get(r, "phase") && !track_label(im, d, json_get(r, "phase"), "phases", &cholec80_phases, &now, e))
+            return false;
+        if (now >= 0) phase = now;
+        if (!json_kind(d, box, JSON_ARRAY, "tool_bbox", e)) return false;
+        if (box->count != 4 || n == MOST_BOXES)
+            return err_set(e, "E-DS-06", json_at(d, box, "tool_bbox"),
+                           "expected 4 numbers, and at most %d boxes; found another count; do: check "
+                           "the file",
+                           MOST_BOXES);
+        for (int k = 0; k < 4; k++, c = c->next) {
+            if (!json_kind(d, c, JSON_NUMBER, "tool_bbox", e)) return false;
+            b[k] = c->number;
+        }
+        if (tool < 0) {
+            unknown = true;
+            continue;
+        }
+        boxes[n] = (Box){b[0], b[1], b[0] + b[2], b[1] + b[3], ""};
+        snprintf(boxes[n++].label, sizeof boxes[0].label, "%s", tool_names[tool]);
+    }
+    if (unknown) return skip_add(im, "frame with an unknown label", f->video, 1), true;
+    if (!pixels) scale_boxes(boxes, n, (double)f->width, (double)f->height);
+    else if (width && (width != f->width || height != f->height))
+        return err_set(
+            e, "E-DS-06", at,
+            "expected frames of %lldx%lld, as the boxes are in pixels; found %lldx%lld; do: extract them unscaled",
+            (long long)width, (long long)height, (long long)f->width, (long long)f->height);
+    if (phase >= 0 &&
+        !item_add(im, f,
+                  (Question){.task = TASK_PHASE, .answer = phase_names[phase], .choices = &cholec80_phases, .at = at},
+                  e))
+        return false;
+    return tools_add(im, f, boxes, n, true, at, e);
+}
+
+static bool track_video(Import *im, const char *folder, int64_t number, const char *split, Err *e) {
+    JsonDoc d;
+    Keyed *rows = NULL;
+    Frames frames = {0};
+    int64_t n = 0, width = 0, height = 0;
+    char name[40];
+    snprintf(name, sizeof name, "VID%02lld", (long long)number);
+    const char *video = keep(im, "%02lld", (long long)number), *base = tree_path_of(im, "%s/%s", folder, name);
+    const char *const dirs[3] = {
+        im->o->frames ? keep(im, "%s/%s", im->o->frames, name) : keep(im, "%s/Frames", base),
+        im->o->frames ? keep(im, "%s/%s/%s/Frames", im->o->frames, folder, name) : keep(im, "%s/frames", base), NULL};
+    if (im->n_own && !(split = split_of(im, video, number))) return true;
+    if (!read_json(im, &d, keep(im, "%s/%s.json", base, name), e)) return false;
+    const Json *info = json_get(d.root, "video");
+    bool ok = json_kind(&d, d.root, JSON_OBJECT, "", e) &&
+              json_int(&d, info, "width", false, 1, LIMIT_IMAGE_SIDE, &width, e) &&
+              json_int(&d, info, "height", false, 1, LIMIT_IMAGE_SIDE, &height, e) &&
+              keyed_frames(&d, json_get(d.root, "annotations"), &rows, &n, e) && frames_open(&frames, dirs, 3, e);
+    bool pixels = ok && track_pixels(rows, n);
+    video_begin(im);
+    snprintf(im->naming, sizeof im->naming, "frame of the annotation");
+    for (int64_t i = 0; ok && i < n; i++) {
+        if (!(ok = json_kind(&d, rows[i].v, JSON_ARRAY, "annotations", e))) break;
+        im->rows += rows[i].v->count;
+        if (!sample_keeps(im, rows[i].number, 25)) continue;
+        ImportFrame f = {.video = video,
+                         .patient = patient_of(im, number),
+                         .split = split,
+                         .frame = rows[i].number,
+                         .fps = 25,
+                         .dir = frames.dir,
+                         .name = frames_find(&frames, rows[i].number)};
+        f.source = keep(im, "\"image_number\":%lld,\"boxes\":\"x,y,w,h in %s\"", (long long)f.frame,
+                        pixels ? "pixels" : "shares");
+        ok = track_frame(im, &d, rows[i].v, &f, pixels, width, height, e);
+    }
+    free(rows);
+    frames_free(&frames), json_free(&d);
+    return ok;
+}
+
+bool import_cholectrack20(Import *im, Err *e) {
+    static const char *const folders[3] = {"Training", "Validation", "Testing"}, *const splits[3] = {"train", "val",
+                                                                                                     "test"};
+    bool ok = true;
+    for (int s = 0; ok && s < 3; s++) {
+        Names names;
+        const char *dir = tree_path_of(im, "%s", folders[s]);
+        if (!folder_exists(dir)) {
+            skip_add(im, "missing folder of a split", dir, 1);
+            continue;
+        }
+        if (!split_wanted(im, splits[s]) && !im->n_own) continue;
+        if (!(ok = folder_names(&names, dir, e))) break;
+        for (int64_t i = 0; ok && i < names.n; i++) {
+            int64_t number = name_number(names.p[i], "VID", "");
+            if (number > 0) ok = track_video(im, folders[s], number, splits[s], e);
+            else skip_add(im, "name that is no video", names.p[i], 1);
+        }
+        names_free(&names);
+    }
+    return ok;
+}
+
+// --------------------------------------------------------------------------------------- critical view of safety (CVS)
+// The three criteria in our order: two structures, hepatocystic triangle, cystic plate. Each source has an order of its own.
+static bool cvs_add(Import *im, const ImportFrame *f, const bool met[3], Where at, Err *e) {
+    static const enum Task tasks[3] = {TASK_CVS1, TASK_CVS2, TASK_CVS3};
+    for (int k = 0; k < 3; k++)
+        if (!item_add(im, f, (Question){.task = tasks[k], .answer = met[k] ? "yes" : "no", .at = at}, e)) return false;
+    return item_add(im, f, (Question){.task = TASK_CVS, .answer = met[0] && met[1] && met[2] ? "yes" : "no", .at = at},
+                    e);
+}
+
+// ------------------------------------------------------------------------------------------------------- Cholec80-CVS
+typedef struct CvsSpan {
+    int64_t video, from, to; // seconds, both inside
+    int score[3];            // in our order
+} CvsSpan;
+
+static bool cvs_spans(Import *im, const char *path, CvsSpan **out, int64_t *n, Err *e) {
+    static const char *const columns[8] = {"video",        "initial_minute", "initial_second",        "final_minute",
+                                           "final_second", "two_structures", "hepatocystic_triangle", "cystic_plate"};
+    Table t;
+    int at[8];
+    *n = 0;
+    if (!table_read(&t, path, ',', e)) return false;
+    bool ok =
+        t.n > 1 || err_set(e, "E-DS-13", AT(.file = path),
+                           "expected a header and rows; found %lld lines; do: export the sheet again", (long long)t.n);
+    im->files++;
+    for (int k = 0; ok && k < 8; k++) { // by name
+        at[k] = -1;
+        for (int64_t c = 0; c < t.rows[0].n; c++)
+            if (!strcasecmp(t.rows[0].cells[c].p, columns[k])) at[k] = (int)c;
+        ok = at[k] >= 0 || err_set(e, "E-DS-13", AT(.file = path, .line = t.rows[0].line, .field = columns[k]),
+                                   "expected a column of this name; found none; do: export the sheet with its header");
+    }
+    *out = alloc_or_die((size_t)t.n + 1, sizeof **out, "intervals");
+    for (int64_t i = 1; ok && i < t.n; i++) {
+        int64_t v[8];
+        im->rows++;
+        ok = table_columns(&t, &t.rows[i], t.rows[0].n, false, "as the header has", e);
+        for (int k = 0; ok && k < 8; k++)
+            ok = table_int(&t, &t.rows[i], at[k], columns[k], 0, k == 0 ? 1000 : k < 5 ? 600 : 2, &v[k], e);
+        if (!ok) break;
+        CvsSpan s = {v[0], 60 * v[1] + v[2], 60 * v[3] + v[4], {(int)v[5], (int)v[6], (int)v[7]}};
+        if (s.to < s.from) {
+            ok = err_set(e, "E-DS-13", AT(.file = path, .line = t.rows[i].line),
+                         "expected an interval that ends behind its start; found %lld s "
+                         "to %lld s; do: mend the line",
+                         (long long)s.from, (long long)s.to);
+            break;
+        }
+        if (v[5] + v[6] + v[7]) (*out)[(*n)++] = s;
+        else skip_add(im, "interval with all scores 0", keep(im, "%s:%lld", path, (long long)t.rows[i].line), 1);
+    }
+    table_free(&t);
+    return ok;
+}
+
+// Second of the first ClippingCutting frame; the end of the phases without one; -1 without a phase file.
+static bool clipping_second(Import *im, int64_t number, int64_t *second, Err *e) {
+    PhaseFile p = {0};
+    int64_t last;
+    *second = -1;
+    int reasons = im->n_reasons;
+    bool ok = cholec80_read(im, &p, number, &last, e);
+    im->n_reasons = reasons; // tools are not needed here
+    for (int64_t i = 1; ok && i < p.phases.n; i++) {
+        if (!(ok = table_columns(&p.phases, &p.phases.rows[i], 2, false, "Frame, Phase", e))) break;
+        const Cell *c = &p.phases.rows[i].cells[1];
+        int64_t frame = 0;
+        text_int(p.phases.rows[i].cells[0].p, p.phases.rows[i].cells[0].len, &frame);
+        *second = frame / CHOLEC80_FPS + 1;
+        if (label_of(&cholec80_phases, c->p, c->len) != 2) continue;
+        *second = (frame + CHOLEC80_FPS - 1) / CHOLEC80_FPS;
+        break;
+    }
+    phase_file_free(&p);
+    return ok;
+}
+
+static bool cvs_video(Import *im, const CvsSpan *spans, int64_t n, const char *path, int64_t number, FrameNaming naming,
+                      Err *e) {
+    Frames frames = {0};
+    int64_t clip, from = 0, to = 0, threshold = im->o->cvs_score ? im->o->cvs_score : 2;
+    const char *video = keep(im, "%02lld", (long long)number), *split = split_of(im, video, number);
+    if (!split) return true;
+    if (!clipping_second(im, number, &clip, e) || !video_frames(im, &frames, NULL, number, e)) return false;
+    if (clip < 0) skip_add(im, "video without a phase file: only its intervals", video, 1);
+    for (int64_t i = 0; i < n; i++)
+        if (spans[i].video == number && spans[i].to + 1 > to) to = spans[i].to + 1;
+    if (clip >= 0) { // the last part of what comes before the first clip
+        double part = im->o->cvs_part > 0 ? im->o->cvs_part : 0.15;
+        to = clip;
+        from = (int64_t)ceil((double)clip * (1 - part) - 1e-9);
+    }
+    video_begin(im);
+    bool ok = true;
+    for (int64_t s = from; ok && s < to; s++) {
+        const CvsSpan *span = NULL;
+        for (int64_t i = 0; i < n; i++) {
+            if (spans[i].video != number || s < spans[i].from || s > spans[i].to) continue;
+            if (span && s > span->from && s < span->to && memcmp(span->score, spans[i].score, sizeof span->score))
+                return frames_free(&frames),
+                       err_set(e, "E-DS-13", AT(.file = path),
+                               "expected one score for video %lld at %lld s; found two; do: mend the intervals",
+                               (long long)number, (long long)s);
+            span = &spans[i];
+        }
+        if (!span && clip < 0) continue;
+        if (!sample_keeps(im, s * CHOLEC80_FPS, CHOLEC80_FPS)) continue;
+        int64_t frame = s * CHOLEC80_FPS, image = naming_number(naming, frame, CHOLEC80_FPS);
+        ImportFrame f = {.video = video,
+                         .patient = patient_of(im, number),
+                         .split = split,
+                         .frame = frame,
+                         .fps = CHOLEC80_FPS,
+                         .dir = frames.dir,
+                         .name = frames_find(&frames, image)};
+        f.source =
+            keep(im, "\"frame_base\":0,\"image_number\":%lld,\"image_base\":%d,\"scores\":[%d,%d,%d],\"met_from\":%lld",
+                 (long long)image, naming == SECONDS_1 || naming == FRAMES_1, span ? span->score[0] : 0,
+                 span ? span->score[1] : 0, span ? span->score[2] : 0, (long long)threshold);
+        bool met[3];
+        for (int k = 0; k < 3; k++) met[k] = span && span->score[k] >= threshold;
+        if (frame_open(im, &f, false, e)) ok = cvs_add(im, &f, met, AT(.file = path), e);
+        else ok = !e->code[0];
+    }
+    frames_free(&frames);
+    return ok;
+}
+
+bool import_cholec80_cvs(Import *im, Err *e) {
+    CvsSpan *spans = NULL;
+    int64_t n;
+    NamingFacts facts = {0};
+    FrameNaming naming = SECONDS_0;
+    const char *path = tree_path_of(im, "surgeons_annotations.csv"),
+               *sheet = tree_path_of(im, "surgeons_annotations.xlsx");
+    if (!file_exists(path) && file_exists(sheet))
+        return err_set(e, "E-DS-13", AT(.file = sheet),
+                       "expected surgeons_annotations.csv beside it; found the spreadsheet only; do: save the sheet as "
+                       "CSV (UTF-8, commas)");
+    bool ok = cvs_spans(im, path, &spans, &n, e);
+    for (int64_t v = 1; ok && v <= 80; v++) {
+        Frames frames;
+        int64_t seconds = 0;
+        for (int64_t i = 0; i < n; i++)
+            if (spans[i].video == v && spans[i].to > seconds) seconds = spans[i].to;
+        if (!(ok = video_frames(im, &frames, NULL, v, e))) break;
+        int64_t files = im->files, rows = im->rows, last = -1;
+        PhaseFile p = {0};
+        int reasons = im->n_reasons;
+        if (frames.n && (ok = cholec80_read(im, &p, v, &last, e)))
+            naming_see(&facts, &frames, last >= 0 ? last / CHOLEC80_FPS + 1 : seconds * 4 + 600, CHOLEC80_FPS);
+        im->files = files, im->rows = rows, im->n_reasons = reasons;
+        phase_file_free(&p), frames_free(&frames);
+    }
+    ok = ok && naming_tell(im, &facts, CHOLEC80_FPS, &naming, e);
+    for (int64_t v = 1; ok && v <= 80;
+         v++) { // videos without an interval never reach the view: they count too, with phases
+        bool here = file_exists(tree_path_of(im, "phase_annotations/video%02lld-phase.txt", (long long)v));
+        for (int64_t i = 0; i < n && !here; i++) here = spans[i].video == v;
+        if (here) ok = cvs_video(im, spans, n, path, v, naming, e);
+    }
+    free(spans);
+    return ok;
+}
+
+// ---------------------------------------------------------------------------------------------------- Endoscapes2023
+static const char *const endoscapes_names[] = {"cystic plate", "calot triangle", "cystic artery",
+                                               "cystic duct",  "gallbladder",    "tool"};
+static VOCABULARY(endoscapes_classes, "class of Endoscapes", endoscapes_names, NULL);
+enum { ENDOSCAPES_TOOL = 5 };
+
+// Unpacked on Windows, the archive's links are files of some bytes: the picture of the same name in train, val or test is meant.
+static bool is_stub(const char *path) {
+    FILE *f = fopen(path, "rb");
+    uint8_t head[1025];
+    if (!f) return true;
+    size_t n = fread(head, 1, sizeof head, f);
+    fclose(f);
+    bool picture = n >= 8 && ((head[0] == 0xFF && head[1] == 0xD8) || !memcmp(head, "\x89PNG", 4));
+    return n < sizeof head && !picture;
+}
+
+static void endoscapes_picture(Import *im, ImportFrame *f, const char *folder) {
+    static const char *const homes[3] = {"train", "val", "test"};
+    const char *base = im->o->frames ? im->o->frames : im->o->root;
+    f->dir = keep(im, "%s/%s", base, folder);
+    const char *path = keep(im, "%s/%s", f->dir, f->name);
+    if (!is_stub(path)) return;
+    for (int k = 0; k < 3; k++) {
+        const char *other = keep(im, "%s/%s/%s", base, homes[k], f->name);
+        if (!strcmp(other, path) || is_stub(other)) continue;
+        f->dir = keep(im, "%s/%s", base, homes[k]);
+        skip_add(im, "stub of a link: the picture of that name in another folder is used", path, 1);
+        return;
+    }
+    f->name = NULL;
+}
+
+// "162_5850.jpg"
+static bool endoscapes_name(Import *im, const JsonDoc *d, const Json *image, ImportFrame *f, int64_t *number, Err *e) {
+    const Json *name = json_get(image, "file_name");
+    if (!json_kind(d, name, JSON_STRING, "file_name", e)) return false;
+    const char *mark = strchr(name->str, '_'), *dot = strrchr(name->str, '.');
+    if (!mark || !dot || dot < mark || strlen(name->str) != name->len || strchr(name->str, '/') ||
+        !text_int(name->str, (size_t)(mark - name->str), number) ||
+        !text_int(mark + 1, (size_t)(dot - mark - 1), &f->frame))
+        return err_set(e, "E-DS-13", json_at(d, name, "file_name"),
+                       "expected VIDEO_FRAME.jpg; found %s; do: check the file", json_shown(name));
+    f->name = keep(im, "%s", name->str);
+    f->video = keep(im, "%lld", (long long)*number);
+    f->patient = keep(im, "endoscapes-%lld", (long long)*number);
+    for (int64_t i = 0; i < im->n_same; i++) // the user's table: this is video N of the CAMMA family
+        if (im->same[i][0] == *number) f->patient = patient_of(im, im->same[i][1]);
+    f->fps = 25;
+    return json_int(d, image, "width", false, 1, LIMIT_IMAGE_SIDE, &f->width, e) &&
+           json_int(d, image, "height", false, 1, LIMIT_IMAGE_SIDE, &f->height, e);
+}
+
+static bool endoscapes_cvs(Import *im, const JsonDoc *d, const Json *image, ImportFrame *f, Err *e) {
+    const Json *ds = json_get(image, "ds"), *c = ds ? ds->child : NULL;
+    double mean[3];
+    bool met[3];
+    if (!json_kind(d, ds, JSON_ARRAY, "ds", e)) return false;
+    if (ds->count != 3)
+        return err_set(e, "E-DS-13", json_at(d, ds, "ds"), "expected 3 means of raters; found %u; do: check the file",
+                       ds->count);
+    for (int k = 0; k < 3; k++, c = c->next) { // C1 two structures, C2 triangle, C3 plate: our order
+        if (!json_kind(d, c, JSON_NUMBER, "ds", e)) return false;
+        mean[k] = c->number;
+        if (!(mean[k] >= 0 && mean[k] <= 1))
+            return err_set(e, "E-DS-13", json_at(d, c, "ds"),
+                           "expected a mean from 0 to 1; found %g; do: check the file", mean[k]);
+        met[k] = rint(mean[k]) == 1; // half goes to even: two raters who disagree give 0
+    }
+    f->source = keep(im, "\"raters\":[%.6g,%.6g,%.6g]", mean[0], mean[1], mean[2]);
+    return cvs_add(im, f, met, json_at(d, image, "ds"), e);
+}
+
+static bool endoscapes_boxes(Import *im, const JsonDoc *d, const Json *image, ImportFrame *f, Err *e) {
+    Box tools[MOST_BOXES], tissues[MOST_BOXES];
+    int n_tools = 0, n_tissues = 0, kind[MOST_BOXES] = {0};
+    const Json *id = json_get(image, "id"), *list = json_get(d->root, "annotations");
+    Where at = json_at(d, image, "images");
+    for (const Json *a = list && list->type == JSON_ARRAY ? list->child : NULL; a; a = a->next) {
+        const Json *of = json_get(a, "image_id"), *box = json_get(a, "bbox"), *c = box ? box->child : NULL,
+                   *name = NULL;
+        double b[4];
+        int64_t category;
+        if (!of || !id || !of->integer || of->i != id->i) continue;
+        if (!json_whole(d, json_get(a, "category_id"), "category_id", 0, 1000, &category, e) ||
+            !json_kind(d, box, JSON_ARRAY, "bbox", e))
+            return false;
+        const Json *names = json_get(d->root, "categories");
+        for (const Json *k = names && names->type == JSON_ARRAY ? names->child : NULL; k; k = k->next) {
+            const Json *number = json_get(k, "id");
+            if (number && number->integer && number->i == category) name = json_get(k, "name");
+        }
+        if (!json_kind(d, name, JSON_STRING, "categories", e)) return false;
+        int class = label_of(&endoscapes_classes, name->str, name->len);
+        if (class < 0) {
+            if (!unknown_label(im, &endoscapes_classes, json_at(d, name, "categories"), name->str, name->len, e))
+                return false;
+            continue;
+        }
+        if (box->count != 4)
+            return err_set(e, "E-DS-06", json_at(d, box, "bbox"),
+                           "expected x, y, w, h; found %u numbers; do: check the file", box->count);
+        for (int k = 0; k < 4; k++, c = c->next) {
+            if (!json_kind(d, c, JSON_NUMBER, "bbox", e)) return false;
+            b[k] = c->number;
+        }
+        bool tool = class == ENDOSCAPES_TOOL;
+        if ((tool ? n_tools : n_tissues) == MOST_BOXES)
+            return err_set(e, "E-DS-06", json_at(d, a, "annotations"),
+                           "expected at most %d boxes of a picture; found more; do: check the file", MOST_BOXES);
+        Box *to = tool ? &tools[n_tools++] : (kind[n_tissues] = class, &tissues[n_tissues++]);
+        *to = (Box){b[0], b[1], b[0] + b[2], b[1] + b[3], ""};
+        snprintf(to->label, sizeof to->label, "%s", endoscapes_names[class]);
+    }
+    f->source = "\"boxes\":\"x,y,w,h in pixels\"";
+    const char *names[ENDOSCAPES_TOOL];
+    int n = 0;
+    for (int class = 0; class < ENDOSCAPES_TOOL; class ++) {
+        const Box *only = NULL;
+        int same = 0;
+        for (int i = 0; i < n_tissues; i++)
+            if (kind[i] == class) only = &tissues[i], same++;
+        if (same) names[n++] = endoscapes_names[class];
+        if (same > 1)
+            skip_add(im, "several boxes of one tissue: no single box", f->video, task_on(im, TASK_TISSUE_BOX));
+        else if (same && !item_add(im, f,
+                                   (Question){.task = TASK_TISSUE_BOX,
+                                              .what = keep(im, "%d", class),
+                                              .slot = endoscapes_names[class],
+                                              .answer = endoscapes_names[class],
+                                              .boxes = only,
+                                              .n_boxes = 1,
+                                              .at = at},
+                                   e))
+            return false;
+    }
+    Text text = {0};
+    task_list_text(names, n, &text);
+    bool ok = !n || item_add(im, f, (Question){.task = TASK_TISSUE, .answer = keep(im, "%s", text.p), .at = at}, e);
+    text_free(&text);
+    bool tool = im->task_wanted[TASK_TOOL]; // "tool" is no answer to "which tool"
+    im->task_wanted[TASK_TOOL] = false;
+    ok = ok && tools_add(im, f, tools, n_tools, true, at, e);
+    im->task_wanted[TASK_TOOL] = tool;
+    return ok;
+}
+
+static bool json_true(const Json *v) {
+    return v && (v->type == JSON_TRUE || (v->type == JSON_NUMBER && v->number == 1));
+}
+
+// One COCO file. cvs: its critical view of safety, else its boxes.
+static bool endoscapes_file(Import *im, const char *folder, const char *name, const char *split, bool cvs, Err *e) {
+    JsonDoc d;
+    const char *path = tree_path_of(im, "%s/%s", folder, name), *key = cvs ? "is_ds_keyframe" : "is_det_keyframe",
+               *last = "";
+    if (!file_exists(path)) return skip_add(im, "missing annotation file", path, 1), true;
+    if (!read_json(im, &d, path, e)) return false;
+    const Json *images = json_get(d.root, "images");
+    bool ok = json_kind(&d, d.root, JSON_OBJECT, "", e) && json_kind(&d, images, JSON_ARRAY, "images", e);
+    for (const Json *image = ok ? images->child : NULL; ok && image; image = image->next) {
+        ImportFrame f = {.split = split};
+        int64_t number;
+        im->rows++;
+        if (!(ok = endoscapes_name(im, &d, image, &f, &number, e))) break;
+        if (strcmp(last, f.video)) video_begin(im), last = f.video;
+        if (im->n_own && !(f.split = split_of(im, f.video, number))) continue;
+        if (json_get(image, key) &&
+            !json_true(json_get(image, key))) { // others carry the label of the key frame before
+            skip_add(im, cvs ? "frame that no rater looked at" : "frame without drawn boxes", f.name, 1);
+            continue;
+        }
+        if (!sample_keeps(im, f.frame, 25)) continue;
+        int64_t width = f.width, height = f.height;
+        f.image = f.name;
+        endoscapes_picture(im, &f, folder);
+        if (!frame_open(im, &f, !cvs, e)) {
+            ok = !e->code[0];
+            continue;
+        }
+        if (!cvs && width && (width != f.width || height != f.height)) {
+            ok = err_set(e, "E-DS-06", json_at(&d, image, "width"),
+                         "expected a picture of %lldx%lld; found %lldx%lld; do: use the pictures of the archive",
+                         (long long)width, (long long)height, (long long)f.width, (long long)f.height);
+            break;
+        }
+        ok = cvs ? endoscapes_cvs(im, &d, image, &f, e) : endoscapes_boxes(im, &d, image, &f, e);
+    }
+    json_free(&d);
+    return ok;
+}
+
+bool import_endoscapes(Import *im, Err *e) {
+    static const char *const splits[3] = {"train", "val", "test"};
+    const char *v = im->variant ? im->variant : "paper";
+    bool seg = !strcmp(v, "seg"), ok = true;
+    for (int s = 0; ok && s < 3; s++) {
+        const char *folder = keep(im, "%s%s", splits[s], seg ? "_seg" : "");
+        const char *part = strchr(v, '-');
+        if (!s && part && !im->n_own)
+            folder = keep(im, "%.*s/train_%s", (int)(part - v), v, part + 1); // "12_5-0", "25-2"
+        if (!im->n_own && !split_wanted(im, splits[s])) continue;
+        if (!folder_exists(tree_path_of(im, "%s", folder))) {
+            skip_add(im, "missing folder of a split", folder, 1);
+            continue;
+        }
+        ok = endoscapes_file(im, folder, "annotation_coco.json", splits[s], false, e);
+        if (!ok || seg) continue;
+        bool key = file_exists(tree_path_of(im, "%s/annotation_ds_coco.json", folder));
+        ok = endoscapes_file(im, folder, key ? "annotation_ds_coco.json" : "annotation_coco_vid.json", splits[s], true,
+                             e);
+    }
+    return ok;
+}

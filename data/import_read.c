@@ -235,7 +235,7 @@ static int by_number(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-bool frames_open(Frames *f, const char *const *dirs, int n_dirs, Err *e) {
+bool frames_list(Frames *f, const char *const *dirs, int n_dirs, Err *e) {
     *f = (Frames){0};
     Names names = {0};
     for (int i = 0; i < n_dirs && !*f->dir; i++)
@@ -251,6 +251,11 @@ bool frames_open(Frames *f, const char *const *dirs, int n_dirs, Err *e) {
     }
     names_free(&names);
     qsort(f->files, (size_t)f->n, sizeof *f->files, by_number);
+    return true;
+}
+
+bool frames_open(Frames *f, const char *const *dirs, int n_dirs, Err *e) {
+    if (!frames_list(f, dirs, n_dirs, e)) return false;
     for (int64_t i = 1; i < f->n; i++)
         if (f->files[i].number == f->files[i - 1].number) {
             err_set(e, "E-DS-13", AT(.file = f->dir),
