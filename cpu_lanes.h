@@ -1131,13 +1131,18 @@ FN void L(scale_rows)(Mat m, int64_t row, int64_t col, int64_t rows, int64_t dim
 FN void L(backward_delta_job)(void *ctx, int64_t chunk, int thread) { // delta = dout.o of a block of a span, all heads
     const Backward *g = ctx;
     Span span = g->spans[chunk / g->blocks];
+    // A query that sees one key has no gradient: not even a rounding of one, which Adam would make a step of.
+    bool alone = span.prefix_first == span.prefix_last && (span.causal || span.last - span.first == 1);
     (void)thread;
     for (int64_t i = span.first + chunk % g->blocks * SIDE, n = 0; i < span.last && n < SIDE; i++, n++)
         for (int64_t h = 0; h < g->heads; h++) {
             const char *dout = mat_at(g->dout, i, h * g->dim), *o = mat_at(g->o, i, h * g->dim);
             Vec s = {0};
-            EACH_VECTOR(c, m, g->dim) s = L(fma)(L(take)(dout + 4 * c, false, m), L(take)(o + 4 * c, false, m), s);
-            *(float *)mat_at(g->delta, i, h) = L(sum)(s);
+            if (alone && i == span.first) // in the order of L(square), so that dout.v - delta is exactly 0, as it is
+                for (int64_t c = 0; c < g->dim; c++)
+                    s = L(fma)(L(all)(((const float *)dout)[c]), L(all)(((const float *)o)[c]), s);
+            else EACH_VECTOR(c, m, g->dim) s = L(fma)(L(take)(dout + 4 * c, false, m), L(take)(o + 4 * c, false, m), s);
+            *(float *)mat_at(g->delta, i, h) = alone && i == span.first ? s[0] : L(sum)(s);
         }
 }
 

@@ -558,7 +558,8 @@ __global__ void __launch_bounds__(QUERIES * 32, 2)
         float product = 0;
         if (lane % PAIRS < here) product = dot_rows(own + lane / PAIRS * pitch, tile + lane * pitch, dim);
         float other = __shfl_xor_sync(0xffffffffu, product, PAIRS);
-        if (lane < here) weight[lane] = scale * expf(scale * product - row_lse) * (other - row_delta); // here <= 16
+        if (lane < here) // here <= 16
+            weight[lane] = visible == 1 ? 0 : scale * expf(scale * product - row_lse) * (other - row_delta);
         __syncwarp(); // weights written above | read by the warp's other lanes below
         for (int t = 0; t < here; t++) {
             float ds = weight[t];
@@ -619,7 +620,9 @@ __global__ void __launch_bounds__(QUERIES * 32, 2)
                     float other = __shfl_xor_sync(0xffffffffu, product, PAIRS);
                     if (lane >= from && lane < here) { // here <= 16
                         float p = expf(scale * product - get(lse, i0 + lane, head));
-                        weight[lane] = scale * p * (other - get(delta, i0 + lane, head)), weight[PAIRS + lane] = p;
+                        bool alone = s.prefix_first == s.prefix_last && (s.causal ? i0 + lane : s.last - 1) == s.first;
+                        weight[lane] = alone ? 0 : scale * p * (other - get(delta, i0 + lane, head));
+                        weight[PAIRS + lane] = p;
                     }
                     __syncwarp(); // weights written above | read by the warp's other lanes below
                     for (int t = from; t < here; t++) {

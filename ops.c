@@ -221,8 +221,9 @@ static void ref_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spa
 // attention_backward: for every query row i, head h and key t it saw, with p = exp(scale q.k_t - lse[i,h]),
 //   delta[i,h] = dout.o;   ds = scale p (dout.v_t - delta);   dq = sum_t ds k_t;   dk_t += ds q;   dv_t += p dout.
 // dq, dk, dv are overwritten whole (zero in rows that nothing saw); dk and dv sum over the query heads that share a key
-// head and over all spans that see the row. delta F32 [N, heads] is scratch that comes out as defined. The probabilities
-// are made again from lse (Dao et al. 2022, FlashAttention, algorithm 4), so nothing of size N x N is kept.
+// head and over all spans that see the row. Where a query sees a single key ds is exactly 0. delta F32 [N, heads] is
+// scratch that comes out as defined. The probabilities are made again from lse (Dao et al. 2022, FlashAttention,
+// algorithm 4), so nothing of size N x N is kept.
 static double seen_probability(Mat q, int64_t row, int64_t h, Mat k, int64_t key, int64_t kv, Mat lse, int64_t dim,
                                double scale) {
     return exp(scale * dot(q, row, h * dim, k, key, kv, dim) - get(lse, row, h));
@@ -243,7 +244,7 @@ static void ref_attention_backward(Mat dq, Mat dk, Mat dv, Mat delta, Mat dout, 
                 for (int64_t t = 0; t < keys; t++) {
                     int64_t key = t < prefix ? s.prefix_first + t : s.first + t - prefix;
                     double p = seen_probability(q, i, h, k, key, kv, lse, dim, scale);
-                    double ds = scale * p * (dot(dout, i, h * dim, v, key, kv, dim) - D);
+                    double ds = keys == 1 ? 0 : scale * p * (dot(dout, i, h * dim, v, key, kv, dim) - D);
                     for (int64_t c = 0; c < dim; c++) acc[c] += ds * get(k, key, kv + c);
                 }
                 for (int64_t c = 0; c < dim; c++) put(dq, i, h * dim + c, acc[c]);
@@ -259,7 +260,9 @@ static void ref_attention_backward(Mat dq, Mat dk, Mat dv, Mat delta, Mat dout, 
                 for (int64_t i = own && s.causal ? key : s.first; i < s.last; i++)
                     for (int64_t h = g * group; h < (g + 1) * group; h++) {
                         double p = seen_probability(q, i, h, k, key, g * dim, lse, dim, scale);
-                        double ds = scale * p * (dot(dout, i, h * dim, v, key, g * dim, dim) - get(delta, i, h));
+                        bool alone = s.prefix_first == s.prefix_last && (s.causal ? i : s.last - 1) == s.first;
+                        double ds = dot(dout, i, h * dim, v, key, g * dim, dim) - get(delta, i, h);
+                        ds = alone ? 0 : scale * p * ds;
                         for (int64_t c = 0; c < dim; c++) {
                             acc_k[c] += ds * get(q, i, h * dim + c);
                             acc_v[c] += p * get(dout, i, h * dim + c);
