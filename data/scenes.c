@@ -185,8 +185,8 @@ typedef struct Shape {
     double bevel;               // POLYGON, HALF: width of the rounded rim
     V hole;                     // POLYGON: an elliptic window, when hole_rx > 0
     double hole_rx, hole_ry, hole_angle;
-    double flat;                                          // 0: round like a sphere or a cylinder; 1: flat
-    double far;                                           // set by paint: BLOB: beyond this radius nothing is painted
+    double flat; // 0: round like a sphere or a cylinder; 1: flat
+    double far;  // set by paint: beyond this radius (BLOB) or distance (HALF) nothing is painted
     double co, si, hole_co, hole_si, inverse[MAX_POINTS]; // set by paint: of the angles; 1 / length^2 of each segment
 } Shape;
 typedef struct Hit {
@@ -313,7 +313,7 @@ static inline Hit hit_half(const Shape *s, double x, double y) {
     double co = s->co, si = s->si, dx = x - s->centre.x, dy = y - s->centre.y;
     double along = -si * dx + co * dy, out = co * dx + si * dy, most = 1.45 * fabs(s->wobble);
     if (out < -most - s->bevel) return (Hit){out, 0, 0}; // far inside the edge does not matter
-    if (out > most + .3) return (Hit){out - most, co, si};
+    if (out > most + s->far) return (Hit){out - most, co, si};
     double f = s->wobble * (sin(s->wave * along + s->phase) + .45 * sin(2.3 * s->wave * along + 1.7 * s->phase));
     double d = out - f, tilt = 1 + d / s->bevel;
     tilt = tilt < 0 ? 0 : tilt > 1 ? 1 : tilt;
@@ -393,9 +393,9 @@ static void paint(Canvas *c, const Shape *shape, const Material *m, Coat coat) {
     }
     double unit = c->scale * (c->anatomy ? c->zoom : 1); // pixels per unit of the shape's frame
     double rim = coat.soft > 0 ? coat.soft : 1 / unit;
-    double margin = coat.shadow > 0 ? hypot(coat.dx, coat.dy) + coat.reach * .5 : rim * .5;
+    double sharp = 1 / rim, margin = coat.shadow > 0 ? hypot(coat.dx, coat.dy) + coat.reach * .5 : rim * .5;
     margin = (margin > rim ? margin : rim) + 1 / unit;
-    s->far = 1 + s->wobble + margin / (s->rx < s->ry ? s->rx : s->ry);
+    s->far = s->kind == BLOB ? 1 + s->wobble + margin / (s->rx < s->ry ? s->rx : s->ry) : 1.2 * margin;
     Rect b = bounds(s, margin);
     V corner[4] = {{b.x1, b.y1}, {b.x2, b.y1}, {b.x1, b.y2}, {b.x2, b.y2}};
     double px1 = 1e9, py1 = 1e9, px2 = -1e9, py2 = -1e9;
@@ -426,10 +426,11 @@ static void paint(Canvas *c, const Shape *shape, const Material *m, Coat coat) {
         }
         for (int x = from; x < to; x++, p.x += dx.x, p.y += dx.y) {
             Hit h = hit(s, p.x, p.y);
-            double cover = .5 - h.d / rim;
+            double cover = .5 - h.d * sharp;
             size_t at = (size_t)y * (size_t)c->w + (size_t)x;
             float *out = c->rgb + 3 * at;
-            if (cover < 1 && coat.shadow > 0) { // the same outline, moved: to first order its distance is d - n.offset
+            if (cover < 1 && coat.shadow > 0 &&
+                h.d < margin) { // the same outline, moved: to first order its distance is d - n.offset
                 double n = sqrt(h.nx * h.nx + h.ny * h.ny), k = n > 1e-9 ? 1 / n : 0;
                 double dark = .5 - (h.d - k * (h.nx * coat.dx + h.ny * coat.dy)) * reach;
                 if (dark > 0) {
@@ -456,13 +457,15 @@ static void paint(Canvas *c, const Shape *shape, const Material *m, Coat coat) {
                 double bright = (.34 + .78 * (diffuse > 0 ? diffuse : 0)) * (1 + vary * t);
                 double high = (flank + nz * hz) * hn;
                 high = high > 0 ? high : 0;
-                for (int k = 0; k < m->gloss; k++) high *= high;
+                if (high < .75 && m->gloss > 3) high = 0; // below 0.01 of a highlight
+                for (int k = 0; k < m->gloss && high > 0; k++) high *= high;
                 high *= shine;
                 double mixed = vary > 0 ? .5 + .9 * t : .5;
                 mixed = mixed < 0 ? 0 : mixed > 1 ? 1 : mixed;
                 for (int k = 0; k < 3; k++) {
                     double colour = (m->rgb[k] + mixed * (m->second[k] - m->rgb[k])) * bright + high;
-                    out[k] += (float)(a * (colour * (1 / 255.0) - (double)out[k]));
+                    float now = (float)(colour * (1 / 255.0));
+                    out[k] = a >= 1 ? now : out[k] + (float)a * (now - out[k]);
                 }
             }
             if (coat.owner && a >= .5 && c->owner[at] != coat.owner)
@@ -746,8 +749,10 @@ static void draw_cholec(Canvas *c, Draft *d) {
     const Patient *p = &d->p;
     Shape s;
     c->anatomy = true;
-    // The far wall, darker with depth.
-    s = blob(.5, .5, 30, 30, 0, 0), s.flat = 1;
+    // The far wall; the liver covers what is above its edge.
+    s = (Shape){
+        .kind = HALF, .centre = {.5, d->phase == RETRACTION ? -20 : p->edge - .17}, .angle = -M_PI / 2, .bevel = .01};
+    s.flat = 1;
     paint(c, &s, &p->cavity, as(CAVITY));
     s = blob(.6, .64, .30, .16, .2, 0);
     paint(c, &s, &dark, (Coat){.alpha = .3, .soft = .12, .glow = true});
@@ -1197,7 +1202,7 @@ static void draw_pelvis(Canvas *c, Draft *d) {
     const Patient *p = &d->p;
     Shape s;
     c->anatomy = true;
-    s = blob(.5, .5, 30, 30, 0, 0), s.flat = 1;
+    s = (Shape){.kind = HALF, .centre = {.5, 40}, .angle = M_PI / 2, .bevel = 1}; // everywhere
     paint(c, &s, &p->cavity, as(CAVITY));
     s = blob(.5, .36, .36, .26, 0, .15);
     paint(c, &s, &dark, (Coat){.alpha = .4, .soft = .3, .glow = true});
@@ -1946,7 +1951,11 @@ void scene_render(Scene *s, const SceneOptions *o) {
         for (int k = 0; k < d.n; k++) {
             V p = d.tool[k].tip;
             inside = inside && p.x > .06 && p.x < .94 && p.y > .06 && p.y < .94;
-            for (int j = 0; j < k; j++) inside = inside && distance(p, d.tool[j].tip) > .09;
+            for (int j = 0; j < k; j++) { // nor under the shaft of an instrument in front
+                V q = d.tool[j].tip, u = polar(d.tool[j].angle, 1);
+                double at = (p.x - q.x) * u.x + (p.y - q.y) * u.y, off = fabs((p.y - q.y) * u.x - (p.x - q.x) * u.y);
+                inside = inside && distance(p, q) > .09 && (at < 0 || off > .045);
+            }
         }
         if (!inside) continue;
         if (robot) draw_pelvis(&c, &d), draw_suture(&c, &d);
