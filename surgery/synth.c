@@ -12,7 +12,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-enum { PATH_BYTES = 1100 };
+enum { PATH_BYTES = 1100, MOST_KNOWLEDGE = 64 };
 const char *const synth_verdict_names[SYNTH_VERDICTS] = {
     [SYNTH_ACCEPTED] = "accepted", [SYNTH_MISSING] = "missing", [SYNTH_DUPLICATE] = "duplicate",
     [SYNTH_ERROR] = "error",       [SYNTH_CUT] = "cut",         [SYNTH_EMPTY] = "empty",
@@ -178,9 +178,16 @@ static bool batch_begin(Batch *b, const char *dir, int64_t max_bytes, const Text
            file_write_begin(&b->manifest, path, e) && file_write_bytes(&b->manifest, header->p, header->len, e);
 }
 
-static void batch_abort(Batch *b) {
+static void batch_abort(Batch *b) { // nothing of it is left
+    char path[PATH_BYTES + 64];
     if (b->requests.fd >= 0) file_write_abort(&b->requests);
     if (b->manifest.fd >= 0) file_write_abort(&b->manifest);
+    for (int64_t f = 0; f < b->sent.files; f++)
+        snprintf(path, sizeof path, "%s/requests-%03lld.jsonl", b->folder, (long long)f), unlink(path);
+    for (int k = 0; k < MOST_KNOWLEDGE; k++)
+        snprintf(path, sizeof path, "%s/knowledge-%d.json", b->folder, k), unlink(path);
+    snprintf(path, sizeof path, "%s/manifest.jsonl", b->folder), unlink(path);
+    rmdir(b->folder);
 }
 
 static bool batch_file_done(Batch *b, Err *e) {
@@ -637,11 +644,11 @@ static enum SynthVerdict judge_response(const Ingest *g, Entry *x, const Json *l
     if (!content || content->type != JSON_STRING || !content->len) return SYNTH_EMPTY;
     TaskRecord task;
     const TaskItem *item = &task.item;
-    const Knowledge *fitting[64];
+    const Knowledge *fitting[MOST_KNOWLEDGE];
     int n = 0;
     if (!task_record_read(&task, x->record, strlen(x->record), g->manifest, 1, e)) return SYNTH_ERROR;
     if (!task.prompt) bad_manifest(&task.doc, task.doc.root, "messages", e);
-    for (int k = 0; k < g->n_knowledge && n < 64; k++)
+    for (int k = 0; k < g->n_knowledge && n < MOST_KNOWLEDGE; k++)
         if (item->procedure && knowledge_fits(&g->knowledge[k], item->procedure, item->task))
             fitting[n++] = &g->knowledge[k];
     enum SynthVerdict v = SYNTH_FORMAT;

@@ -308,7 +308,7 @@ TEST(request_files_are_split_by_size_and_lose_nothing) {
     o.max_bytes = 2000; // no request fits: it is not cut
     o.out = in("req-none");
     EXPECT(!synth_requests(&o, &sent, &e) && !strcmp(e.code, "E-DS-07"));
-    EXPECT(!folder_exists(in("req-none")));
+    EXPECT(!folder_exists(in("req-none")) && !folder_exists(in("req-none.part")));
 }
 
 TEST(records_that_cannot_be_asked_about_refuse) {
@@ -330,7 +330,7 @@ TEST(records_that_cannot_be_asked_about_refuse) {
         SynthRequests o = asking(in("bad.jsonl"), in("req-bad"));
         EXPECT(!synth_requests(&o, &sent, &e));
         EXPECT_STR(e.code, "E-DS-02");
-        EXPECT(!folder_exists(in("req-bad")));
+        EXPECT(!folder_exists(in("req-bad")) && !folder_exists(in("req-bad.part")));
     }
 }
 
