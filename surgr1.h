@@ -948,8 +948,8 @@ void task_question(const TaskItem *t, TaskWording w, Text *out);
 // The plain answer. Boxes are in pixels of the file: {"bbox_2d": [x1, y1, x2, y2], "label": "grasper"}, a list of these, or
 // {"answer": "left-top", "bbox_2d": [...]}. False, with nothing added, when the item lacks it or it is none of the choices.
 bool task_answer_text(const TaskItem *t, TaskWording w, Text *out);
-// One line: the record that records_read, synth, eval and reward-check take. completion: the assistant's whole text (boxes
-// as task_answer_text writes them), NULL for none. more: further members without braces ("\"teacher\":\"x\""), or NULL.
+// One line: the record that records_read, synth, eval and reward-check take. completion: the assistant's whole text
+// (boxes as task_answer_text writes them), NULL for none. more: further members without braces ("\"teacher\":\"x\""), or NULL.
 // truth and more are JSON already.
 void task_record_print(const TaskItem *t, TaskWording w, const char *completion, const char *more, Text *out);
 void task_list_text(const char *const *names, int n, Text *out); // "a, b and c"
@@ -1674,8 +1674,8 @@ void synth_record_print(const Json *root, const char *text, const char *teacher,
 // ================================================================================================= surgery/teach.c
 // The built-in teacher of drawn scenes. It writes from the truth of the frame and sees no picture.
 
-// Adds <think>...</think> and <answer>...</answer> up to the task's level, a pure function of its arguments. wording: seed,
-// and whether the answer takes its letter. truth: as scene_truth_json has it. brief: a few words a level, for small models.
+// Adds <think>...</think> and <answer>...</answer> up to the task's level, a pure function of its arguments. wording:
+// seed, and whether the answer takes its letter. truth: as scene_truth_json has it. brief: a few words a level, for small models.
 // E-DS-02.
 bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, bool brief, Text *out, Err *e);
 // Every record of a file, which must carry its "truth", as a training record with "teacher":"scene-graph".
