@@ -1911,7 +1911,7 @@ static bool measure(const Canvas *c, const Draft *d, bool robot, SceneTruth *t) 
 }
 
 // ------------------------------------------------------------------------------------------------------- the scene
-enum { MOST_DRAFTS = 40 }; // after these the view is as plain as it can be
+enum { MOST_DRAFTS = 150 }; // after these the view is as plain as it can be
 
 void scene_render(Scene *s, const SceneOptions *o) {
     CHECK(o->width >= 64 && o->width <= 1024 && o->height >= 64 && o->height <= 1024, "a scene of %d x %d", o->width,

@@ -53,8 +53,12 @@ TEST(seed_index_size_and_style_all_count) {
     EXPECT(memcmp(a.rgb, c.rgb, 3 * pixels(&a)) != 0);
     EXPECT(memcmp(a.rgb, d.rgb, 3 * pixels(&a)) == 0);
     // A patient's frames: neighbours of one group, and only those.
-    EXPECT_INT(draw(1, SCENE_GROUP - 1, 64, 64, SCENE_CLEAR, SCENE_CHOLEC).truth.patient, 0);
-    EXPECT_INT(draw(1, SCENE_GROUP, 64, 64, SCENE_CLEAR, SCENE_CHOLEC).truth.patient, 1);
+    Scene last = draw(1, SCENE_GROUP - 1, 64, 64, SCENE_CLEAR, SCENE_CHOLEC),
+          next = draw(1, SCENE_GROUP, 64, 64, SCENE_CLEAR, SCENE_CHOLEC);
+    EXPECT_INT(last.truth.patient, 0);
+    EXPECT_INT(next.truth.patient, 1);
+    EXPECT_INT(next.truth.frame, 0);
+    scene_free(&last), scene_free(&next);
     scene_free(&a), scene_free(&b), scene_free(&c), scene_free(&d);
 }
 
@@ -291,7 +295,7 @@ TEST(no_class_is_rare) {
         EXPECT_INT(counted("action"), truths_kind == SCENE_RARP ? 8 : 0);
     }
     printf("  drafts: %.2f a frame, at most %d\n", (double)drafts / (N + N / 3), most);
-    EXPECT(most < 40); // no frame fell back to the empty view
+    EXPECT(most < 150); // no frame fell back to the empty view
     free(truths);
 }
 
