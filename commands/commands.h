@@ -51,7 +51,8 @@ typedef struct Command {
     int (*run)(char **args, int n);
 } Command;
 
-extern const Command command_ask, command_info, command_check, command_compare, command_merge, command_sft;
+extern const Command command_ask, command_info, command_check, command_compare, command_merge, command_sft,
+    command_report;
 extern const Command command_reward_check;
 extern const Command command_scenes;
 extern const Command command_import;
