@@ -22,7 +22,7 @@ page=$dir/report.html
 }
 # Answers: the label as it is, one that is hostile, one that is empty.
 head -n 12 "$dir/scenes/test.jsonl" | sed 's/"messages":\[\({"role":"user"[^]]*}\),{"role":"assistant".*\],"images"/"messages":[\1],"images"/' |
-    awk 'NR == 2 { sub(/}$/, ",\"response\":\"</p><script>document.title=\\\"owned\\\"</script><img src=x onerror=alert(1)> \\\\& \\\"<answer>x</answer>\"}") }
+    awk 'NR == 2 { sub(/}$/, ",\"response\":\"</p><script>document.title=\\\"owned\\\"</script><img src=x onerror=alert(1)> and \\\"<answer>x</answer>\"}") }
          NR == 3 { sub(/}$/, ",\"response\":\"\"}") }
          NR != 2 && NR != 3 { sub(/}$/, ",\"response\":\"<think>Level 1: seen.</think><answer>grasper</answer>\"}") } { print }' >"$dir/scenes/pred.jsonl"
 check "report refuses its own input" "$surgr1" report --predictions "$dir/scenes/pred.jsonl" --out "$page" --title "A <b>title</b>" --quiet
