@@ -94,7 +94,8 @@ double boxes_match(const Box *truth, int n_truth, const Box *found, int n_found,
         for (int j = 0; j < n; j++) {
             bool pair = i < n_truth && j < n_found && box_counts(&found[j], width, height) &&
                         (!truth[i].label[0] || label_equal(view_of(found[j].label), view_of(truth[i].label)));
-            value[i][j] = pair ? box_value(&truth[i], &found[j], o) : 0;
+            double v = pair ? box_value(&truth[i], &found[j], o) : 0;
+            value[i][j] = v > 0 ? v : 0; // a NaN must not enter the search
         }
     assign(n, value, match);
     double sum = 0;
@@ -291,7 +292,7 @@ void reward_score(Reward *r, const RewardOptions *o, const RewardInput *in) {
     for (int k = 0; k < REWARD_TERMS; k++) r->term[k] = NAN;
     answer_parse(a, in->text, in->len);
     bool ok = a->status == ANSWER_OK;
-    bool counts = ok || (!o->strict_answer && a->has_answer && a->status != ANSWER_TOO_MANY);
+    bool counts = ok || (!o->strict_answer && a->has_answer);
     answer_read(&r->reading, counts ? a->answer : (View){0}, t);
     for (int i = 0; i < r->reading.n_boxes; i++)
         found[i] = in->resized_w > 0

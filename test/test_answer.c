@@ -40,6 +40,9 @@ TEST(bare_lists_and_numbers_as_they_stand) {
     EXPECT(box_is(2, 4, 3, 2, 1, "")); // corners are not swapped
     EXPECT(!box_is_valid(boxes[2], 100, 100));
     EXPECT(box_is_valid(boxes[1], 100, 100));
+    EXPECT(box_is_valid((Box){99.5, 0, 200, 1, ""}, 100, 100) && !box_is_valid((Box){100, 0, 200, 1, ""}, 100, 100));
+    EXPECT(!box_is_valid((Box){-5, 0, 0, 1, ""}, 100, 100) && !box_is_valid((Box){0, 100, 1, 101, ""}, 100, 100));
+    EXPECT(!box_is_valid((Box){NAN, 0, 1, 1, ""}, 100, 100));
 }
 
 TEST(what_is_no_box) {
@@ -373,6 +376,7 @@ TEST(words_and_options) {
     EXPECT(!right(TASK_ACTION, "", ""));
     EXPECT(!right(TASK_ACTION, NULL, "cutting"));
     EXPECT(!right(TASK_ACTION, "cutting", "cutting\xFF"));
+    EXPECT(!right(TASK_ACTION, "cut\xFF", "cut\xFF") && !reading.ok);
     t = (TaskItem){.task = TASK_PHASE, .id = "x", .answer = "GallbladderRetraction", .dataset = "cholec80"};
     answer_read(&reading, view_of("Gallbladder Extraction"), &t);
     EXPECT(answer_matches(&reading, &t));
@@ -486,6 +490,12 @@ TEST(label_and_box_together) {
     EXPECT_INT(boxes_of(TASK_VQLA, "[1,2,3,4]"), 1);
     EXPECT(!reading.json && !reading.word.len);
     EXPECT_INT(boxes_of(TASK_VQLA, "kidney"), 0);
+    char most[1100];
+    memset(most, 'x', sizeof most), most[1024] = 0; // a byte too long is no label, not half of one
+    EXPECT_INT(boxes_of(TASK_VQLA, most), -1);
+    most[1023] = 0;
+    EXPECT_INT(boxes_of(TASK_VQLA, most), 0);
+    EXPECT_INT(reading.word.len, 1023);
     static const char *const bad[] = {"{}",
                                       "[]",
                                       "{\"answer\": 3}",

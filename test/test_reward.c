@@ -230,6 +230,13 @@ TEST(many_boxes_are_matched_one_to_one_by_name) {
     EXPECT(r.term[REWARD_ANSWER] == 0);
     score("grasper(0,0),(10,10)");
     EXPECT(r.term[REWARD_ANSWER] == 0);
+    is_at(5, NAN, 5, 5, "grasper"); // a broken truth: worth nothing, and the search ends
+    for (int box = BOX_IOU; box <= BOX_GIOU50; box++) {
+        options.box = (enum BoxReward)box;
+        score("grasper(0,0),(10,10), grasper(5,5),(5,5)");
+        EXPECT(isfinite(r.term[REWARD_ANSWER]));
+    }
+    options.box = BOX_IOU;
     item.n_boxes = -1; // not known: nothing to score
     score("grasper(0,0),(10,10)");
     EXPECT(isnan(r.term[REWARD_ANSWER]) && !r.right && isfinite(r.total));
