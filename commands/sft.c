@@ -25,6 +25,7 @@ static struct {
                .adam = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip = 1},
                .schedule = {.decay_part = 0.2},
                .warmup_part = 0.03,
+               .keep = -1,
                .keep_last = 3,
                .samples = 2,
                .sample_tokens = 64,
@@ -66,7 +67,8 @@ static Option sft_options[] = {
     INT("batch", &sft.o.batch, "N", "samples packed into one pass", 1, 65536),
     INT("accumulate", &sft.o.accumulate, "N", "passes in one update; the loss is one mean over all their targets", 1, 65536),
     INT("pack-tokens", &sft.o.pack_tokens, "N", "most tokens in one pass (a longer sample goes alone); 0 = no limit", 0, 1e7),
-    INT("keep", &sft.o.keep, "K", "blocks of each tower that keep what they computed; the others run again in backward", 0, 1024),
+    INT("keep", &sft.o.keep, "K", "blocks of each tower that keep what they computed, the others run again in backward;\n"
+        "                             more is faster, never other bits; -1 = as many as fit (cuda: 0)", -1, 1024),
     INT("max-tokens", &sft.max_tokens, "N", "longest sample; 0 = the model's context", 0, 32768),
     FLAG("drop-long", &sft.drop_long, "leave longer samples out (they are never cut)"),
     CHOICE("on-bad-sample", &sft.bad_sample, "stop|skip", "skip leaves up to 1 % of bad samples out"),
@@ -102,8 +104,8 @@ static Option sft_options[] = {
 // clang-format on
 
 // What a resumed run may change: what decides no number of it.
-static const char *const free_options[] = {"config",    "dry-run",    "threads",    "max-memory",    "out", "origins",
-                                           "keep-last", "keep-every", "save-every", "resume-anyway", NULL};
+static const char *const free_options[] = {"config",    "dry-run",    "threads",    "max-memory",    "out",  "origins",
+                                           "keep-last", "keep-every", "save-every", "resume-anyway", "keep", NULL};
 
 typedef struct Session {
     Config c;
@@ -188,10 +190,32 @@ static void row(const char *role, size_t bytes, const char *what) {
     note("  %-22s %10.1f MB  %s", role, (double)bytes / 1e6, what);
 }
 
-// Every byte the run will ask for, by role, from the largest micro-batch of the whole plan; a stop when it is too much.
+// What the largest micro-batch of the whole plan takes while it is worked on.
+static PassBytes largest_pass(const Session *s, int64_t keep) {
+    const SftPlan *p = &s->plan;
+    int32_t *targets = alloc_or_die((size_t)p->tokens, sizeof *targets, "the memory table");
+    for (int64_t i = p->targets; i < p->tokens; i++) targets[i] = -1;
+    Span *spans = alloc_or_die((size_t)p->samples, sizeof *spans, "the memory table");
+    // one picture of as many patches stands for all of them
+    Grid grid = {1, s->c.vision.merge, p->patches / s->c.vision.merge};
+    TrainBatch b = {.N = p->tokens,
+                    .targets = targets,
+                    .spans = spans,
+                    .n_spans = p->samples,
+                    .grids = &grid,
+                    .n_grids = p->patches > 0,
+                    .keep = keep};
+    PassBytes pass = model_pass_bytes(&s->m, &b, true);
+    free(targets), free(spans);
+    return pass;
+}
+static size_t sum_of(PassBytes p) { return p.text + p.vision + p.pictures; }
+
+// Every byte the run will ask for, by role; a stop when it is too much.
 static bool memory_table(Session *s, Err *e) {
     Model *m = &s->m;
     const SftPlan *p = &s->plan;
+    bool host = m->d->alloc == ops_ref()->alloc;
     size_t own = 0, elements = 0, mapped = 0;
     int64_t trained = 0, all = 0;
     for (int64_t i = 0; i < m->n_params; i++) {
@@ -199,26 +223,18 @@ static bool memory_table(Session *s, Err *e) {
         size_t n = (size_t)(q->rows * q->cols);
         if (q->tied) continue;
         all += (int64_t)n;
-        if (m->mapped && !q->owned && m->d->alloc == ops_ref()->alloc) mapped += n * type_size(q->w->v.type);
+        if (m->mapped && !q->owned && host) mapped += n * type_size(q->w->v.type);
         if (!q->trained) continue;
         trained += (int64_t)n, elements += n, own += q->owned ? 0 : 4 * n;
     }
-    // one picture of as many patches stands for all of the largest micro-batch's
-    int32_t *targets = alloc_or_die((size_t)p->tokens, sizeof *targets, "the memory table");
-    for (int64_t i = p->targets; i < p->tokens; i++) targets[i] = -1;
-    Span *spans = alloc_or_die((size_t)p->samples, sizeof *spans, "the memory table");
-    Grid grid = {1, m->c.vision.merge, p->patches / m->c.vision.merge};
-    TrainBatch b = {.N = p->tokens,
-                    .targets = targets,
-                    .spans = spans,
-                    .n_spans = p->samples,
-                    .grids = &grid,
-                    .n_grids = p->patches > 0,
-                    .keep = sft.o.keep};
-    PassBytes pass = model_pass_bytes(m, &b, true);
-    free(targets), free(spans);
-    size_t arenas = m->weights.size + m->adapter.size;
-    size_t total = arenas + own + 12 * elements + pass.text + pass.vision + pass.pictures;
+    size_t lasting = m->weights.size + m->adapter.size + own + 12 * elements;
+    if (sft.o.keep < 0) {
+        sft.o.keep = !host ? 0 : s->c.L > s->c.vision.depth ? s->c.L : s->c.vision.depth;
+        while (sft.o.keep > 0 && (int64_t)(lasting + sum_of(largest_pass(s, sft.o.keep))) > memory_limit())
+            sft.o.keep--;
+    }
+    PassBytes pass = largest_pass(s, sft.o.keep);
+    size_t total = lasting + sum_of(pass);
     note("trained: %lld of %lld parameters (%.2f %%)", (long long)trained, (long long)all,
          100. * (double)trained / (double)all);
     note("memory on %s, for at most %lld tokens and %lld patches in a pass:", m->d->name, (long long)p->tokens,
@@ -229,10 +245,11 @@ static bool memory_table(Session *s, Err *e) {
     if (own) row("trained weights", own, "F32 master copies");
     row("gradients", 4 * elements, "F32");
     row("optimizer", 8 * elements, "two moments, F32");
-    row("activations", pass.text, "decoder and head");
+    char kept[80];
+    snprintf(kept, sizeof kept, "decoder and head; %lld blocks of each tower are kept", (long long)sft.o.keep);
+    row("activations", pass.text, kept);
     if (pass.vision) row("vision activations", pass.vision, "");
     row("total", total, "without the mapped weights");
-    bool host = m->d->alloc == ops_ref()->alloc;
     return !host || (int64_t)total <= memory_limit() ||
            err_set(
                e, "E-ME-01", AT(.file = "memory"),
