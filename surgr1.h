@@ -1536,7 +1536,7 @@ enum RewardTerm {
 };
 extern const char *const reward_term_names[REWARD_TERMS]; // "format", ...
 // "Level 1" anywhere in think, as the paper says, which a preamble "This is a Level 1 task" earns for nothing; or headers
-// with a text, in order, up to the task's level.
+// with a text, in order, up to the task's level (not asked for where a task has none: vqa, vqla).
 enum StructureMode { STRUCTURE_PAPER, STRUCTURE_HEADER };
 enum BoxReward {
     BOX_IOU,    // the value

@@ -241,8 +241,9 @@ static bool boxes_known(const TaskItem *t) {
 
 static double structure(const Answer *a, const TaskItem *t, enum StructureMode mode) {
     int level = task_info(t->task)->level;
+    if (mode == STRUCTURE_HEADER && !level) return NAN; // its level is not known
     if (!a->think_closed) return 0;
-    if (mode == STRUCTURE_HEADER) return a->headers >= (level ? level : 1);
+    if (mode == STRUCTURE_HEADER) return a->headers >= level;
     return a->think.len && memmem(a->think.p, a->think.len, "Level 1", 7);
 }
 

@@ -98,6 +98,9 @@ TEST(structure_by_headers_closes_the_loophole) {
             if (r.term[REWARD_STRUCTURE] != (mode ? cases[i].header : cases[i].paper))
                 FAIL("%s: mode %d gives %g", cases[i].think, mode, r.term[REWARD_STRUCTURE]);
         }
+    ask_about(TASK_VQA, "y"); // of no level: headers are not asked for
+    score_all("<think>Level 1: a</think><answer>y</answer>");
+    EXPECT(isnan(r.term[REWARD_STRUCTURE]) && r.total == 2);
 }
 
 TEST(the_structure_term_ends_after_a_tenth_of_the_run) {
