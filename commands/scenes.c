@@ -12,7 +12,7 @@ static struct {
     const char *out, *size, *split, *tasks, *preview;
     int64_t count, seed, first, per_frame, group, threads, benchmark, columns;
     int style, kind;
-    bool choices, reasoning, compat, truth, no_answers;
+    bool choices, reasoning, compat, truth, no_answers, both;
 } scenes = {.count = 100, .seed = 1, .group = SCENE_GROUP, .columns = 6};
 // clang-format off
 static Option scenes_options[] = {
@@ -33,6 +33,7 @@ static Option scenes_options[] = {
     FLAG("no-answers", &scenes.no_answers, "questions only (reinforcement learning, evaluation)"),
     FLAG("truth", &scenes.truth, "the whole truth of the frame in every record"),
     TEXT("preview", &scenes.preview, "FILE", "one PNG with the frames side by side (at most 64)"),
+    FLAG("both-styles", &scenes.both, "the preview shows each frame in the other style too"),
     INT("columns", &scenes.columns, "N", "of the preview", 1, 16),
     INT("benchmark", &scenes.benchmark, "N", "draw N frames, write nothing, print frames a second", 0, 1e6),
     INT("threads", &scenes.threads, "N", "threads; 0 = one per processor; never changes a result", 0, 256),
@@ -144,17 +145,26 @@ static bool make_folder(const char *path, Err *e) {
 }
 
 static bool preview(const Batch *b, int64_t n, Err *e) {
-    int w = b->o.width, h = b->o.height, gap = 4, columns = (int)scenes.columns;
-    if (n < columns) columns = (int)n;
-    int rows = (int)((n + columns - 1) / columns), sheet_w = columns * (w + gap) + gap,
-        sheet_h = rows * (h + gap) + gap;
+    int w = b->o.width, h = b->o.height, gap = 4, each = scenes.both ? 2 : 1, columns = (int)scenes.columns;
+    if (n * each < columns) columns = (int)n * each;
+    int rows = (int)((n * each + columns - 1) / columns);
+    int sheet_w = columns * (w + gap) + gap, sheet_h = rows * (h + gap) + gap;
     uint8_t *sheet = alloc_or_die((size_t)sheet_w * (size_t)sheet_h, 3, "a preview");
     memset(sheet, 255, (size_t)sheet_w * (size_t)sheet_h * 3);
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n * each; i++) {
         int x = gap + (int)(i % columns) * (w + gap), y = gap + (int)(i / columns) * (h + gap);
+        const Scene *s = &b->scenes[i / each];
+        Scene other = {0};
+        SceneOptions o = b->o;
+        if (i % each) {
+            o.index = b->from + i / each, o.style = o.style == SCENE_CLEAR ? SCENE_NATURAL : SCENE_CLEAR;
+            scene_render(&other, &o);
+            s = &other;
+        }
         for (int row = 0; row < h; row++)
-            memcpy(sheet + 3 * ((size_t)(y + row) * (size_t)sheet_w + (size_t)x),
-                   b->scenes[i].rgb + 3 * (size_t)row * (size_t)w, 3 * (size_t)w);
+            memcpy(sheet + 3 * ((size_t)(y + row) * (size_t)sheet_w + (size_t)x), s->rgb + 3 * (size_t)row * (size_t)w,
+                   3 * (size_t)w);
+        scene_free(&other);
     }
     bool ok = image_write_png(scenes.preview, sheet, sheet_w, sheet_h, e);
     free(sheet);

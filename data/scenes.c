@@ -476,19 +476,19 @@ static void paint(Canvas *c, const Shape *shape, const Material *m, Coat coat) {
 
 // ------------------------------------------------------------------------------------------------------- materials
 // Tissue as it looks through a laparoscope; vary, bump and shine are scaled down in the clear style.
-static const Material cavity = {{150, 72, 66}, {186, 106, 92}, .45, .5, .35, .22, 4};
-static const Material liver = {{116, 42, 34}, {142, 58, 45}, .22, .8, .30, .55, 5};
+static const Material cavity = {{150, 72, 66}, {186, 106, 92}, .42, .5, .2, .22, 4};
+static const Material liver = {{116, 42, 34}, {142, 58, 45}, .22, .6, .17, .5, 5};
 static const Material gallbladder = {{122, 146, 120}, {170, 170, 126}, .22, .7, .22, .75, 5};
-static const Material plate = {{204, 132, 106}, {168, 90, 72}, .35, 1.6, .5, .35, 4};
+static const Material plate = {{204, 132, 106}, {168, 90, 72}, .35, 1.3, .2, .4, 4};
 static const Material duct = {{214, 196, 152}, {226, 206, 170}, .16, 2.0, .4, .6, 4};
 static const Material artery = {{196, 36, 40}, {214, 62, 56}, .16, 2.0, .4, .6, 4};
 static const Material fat = {{226, 182, 78}, {240, 208, 122}, .26, 1.0, .55, .5, 4};
 static const Material omentum = {{214, 164, 70}, {232, 194, 110}, .28, .7, .6, .45, 4};
 static const Material gut = {{218, 138, 128}, {236, 166, 150}, .18, .6, .2, .6, 5};
 static const Material adhesion = {{232, 214, 186}, {240, 226, 206}, .3, 2.2, .8, .3, 3};
-static const Material peritoneum = {{184, 114, 94}, {206, 144, 114}, .3, .8, .35, .5, 4};
+static const Material peritoneum = {{184, 114, 94}, {206, 144, 114}, .3, .8, .18, .5, 4};
 static const Material window = {{96, 32, 28}, {122, 46, 38}, .24, .8, .3, .4, 5};
-static const Material blood = {{136, 8, 10}, {160, 16, 16}, .2, 1.0, .5, .8, 5};
+static const Material blood = {{136, 8, 10}, {160, 16, 16}, .2, .8, .12, .8, 5};
 static const Material bag = {{222, 228, 236}, {240, 244, 250}, .16, .8, .42, .8, 4};
 static const Material bladder = {{222, 150, 132}, {234, 176, 152}, .22, .7, .28, .6, 5};
 static const Material urethra = {{206, 96, 94}, {222, 124, 112}, .2, 1.0, .3, .6, 4};
@@ -834,7 +834,7 @@ static void draw_cholec(Canvas *c, Draft *d) {
                 }
             }
             if (prepared && d->pedicle) { // one bundle: nothing can be told apart in it
-                static const Material bundle = {{218, 150, 96}, {206, 96, 74}, .4, 1.8, 1.2, .5, 4};
+                static const Material bundle = {{222, 158, 96}, {198, 96, 70}, .3, 1.1, .4, .5, 4};
                 V a = mix(d->neck, p->artery_root, .25), b = mix(p->duct_end, p->artery_end, .35);
                 s = curve(a, plus(mix(a, b, .5), (V){0, .03}), b, .07, .085, 9);
                 s.flat = .2;
@@ -923,7 +923,7 @@ static void draw_cholec(Canvas *c, Draft *d) {
             line(plus(mix(at, to, .42), (V){-.055, -.01}), plus(mix(at, to, .42), (V){.055, .01}), .008, .008);
         paint(c, &string, &carbon, as(BAG));
     }
-    if (d->natural || chance(r, .3)) // specks of blood: stains, not pools
+    if (chance(r, d->natural ? 1 : .3)) // specks of blood: stains, not pools
         for (int i = 0; i < 5; i++) {
             s = blob(between(r, .1, .9), between(r, .2, .9), between(r, .008, .03), between(r, .005, .012),
                      between(r, 0, 3), .3);
@@ -1708,7 +1708,7 @@ static void finish(Canvas *c, const Draft *d, uint8_t *out) {
                 uint32_t h =
                     (uint32_t)x * 0x9E3779B1u ^ (uint32_t)y * 0x85EBCA77u ^ (uint32_t)d->r.stream * 0xC2B2AE3Du;
                 h ^= h >> 15, h *= 0x2C1B3C6Du, h ^= h >> 12, h *= 0x297A2D39u, h ^= h >> 15;
-                grain = ((h & 255) / 255.0 - .5) * 9;
+                grain = ((h & 255) / 255.0 - .5) * 6;
             }
             for (int i = 0; i < 3; i++) {
                 double v = (double)c->rgb[3 * at + (size_t)i] * k * 255 + (k > 0 ? grain : 0);
@@ -1941,8 +1941,10 @@ void scene_render(Scene *s, const SceneOptions *o) {
         double turn = between(r, -.16, .16);
         c.cos_a = cos(turn), c.sin_a = sin(turn), c.zoom = between(r, .96, 1.12);
         c.dx = between(r, -.04, .04), c.dy = between(r, -.035, .03);
-        d.smoke = chance(r, d.natural ? .14 : .05) ? between(r, .12, d.natural ? .34 : .2) : 0;
-        d.blur = d.natural && chance(r, .12) ? between(r, .003, .006) : 0;
+        double haze = uniform(r), how = uniform(r), shaken = uniform(r),
+               far = uniform(r); // the same draws in both styles
+        d.smoke = haze < (d.natural ? .14 : .05) ? .12 + (d.natural ? .22 : .08) * how : 0;
+        d.blur = d.natural && shaken < .12 ? .003 + .003 * far : 0;
         CHECK(draft < 100 * MOST_DRAFTS, "scene %lld of seed %llu cannot be drawn", (long long)o->index,
               (unsigned long long)o->seed);
         if (robot) compose_suturing(&d, &c, draft >= MOST_DRAFTS);
