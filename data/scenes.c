@@ -6,7 +6,10 @@
 // What it is not: a simulator. Nothing moves, so motion has no label; colours and shapes are typical, not measured.
 // Honesty:     every label is a function of what is drawn and still visible (owner buffer) when the picture is done.
 //              A draft whose labels cannot be seen (a hidden tip, a covered target) is thrown away and drawn again from
-//              the next random stream.
+//              the next random stream. The phase follows from organs, bag, clips and instruments in view (phase_of), and
+//              the truth names a second phase where a surgeon could not choose (`also`). Criteria of the critical view:
+//              two tubes seen and no bundle; at least 40 % of the triangle not behind instruments and at most 20 % of
+//              that under fat; the plate seen behind the gallbladder.
 // Read before: surgr1.h, section data/scenes.c.  Read next: commands/scenes.c.
 // Sources: vocabularies of Cholec80, CholecT50 and SAR-RARP50 (arXiv 1602.03012, 2109.03223, 2401.00496); the critical
 //          view of safety (Strasberg 1995).
@@ -1455,7 +1458,7 @@ static void compose_cholec(Draft *d, Canvas *c, bool empty) {
     d->cleared = chance(&plan, .84), d->detached = chance(&plan, .84), d->artery = chance(&plan, .8);
     d->pedicle = !d->artery && chance(&plan, .8); // no artery: a bundle, or one that was not found
     if (d->pedicle) d->cleared = false;
-    d->peritoneum = chance(&plan, .65);
+    d->peritoneum = chance(&plan, .85);
     d->adhesion_a = plus(p->body, (V){between(r, .05, .09), between(r, .05, .09)});
     d->adhesion_b = (V){d->adhesion_a.x + between(r, -.05, .12), p->omentum_y - between(r, .02, .05)};
     d->fluid_at = (V){between(r, .35, .65), between(r, .62, .72)};
@@ -1835,7 +1838,7 @@ static bool measure(const Canvas *c, const Draft *d, bool robot, SceneTruth *t) 
                      o == PROSTATE || o == PERITONEUM || o == FAT || o == PLATE;
         bool enough = part >= owners[o].least && e[o].pixels > 3 &&
                       (large || (double)e[o].pixels * 100 >= LEAST_SHARE_PERCENT * (double)c->drawn[o]);
-        if (!enough) continue;
+        if (!enough || (robot && o == CAVITY)) continue; // no name of ours fits the wall of the pelvis
         SceneTissue *s = &t->tissues[t->n_tissues++];
         *s = (SceneTissue){.name = owners[o].name,
                            .tissue = owners[o].tissue,
@@ -2110,10 +2113,12 @@ int scene_records(const Scene *s, const SceneRecords *how, Text *out) {
         if (t->tissues[i].tissue) names[n++] = t->tissues[i].name;
     task_list_text(names, n, &tissues);
     if (n) write_item(&w, TASK_TISSUE, NULL, NULL, tissues.p, NULL, 0, NULL, 0);
-    for (int i = 0; i < t->n_tissues; i++) { // the wall is everywhere and clips are several: neither has one box
+    for (int i = 0; i < t->n_tissues; i++) { // what lies in several places has not one box
+        const char *what = t->tissues[i].name;
         Box b = t->tissues[i].box;
-        if (strcmp(t->tissues[i].name, "abdominal_wall_cavity") && strcmp(t->tissues[i].name, "clip"))
-            write_item(&w, TASK_TISSUE_BOX, t->tissues[i].name, NULL, NULL, &b, 1, NULL, 0);
+        bool scattered = !strcmp(what, "abdominal_wall_cavity") || !strcmp(what, "clip") ||
+                         !strcmp(what, "peritoneum") || (t->robotic && !strcmp(what, "fat"));
+        if (!scattered) write_item(&w, TASK_TISSUE_BOX, what, NULL, NULL, &b, 1, NULL, 0);
     }
     for (int i = 0; i < t->n_tools; i++) {
         const SceneTool *k = &t->tools[i];
