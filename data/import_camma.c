@@ -67,7 +67,7 @@ static bool video_frames(Import *im, Frames *f, const char *own, int64_t number,
     return frames_open(f, dirs, n, e);
 }
 
-static const char *patient_of(Import *im, int64_t number) { return keep(im, "camma-%02lld", (long long)number); }
+static const char *patient_of(Import *im, int64_t number) { return keep(im, "camma-%lld", (long long)number); }
 
 // The number in names like "video01-phase.txt": digits between a prefix and a suffix; -1 when the name is another one.
 static int64_t name_number(const char *name, const char *prefix, const char *suffix) {

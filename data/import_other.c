@@ -76,7 +76,7 @@ static bool sar_video(Import *im, const char *dir, const char *name, int64_t bas
             continue;
         }
         ImportFrame f = {.video = video,
-                         .patient = keep(im, "sar-rarp50-%02lld", (long long)number),
+                         .patient = keep(im, "sar-rarp50-%lld", (long long)number),
                          .split = split,
                          .frame = frame,
                          .fps = 60,
@@ -183,7 +183,7 @@ static bool laparo_video(Import *im, const char *path, int64_t number, int64_t b
         }
         int64_t image = naming_number(naming, frame, 1);
         ImportFrame f = {.video = video,
-                         .patient = keep(im, "autolaparo-%02lld", (long long)number),
+                         .patient = keep(im, "autolaparo-%lld", (long long)number),
                          .split = split,
                          .frame = frame,
                          .fps = 1,

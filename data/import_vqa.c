@@ -291,7 +291,7 @@ static bool pit_video(Import *im, const char *dir, const char *name, int64_t num
         asked++;
         if (!sample_keeps(im, frame, 1)) continue;
         ImportFrame f = {.video = video,
-                         .patient = keep(im, "pitvqa-%02lld", (long long)number),
+                         .patient = keep(im, "pitvqa-%lld", (long long)number),
                          .split = split,
                          .frame = frame,
                          .fps = 1,
