@@ -231,7 +231,7 @@ static Shape moved(Shape s, double dx, double dy) {
     return s;
 }
 
-static inline Hit hit_tube(const Shape *s, double x, double y) {
+static inline __attribute__((always_inline)) Hit hit_tube(const Shape *s, double x, double y) {
     double best = 1e9, bx = 0, by = 0, br = 1;
     for (int i = 0; i + 1 < s->n; i++) {
         double ax = s->p[i].x, ay = s->p[i].y, ux = s->p[i + 1].x - ax, uy = s->p[i + 1].y - ay;
@@ -243,7 +243,7 @@ static inline Hit hit_tube(const Shape *s, double x, double y) {
     }
     return (Hit){best, bx / br, by / br};
 }
-static inline Hit hit_blob(const Shape *s, double x, double y) {
+static inline __attribute__((always_inline)) Hit hit_blob(const Shape *s, double x, double y) {
     double co = s->co, si = s->si, dx = x - s->centre.x, dy = y - s->centre.y;
     double lx = (co * dx + si * dy) / s->rx, ly = (-si * dx + co * dy) / s->ry, rho = sqrt(lx * lx + ly * ly);
     if (rho > s->far) return (Hit){(rho - 1) * (s->rx < s->ry ? s->rx : s->ry), co * lx - si * ly, si * lx + co * ly};
@@ -270,7 +270,7 @@ static inline double pear_width(const Shape *s, double t, double length, double 
     *slope = -(w - n) * 6 * u * (1 - u) / ((1 - belly) * length);
     return w - (w - n) * smooth(u);
 }
-static inline Hit hit_pear(const Shape *s, double x, double y) {
+static inline __attribute__((always_inline)) Hit hit_pear(const Shape *s, double x, double y) {
     double dx = s->p[1].x - s->p[0].x, dy = s->p[1].y - s->p[0].y, length = s->rx, ux = dx / length, uy = dy / length;
     double px = x - s->p[0].x, py = y - s->p[0].y, t = (px * ux + py * uy) / length, slope,
            c = t < 0   ? 0
@@ -312,7 +312,7 @@ static inline Hit hit_polygon(const Shape *s, double x, double y) {
     return h;
 }
 // Everything on the side of the edge that `angle` (of the outward normal) points away from; the edge is two sines.
-static inline Hit hit_half(const Shape *s, double x, double y) {
+static inline __attribute__((always_inline)) Hit hit_half(const Shape *s, double x, double y) {
     double co = s->co, si = s->si, dx = x - s->centre.x, dy = y - s->centre.y;
     double along = -si * dx + co * dy, out = co * dx + si * dy, most = 1.45 * fabs(s->wobble);
     if (out < -most - s->bevel) return (Hit){out, 0, 0}; // far inside the edge does not matter
@@ -323,8 +323,8 @@ static inline Hit hit_half(const Shape *s, double x, double y) {
     tilt *= tilt;
     return (Hit){d * .9, co * tilt * .95, si * tilt * .95};
 }
-static inline Hit hit(const Shape *s, double x, double y) {
-    switch (s->kind) {
+static inline __attribute__((always_inline)) Hit hit(enum ShapeKind kind, const Shape *s, double x, double y) {
+    switch (kind) {
     case TUBE: return hit_tube(s, x, y);
     case BLOB: return hit_blob(s, x, y);
     case POLYGON: return hit_polygon(s, x, y);
@@ -387,10 +387,12 @@ static void row_range(const Shape *s, double margin, V a, V u, double length, do
     if (*to > length) *to = length;
 }
 
-static void paint(Canvas *c, const Shape *shape, const Material *m, Coat coat) {
+// kind and glow are constants where this is called: one loop for each, without branches on them.
+static inline __attribute__((always_inline)) void paint_as(Canvas *c, const Shape *shape, const Material *m, Coat coat,
+                                                           enum ShapeKind kind, bool glow) {
     Shape copy = *shape, *s = &copy;
     s->co = cos(s->angle), s->si = sin(s->angle), s->hole_co = cos(s->hole_angle), s->hole_si = sin(s->hole_angle);
-    for (int i = 0; s->kind == TUBE && i + 1 < s->n; i++) {
+    for (int i = 0; kind == TUBE && i + 1 < s->n; i++) {
         double l = distance(s->p[i], s->p[i + 1]);
         s->inverse[i] = l > 0 ? 1 / (l * l) : 0;
     }
@@ -398,7 +400,7 @@ static void paint(Canvas *c, const Shape *shape, const Material *m, Coat coat) {
     double rim = coat.soft > 0 ? coat.soft : 1 / unit;
     double sharp = 1 / rim, margin = coat.shadow > 0 ? hypot(coat.dx, coat.dy) + coat.reach * .5 : rim * .5;
     margin = (margin > rim ? margin : rim) + 1 / unit;
-    s->far = s->kind == BLOB ? 1 + s->wobble + margin / (s->rx < s->ry ? s->rx : s->ry) : 1.2 * margin;
+    s->far = kind == BLOB ? 1 + s->wobble + margin / (s->rx < s->ry ? s->rx : s->ry) : 1.2 * margin;
     Rect b = bounds(s, margin);
     V corner[4] = {{b.x1, b.y1}, {b.x2, b.y1}, {b.x1, b.y2}, {b.x2, b.y2}};
     double px1 = 1e9, py1 = 1e9, px2 = -1e9, py2 = -1e9;
@@ -419,7 +421,7 @@ static void paint(Canvas *c, const Shape *shape, const Material *m, Coat coat) {
         V first = {(x1 + .5 - c->left) / c->scale, (y + .5 - c->top) / c->scale};
         V p = c->anatomy ? to_anatomy(c, first) : first;
         int from = x1, to = x2;
-        if (s->kind == TUBE) {
+        if (kind == TUBE) {
             double low, high;
             row_range(s, margin, p, along, (x2 - x1) / unit, &low, &high);
             if (low > high) continue;
@@ -428,7 +430,7 @@ static void paint(Canvas *c, const Shape *shape, const Material *m, Coat coat) {
             p.x += dx.x * (from - x1), p.y += dx.y * (from - x1);
         }
         for (int x = from; x < to; x++, p.x += dx.x, p.y += dx.y) {
-            Hit h = hit(s, p.x, p.y);
+            Hit h = hit(kind, s, p.x, p.y);
             double cover = .5 - h.d * sharp;
             size_t at = (size_t)y * (size_t)c->w + (size_t)x;
             float *out = c->rgb + 3 * at;
@@ -445,7 +447,7 @@ static void paint(Canvas *c, const Shape *shape, const Material *m, Coat coat) {
             cover = cover > 1 ? 1 : cover;
             if (coat.soft > 0) cover = smooth(cover);
             double a = cover * coat.alpha;
-            if (coat.glow) {
+            if (glow) {
                 for (int k = 0; k < 3; k++) out[k] += (float)(a * (m->rgb[k] / 255 - (double)out[k]));
             } else {
                 double u = p.x * m->size, v = p.y * m->size, t = vary > 0 ? noise(u, v) : 0;
@@ -474,6 +476,16 @@ static void paint(Canvas *c, const Shape *shape, const Material *m, Coat coat) {
             if (coat.owner && a >= .5 && c->owner[at] != coat.owner)
                 c->owner[at] = (uint8_t)coat.owner, c->drawn[coat.owner]++;
         }
+    }
+}
+static void paint(Canvas *c, const Shape *s, const Material *m, Coat coat) {
+    CHECK(!coat.glow || s->kind == TUBE || s->kind == BLOB, "a glowing shape of kind %d", s->kind);
+    switch (s->kind) {
+    case TUBE: coat.glow ? paint_as(c, s, m, coat, TUBE, true) : paint_as(c, s, m, coat, TUBE, false); break;
+    case BLOB: coat.glow ? paint_as(c, s, m, coat, BLOB, true) : paint_as(c, s, m, coat, BLOB, false); break;
+    case PEAR: paint_as(c, s, m, coat, PEAR, false); break;
+    case HALF: paint_as(c, s, m, coat, HALF, false); break;
+    default: paint_as(c, s, m, coat, POLYGON, false); break;
     }
 }
 
