@@ -479,14 +479,16 @@ static inline __attribute__((always_inline)) void paint_as(Canvas *c, const Shap
     }
 }
 static void paint(Canvas *c, const Shape *s, const Material *m, Coat coat) {
-    CHECK(!coat.glow || s->kind == TUBE || s->kind == BLOB, "a glowing shape of kind %d", s->kind);
+#define CASE(kind)                                                                                                     \
+    case kind: coat.glow ? paint_as(c, s, m, coat, kind, true) : paint_as(c, s, m, coat, kind, false); break
     switch (s->kind) {
-    case TUBE: coat.glow ? paint_as(c, s, m, coat, TUBE, true) : paint_as(c, s, m, coat, TUBE, false); break;
-    case BLOB: coat.glow ? paint_as(c, s, m, coat, BLOB, true) : paint_as(c, s, m, coat, BLOB, false); break;
-    case PEAR: paint_as(c, s, m, coat, PEAR, false); break;
-    case HALF: paint_as(c, s, m, coat, HALF, false); break;
-    default: paint_as(c, s, m, coat, POLYGON, false); break;
+        CASE(TUBE);
+        CASE(BLOB);
+        CASE(POLYGON);
+        CASE(HALF);
+        CASE(PEAR);
     }
+#undef CASE
 }
 
 // ------------------------------------------------------------------------------------------------------- materials
