@@ -575,6 +575,7 @@ bool import_generic(Import *im, Err *e) {
          f = f->next) { // "a.csv", or {"path": "a.csv", "split": "train"}
         const char *name = f->type == JSON_STRING ? f->str : spec_text(&g, f, "path");
         g.split = f->type == JSON_OBJECT ? spec_text(&g, f, "split") : NULL;
+        if (g.split) g.split = keep(im, "%s", g.split);
         if (!name || *name == '/' || strstr(name, "..")) {
             ok = spec_fail(&g, f, "files", "a path inside of the data set, or {\"path\": ..., \"split\": ...}", e);
             break;

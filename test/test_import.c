@@ -1017,3 +1017,77 @@ TEST(generic_pipe_without_header_and_json) {
         if (!strstr(generic(bad[i], (ImportOptions){0}), "E-CF-02"))
             FAIL("mapping %zu was not refused: %s", i, message);
 }
+
+// ------------------------------------------------------------------------------------------------------ damaged files
+static uint32_t dice;
+static uint32_t roll(uint32_t n) { // a linear congruence: any damage will do, but the same every time
+    dice = dice * 1664525u + 1013904223u;
+    return (dice >> 8) % n;
+}
+
+// One annotation file, damaged in many ways: a verdict each time, and what is accepted is well formed (run() looks).
+static void damage(const char *set, const char *file, int times, ImportOptions o) {
+    char *bytes;
+    size_t size;
+    Err e = {0};
+    CHECK(file_read(at(file), 1 << 20, "E-DS-13", &bytes, &size, &e), "%s", e.found);
+    o.skip_unknown = true, o.allow_overlap = true;
+    int taken = 0;
+    for (int i = 0; i < times; i++) {
+        Text t = {0};
+        text_add(&t, bytes, size);
+        for (uint32_t k = 1 + roll(3); k-- > 0;) {
+            static const char odd[] = "0189-,|\t\n\"{}[].\0\xff :e";
+            uint32_t place = roll((uint32_t)t.len);
+            if (roll(4)) t.p[place] = odd[roll(sizeof odd - 1)];
+            else if (roll(2)) t.len = place + 1;
+            else memmove(t.p + place, t.p + place + 1, t.len-- - place - 1);
+            if (!t.len) text_add(&t, "x", 1);
+        }
+        put_bytes(file, t.p, t.len);
+        taken += !*run(set, o);
+        text_free(&t);
+    }
+    if (taken == times) FAIL("%s: no damage was noticed in %d files", set, times);
+    put_bytes(file, bytes, size);
+    free(bytes);
+}
+
+TEST(damaged_files_get_a_verdict) {
+    cholec80();
+    damage("cholec80", "phase_annotations/video01-phase.txt", 40, (ImportOptions){.label_base = 1});
+    damage("cholec80", "tool_annotations/video01-tool.txt", 40, (ImportOptions){0});
+    new_tree();
+    put("labels/VID01.json", T50_HEAD "\"1\": [[17,0,1,0.25,0.5,0.5,0.25,1,0,1,-1,-1,-1,-1,1]]" T50_TAIL);
+    pictures("videos/VID01/%06d.png", 0, 9, 1);
+    damage("cholect50", "labels/VID01.json", 60, (ImportOptions){0});
+    new_tree();
+    put("Training/VID01/VID01.json", "{\"video\": {\"width\": 64, \"height\": 48}, \"annotations\": {\"25\": [" TRACK(
+                                         "[0.25, 0.5, 0.5, 0.25]", "2") "]}}");
+    pictures("Training/VID01/Frames/%06d.png", 0, 50, 25);
+    damage("cholectrack20", "Training/VID01/VID01.json", 60, (ImportOptions){0});
+    new_tree();
+    put("train/annotation_coco.json",
+        "{\"images\":[" ENDO_IMAGE(
+            1000025, "1_25.jpg", "true",
+            "[0,1,1]") "],\"annotations\":[{\"id\":1,"
+                       "\"image_id\":1000025,\"category_id\":5,\"bbox\":[10.0,5.0,22.0,14.0]}]," ENDO_CATEGORIES);
+    pictures("train/1_%d.jpg", 25, 25, 1);
+    damage("endoscapes", "train/annotation_coco.json", 60, (ImportOptions){0});
+    new_tree();
+    put_bytes("labels/bern/labels_by70_splits/labels/train/1fps_100_0.pickle", pickle4, sizeof pickle4 - 1);
+    picture("labels/bern/labels_by70_splits/frames/BBP03/BBP03_00000005.jpg");
+    damage("multibypass140", "labels/bern/labels_by70_splits/labels/train/1fps_100_0.pickle", 200, (ImportOptions){0});
+    new_tree();
+    put("qa/video_01/00001.txt", "what is the phase of image?|nasal_sphenoid\nhow many?|two\n");
+    picture("images/video_01/00001.png");
+    damage("pitvqa", "qa/video_01/00001.txt", 60, (ImportOptions){0});
+    new_tree();
+    put("t.csv", "clip,n,tool,x,y,w,h,note\nv1,3,hook,4,8,10,20,\"a, \"\"b\"\"\nc\"\nv2,3,hook,4,8,10,20,\n");
+    put("map.json", GENERIC_BOX);
+    pictures("frames/v1/%d.png", 3, 3, 1);
+    char spec[1300];
+    snprintf(spec, sizeof spec, "%s", at("map.json"));
+    damage("generic", "t.csv", 100, (ImportOptions){.spec = spec});
+    damage("generic", "map.json", 100, (ImportOptions){.spec = spec});
+}
