@@ -981,7 +981,7 @@ void task_record_free(TaskRecord *r);
 
 enum SceneStyle { SCENE_CLEAR, SCENE_NATURAL }; // hues that mark the tools, little texture; or steel, texture, glare
 enum SceneKind { SCENE_CHOLEC, SCENE_RARP, SCENE_MIXED }; // mixed: patient by patient
-enum { SCENE_GROUP = 12 };                      // frames of one patient (shared anatomy and colours)
+enum { SCENE_GROUP = 12 };                                // frames of one patient (shared anatomy and colours)
 typedef struct SceneOptions {
     uint64_t seed;
     int64_t index, group; // frame from 0; frames of one patient, 0: SCENE_GROUP
@@ -1013,15 +1013,15 @@ typedef struct SceneTruth {
     int n_tools, n_tissues; // tools are what counts as visible: head 60 % seen, whole 40 %
     SceneTool tools[4];     // in painter's order, the front one first
     SceneTissue tissues[32];
-    const char *action;            // of SAR-RARP50; suturing only
-    const char *phase, *step;      // cholecystectomy only; phase as Cholec80 writes it
-    const char *also;              // another phase that the picture would allow, or NULL
-    bool cvs_asked;                // the triangle is part of the scene; else the criteria mean nothing
-    bool criteria[3], cvs;         // two structures, triangle, plate; all three
-    bool attached;                 // a duct, an artery or a bundle still reaches the gallbladder
-    double smoke, blur;            // 0: none
-    bool round_scope;              // black outside of a circle
-    int drafts;                    // how many were drawn until everything meant could be seen
+    const char *action;       // of SAR-RARP50; suturing only
+    const char *phase, *step; // cholecystectomy only; phase as Cholec80 writes it
+    const char *also;         // another phase that the picture would allow, or NULL
+    bool cvs_asked;           // the triangle is part of the scene; else the criteria mean nothing
+    bool criteria[3], cvs;    // two structures, triangle, plate; all three
+    bool attached;            // a duct, an artery or a bundle still reaches the gallbladder
+    double smoke, blur;       // 0: none
+    bool round_scope;         // black outside of a circle
+    int drafts;               // how many were drawn until everything meant could be seen
 } SceneTruth;
 typedef struct Scene {
     int width, height;
@@ -1033,17 +1033,17 @@ enum { SCENE_TOOL_OWNER = 25 };
 void scene_render(Scene *s, const SceneOptions *o); // free it
 void scene_free(Scene *s);
 const char *scene_owner_name(const Scene *s, int owner); // NULL: nobody's (outside of a round picture)
-void scene_truth_json(const Scene *s, Text *out); // one object
-typedef struct SceneRecords { // how a frame becomes records
-    uint64_t seed;       // of the scene's options
-    int64_t index;       //
-    const char *split;   // "train"
-    const char *image;   // path of the picture in the record
-    TaskWording wording; // choices: where the answer is one of a vocabulary
-    bool answers;        // with the assistant's message
-    bool truth;          // with the truth in every record
-    uint32_t tasks;      // bit by enum Task
-    int per_frame;       // 0: every question that the frame allows
+void scene_truth_json(const Scene *s, Text *out);        // one object
+typedef struct SceneRecords {                            // how a frame becomes records
+    uint64_t seed;                                       // of the scene's options
+    int64_t index;                                       //
+    const char *split;                                   // "train"
+    const char *image;                                   // path of the picture in the record
+    TaskWording wording;                                 // choices: where the answer is one of a vocabulary
+    bool answers;                                        // with the assistant's message
+    bool truth;                                          // with the truth in every record
+    uint32_t tasks;                                      // bit by enum Task
+    int per_frame;                                       // 0: every question that the frame allows
 } SceneRecords;
 // Adds the records of a frame, one JSON line each; returns how many. "The grasper" is asked for only when there is one.
 int scene_records(const Scene *s, const SceneRecords *how, Text *out);
@@ -1201,30 +1201,30 @@ int64_t shuffled(uint64_t seed, int64_t epoch, int64_t index, int64_t n);
 typedef struct ImportOptions {
     const char *dataset, *root, *out; // "cholec80"; the data set's folder; folder of the new <split>.jsonl files
     const char *frames;               // folder of the frames; NULL: where the data set has them
-    const char *image_root;           // what paths in records start from; NULL: `out` when the frames are beneath it, else root
-    bool absolute_images;             // absolute paths instead
-    const char *variant;              // which of the published splits; NULL: the usual one
-    const char *splits, *tasks;       // those wanted, with commas; NULL: all
-    double fps;                       // frames a second to keep; 0: as the data set is commonly used
-    int64_t every;                    // of these, every so manieth
-    int64_t balance;                  // at most so many of a class, task and split; 0: all, -1: as the rarest class has
+    const char *image_root; // what paths in records start from; NULL: `out` when the frames are beneath it, else root
+    bool absolute_images;   // absolute paths instead
+    const char *variant;    // which of the published splits; NULL: the usual one
+    const char *splits, *tasks; // those wanted, with commas; NULL: all
+    double fps;                 // frames a second to keep; 0: as the data set is commonly used
+    int64_t every;              // of these, every so manieth
+    int64_t balance;            // at most so many of a class, task and split; 0: all, -1: as the rarest class has
     uint64_t seed;
-    double weight;                    // of every record
-    const char *const *eval;          // evaluation splits in use: "cholect50:rdv:test", or "all" that are known
+    double weight;           // of every record
+    const char *const *eval; // evaluation splits in use: "cholect50:rdv:test", or "all" that are known
     int n_eval;
-    const char *const *beside;        // files of records that will be used together with these
+    const char *const *beside; // files of records that will be used together with these
     int n_beside;
-    const char *overlap_table;        // csv: endoscapes,camma (which videos are one patient); NULL: unknown
+    const char *overlap_table; // csv: endoscapes,camma (which videos are one patient); NULL: unknown
     bool allow_overlap, skip_unknown, drop_black;
-    const char *frame_names;          // seconds0, seconds1, frames0, frames1; NULL: told from the names
-    const char *spec;                 // of "generic": its mapping
-    int label_base;                   // 1: class numbers start at 0, 2: at 1; 0: told from the numbers
-    double cvs_part;                  // Cholec80-CVS: the last part of what comes before the first clip; 0: 0.15
-    int64_t cvs_score;                // a criterion is met from this score on; 0: 2
+    const char *frame_names; // seconds0, seconds1, frames0, frames1; NULL: told from the names
+    const char *spec;        // of "generic": its mapping
+    int label_base;          // 1: class numbers start at 0, 2: at 1; 0: told from the numbers
+    double cvs_part;         // Cholec80-CVS: the last part of what comes before the first clip; 0: 0.15
+    int64_t cvs_score;       // a criterion is met from this score on; 0: 2
     TaskWording wording;
     bool no_answers; // without the assistant's turn
 } ImportOptions;
-extern const char *const import_names[]; // the data sets, ended by NULL
+extern const char *const import_names[];      // the data sets, ended by NULL
 const char *import_what(const char *dataset); // one line for the help; NULL when there is none of that name
 // Writes out/<split>.jsonl and adds one JSON object to report: what was read, kept, left out and why. Refuses E-DS-02 (nothing is
 // left), -04, -06, -09 (a patient on both sides), -12 (a label outside of its vocabulary), -13 (an annotation file), -14 (how
@@ -1481,8 +1481,8 @@ void answer_parse(Answer *a, const char *text, size_t len);
 // Labels are equal when their N are: lower case; without `_`, `-`, white space, a leading option letter ("D. ") and one
 // final full stop; three spellings of Calot's triangle are one. Nothing equals an empty label.
 bool label_equal(View a, View b);
-void label_normalise(View v, Text *out);                         // adds N(v)
-int label_lookup(View v, const char *const *words, int n);       // which of them; the very same bytes first; -1: none
+void label_normalise(View v, Text *out);                   // adds N(v)
+int label_lookup(View v, const char *const *words, int n); // which of them; the very same bytes first; -1: none
 typedef struct TripletNames {
     const char *const *instruments, *const *verbs, *const *targets;
     int n_instruments, n_verbs, n_targets;
@@ -1496,12 +1496,12 @@ bool answer_next_item(View *rest, enum AnswerKind kind, View *item);
 enum { ANSWER_MAX_BOXES = 64 };
 typedef struct Reading { // of an answer, by the kind of its task
     enum AnswerKind kind;
-    bool ok;        // it says something of that kind
-    View word;      // WORD: the label as written, LIST and TRIPLETS: all of it, VQLA: the label (in .text)
-    bool yes;       // YESNO
-    int64_t number; // NUMBER
-    bool json;      // VQLA: one JSON object with "answer" or "bbox_2d", each as it must be
-    int n_boxes;    // BOX, BOXES, VQLA; ok and 0: it says there is none ("No tools detected")
+    bool ok;                     // it says something of that kind
+    View word;                   // WORD: the label as written, LIST and TRIPLETS: all of it, VQLA: the label (in .text)
+    bool yes;                    // YESNO
+    int64_t number;              // NUMBER
+    bool json;                   // VQLA: one JSON object with "answer" or "bbox_2d", each as it must be
+    int n_boxes;                 // BOX, BOXES, VQLA; ok and 0: it says there is none ("No tools detected")
     Box boxes[ANSWER_MAX_BOXES]; // in the frame they were written in
     char text[1024];
 } Reading;
@@ -1624,8 +1624,8 @@ typedef struct SynthRequests {
     const char *image_detail; // "auto", "low", "high"; NULL: not said
     const char *limit_name;   // "max_tokens" or "max_completion_tokens"
     int64_t max_tokens;
-    double temperature;          // < 0: not said
-    int64_t max_bytes;           // of one file of requests
+    double temperature;           // < 0: not said
+    int64_t max_bytes;            // of one file of requests
     int64_t min_words, max_words; // of a thought
 } SynthRequests;
 typedef struct SynthSent {
@@ -1658,9 +1658,9 @@ enum SynthVerdict synth_judge(const TaskItem *item, const char *text, size_t len
                               int n, int64_t min_words, int64_t max_words);
 
 typedef struct SynthCounts {
-    int64_t requests, lines;           // lines: of the response files
-    int64_t verdict[SYNTH_VERDICTS];   // sums to requests
-    int64_t foreign, unreadable;       // lines with an unknown id; that are no JSON object with an id
+    int64_t requests, lines;         // lines: of the response files
+    int64_t verdict[SYNTH_VERDICTS]; // sums to requests
+    int64_t foreign, unreadable;     // lines with an unknown id; that are no JSON object with an id
 } SynthCounts;
 // Joins by custom_id, in any order. Writes accepted answers as they are (but for white space around them), in the order of
 // the requests, as training records with "teacher" and "request"; and when some are refused and retry is not NULL, a new folder of requests for them.
@@ -1680,6 +1680,53 @@ void synth_record_print(const Json *root, const char *text, const char *teacher,
 bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, bool brief, Text *out, Err *e);
 // Every record of a file, which must carry its "truth", as a training record with "teacher":"scene-graph".
 bool synth_teach(const char *data, const char *out, uint64_t seed, bool brief, int64_t *n, Err *e);
+
+// ================================================================================================== surgery/eval.c
+// Every number of an evaluation: answers against records, beside floors, intervals and published variants.
+
+enum EvalReading { // what of a completion is the answer
+    EVAL_TAGS,     // the text of its last complete <answer> pair
+    EVAL_FORMAT,   // the same, in a completion of status OK only
+    EVAL_ANY       // without such a pair the text behind </think>, or all of it
+};
+typedef struct EvalOptions {
+    const char *data;        // records of data/README.md
+    const char *predictions; // lines of id and response, in any order; NULL: data has the responses
+    const char *blind;       // the same of a run that saw no picture; NULL: none
+    const char *train;       // records whose labels the floors are made of; NULL: those of data
+    enum EvalReading reading;
+    bool missing_wrong, skip_foreign;       // instead of a refusal
+    bool boxes_original;                    // boxes are in pixels of the file, whatever "resized" says
+    int64_t min_pixels, max_pixels, factor; // of the resize, where a line has no "resized"
+    int64_t resamples;                      // of the intervals; 0: none
+    double level;                           // 0.95
+    uint64_t seed;
+} EvalOptions;
+// Adds metrics.json and the tables for people, both without a path or a time in them. E-DS-*, E-TA-01 an id that is none of
+// data's, -02 a second answer, -03 no answer; E-JS-*, E-IO-*.
+bool eval_score(const EvalOptions *o, Text *json, Text *tables, Err *e);
+// What the Surg-R1 authors' evaluator compares, and whether it calls it right (method.md 1.9: an empty answer is).
+void eval_legacy_text(const char *text, size_t len, Text *out);
+bool eval_legacy_right(const Text *said, const Text *label);
+
+// ========================================================================================= surgery/eval_generate.c
+// Answers of a model to a file of records.
+
+enum EvalForm { EVAL_AS_WRITTEN, EVAL_OPEN, EVAL_CHOICE }; // options of a question: as its record has it, never, always
+typedef struct EvalGenerate {
+    const char *data, *image_root; // NULL: beside the records
+    const char *out;               // predictions.jsonl: the records with "response", "resized", "tokens", "stopped"
+    const char *system;            // system turn, instead of the records' own; NULL: theirs
+    enum EvalForm form;
+    bool blind; // every picture in the mean colour of the preprocessor
+    bool trust_text;
+    int64_t batch;
+    GenerationConfig g;
+    ImageOptions image;
+} EvalGenerate;
+// An answer depends on its record, the options and the model alone: not on the batch, the order of lines or threads.
+// *n: how many; fewer than the records, with nothing written, when a stop was asked for. E-DS-*, E-IM-*, E-ME-*, E-WR-*.
+bool eval_generate(Model *m, const Tokenizer *t, const EvalGenerate *o, int64_t *n, Err *e);
 
 // ================================================================================================ surgery/report.c
 // One HTML file about predictions, metrics and runs.
