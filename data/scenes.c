@@ -650,6 +650,8 @@ typedef struct Draft {
     Pose tool[MAX_TOOLS];
     double smoke, blur;
     V smoke_at;
+    V site, needle, held; // suturing: the stitch, the centre of the needle's circle, where the helper holds the thread
+    double needle_angle;  // of its blunt end
     // where things ended up (anatomy frame)
     V neck; // of the gallbladder as drawn
 } Draft;
@@ -1548,37 +1550,37 @@ static void compose_suturing(Draft *d, Canvas *c, bool empty) {
     d->action = empty ? OTHER : (enum Action)pick(&plan, ACTIONS);
     bool second_hand = chance(&plan, .62) && !empty, third_hand = chance(&plan, .45);
     site = plus(site, (V){between(r, -.05, .05), between(r, -.02, .03)});
-    d->fluid_at = site;
+    d->site = site;
     double right = between(r, -.2, .7), left = between(r, 2.5, 3.4), shift = between(r, .0, .05);
     int helper = (const int[]){FORCEPS, DRIVER, PROGRASP}[pick(r, 3)];
     V left_tip = plus(site, (V){-between(r, .17, .24), between(r, -.06, .1)});
-    d->adhesion_a = left_tip; // where a held thread ends
+    d->held = left_tip; // where a held thread ends
     double radius = .078;
     switch (d->action) {
     case PICKING: { // the needle lies free; open jaws come to it
         V centre = plus(site, (V){between(r, -.02, .16), between(r, .10, .17)});
         double a0 = between(r, 0, 6.28);
-        d->bag_at = centre, d->smoke_at.x = a0;
+        d->needle = centre, d->needle_angle = a0;
         robotic(d, DRIVER, plus(centre, polar(a0 + M_PI * .5, radius * .86)), right, .30);
         break;
     }
     case POSITIONING: { // held behind the middle, the point short of the tissue
         V point = plus(site, (V){.035 + shift, -.03});
         double a0 = between(r, -.35, .35);
-        d->bag_at = plus(point, polar(a0 - M_PI, -radius)), d->smoke_at.x = a0;
-        robotic(d, DRIVER, plus(d->bag_at, polar(a0 - M_PI * .28, radius)), right, .06);
+        d->needle = plus(point, polar(a0 - M_PI, -radius)), d->needle_angle = a0;
+        robotic(d, DRIVER, plus(d->needle, polar(a0 - M_PI * .28, radius)), right, .06);
         break;
     }
     case PUSHING: { // held at the blunt end, the point inside
         double a0 = between(r, -.35, .35);
-        d->bag_at = plus(site, polar(a0 - M_PI * .55, -radius)), d->smoke_at.x = a0;
-        robotic(d, DRIVER, plus(d->bag_at, polar(a0 - M_PI * .06, radius)), right, .06);
+        d->needle = plus(site, polar(a0 - M_PI * .55, -radius)), d->needle_angle = a0;
+        robotic(d, DRIVER, plus(d->needle, polar(a0 - M_PI * .06, radius)), right, .06);
         break;
     }
     case PULLING: { // held near the point, the thread follows tight
         double a0 = between(r, 2.6, 3.3);
-        d->bag_at = plus(site, polar(a0 - M_PI * .4, -radius)), d->smoke_at.x = a0;
-        robotic(d, DRIVER, plus(d->bag_at, polar(a0 - M_PI * .88, radius)), right - .3, .06);
+        d->needle = plus(site, polar(a0 - M_PI * .4, -radius)), d->needle_angle = a0;
+        robotic(d, DRIVER, plus(d->needle, polar(a0 - M_PI * .88, radius)), right - .3, .06);
         break;
     }
     case TYING:
@@ -1587,11 +1589,11 @@ static void compose_suturing(Draft *d, Canvas *c, bool empty) {
         break;
     case CUTTING: robotic(d, MONOPOLAR, plus(mix(site, left_tip, .5), polar(right + M_PI, .03)), right, .24); break;
     case RETURNING: { // let go at the port
-        V port = {between(r, .74, .82), between(r, .22, .74)};
+        V port = {between(r, .76, .86), between(r, .2, .74)};
         d->port_at = port;
         double a0 = between(r, 0, 6.28);
-        d->bag_at = plus(port, (V){-.03, .01}), d->smoke_at.x = a0;
-        V tip = plus(d->bag_at, (V){-.12, between(r, -.03, .05)});
+        d->needle = plus(port, (V){-.03, .01}), d->needle_angle = a0;
+        V tip = plus(d->needle, (V){-.12, between(r, -.03, .05)});
         robotic(d, DRIVER, tip, between(r, 1.1, 1.9), .42);
         break;
     }
@@ -1610,7 +1612,7 @@ static void compose_suturing(Draft *d, Canvas *c, bool empty) {
         if (!on_thread) d->tool[1].verb = NULL_VERB;
         if (third_hand) {
             bool above = chance(r, .3); // of the field or below it
-            V at = {above ? between(r, .2, .8) : between(r, .15, .92),
+            V at = {above ? between(r, .3, .94) : between(r, .15, .92),
                     above ? between(r, .08, .3) : between(r, .7, .9)};
             robotic(d, (const int[]){SUCTION, APPLIER, PROGRASP}[pick(r, 3)], at,
                     above ? between(r, -1.9, -1.2) : between(r, 1.0, 2.1), between(r, .1, .3));
@@ -1620,8 +1622,8 @@ static void compose_suturing(Draft *d, Canvas *c, bool empty) {
 }
 
 static void draw_suture(Canvas *c, Draft *d) {
-    V site = d->fluid_at, at = d->bag_at, far = {.08, 1.02};
-    double a0 = d->smoke_at.x, radius = .078;
+    V site = d->site, at = d->needle, far = {.08, 1.02};
+    double a0 = d->needle_angle, radius = .078;
     bool nat = d->natural;
     c->anatomy = false;
     Shape hole = blob(site.x, site.y, .017, .011, 0, 0);
@@ -1641,20 +1643,20 @@ static void draw_suture(Canvas *c, Draft *d) {
         paint(c, &hole, &lumen, faint(.9, .006));
         break;
     case PULLING:
-        taut(c, site, d->adhesion_a, nat);
+        taut(c, site, d->held, nat);
         paint(c, &hole, &lumen, faint(.9, .006));
         draw_needle(c, at, radius, a0 - M_PI * .4, a0 - M_PI, nat, true);
         break;
     case TYING: {
         V tip = d->tool[0].tip, back = plus(tip, polar(d->tool[0].angle, .045));
-        taut(c, site, d->adhesion_a, nat), taut(c, site, tip, nat);
+        taut(c, site, d->held, nat), taut(c, site, tip, nat);
         V loop[17];
         for (int i = 0; i < 17; i++)
             loop[i] = (V){back.x + .036 * cos(2 * M_PI * i / 16) * .7, back.y + .062 * sin(2 * M_PI * i / 16)};
         draw_thread(c, loop, 17, nat);
         break;
     }
-    case CUTTING: taut(c, site, d->adhesion_a, nat); break;
+    case CUTTING: taut(c, site, d->held, nat); break;
     case RETURNING: {
         Shape ring = blob(d->port_at.x, d->port_at.y, .115, .125, 0, 0);
         put(c, &ring, nat ? &steel : &ivory, PORT);
@@ -1702,7 +1704,7 @@ static void finish(Canvas *c, const Draft *d, uint8_t *out) {
     static const Material haze = {{206, 206, 210}, {206, 206, 210}, 0, 1, 0, 0, 1};
     if (d->smoke > 0) {
         c->anatomy = false;
-        Shape s = blob(d->adhesion_b.x, d->adhesion_b.y, .6, .5, 0, .6);
+        Shape s = blob(d->smoke_at.x, d->smoke_at.y, .6, .5, 0, .6);
         s.wave = .6, s.phase = d->p.fat_phase;
         paint(c, &s, &haze, (Coat){.alpha = d->smoke, .soft = .5, .glow = true});
     }
@@ -1757,11 +1759,6 @@ static bool seen(const SceneTruth *t, const char *name) {
     for (int i = 0; i < t->n_tissues; i++)
         if (!strcmp(t->tissues[i].name, name)) return true;
     return false;
-}
-static double share(const SceneTruth *t, const char *name) {
-    for (int i = 0; i < t->n_tissues; i++)
-        if (!strcmp(t->tissues[i].name, name)) return t->tissues[i].share;
-    return 0;
 }
 static bool uses(const SceneTruth *t, const char *tool) {
     for (int i = 0; i < t->n_tools; i++)
@@ -1842,9 +1839,8 @@ static bool measure(const Canvas *c, const Draft *d, bool robot, SceneTruth *t) 
             if (x >= o->x2) o->x2 = x + 1;
             o->y2 = y + 1;
         }
-    double all = (double)c->w * c->h, square = c->scale * c->scale; // shares are of the square in the middle
+    double square = c->scale * c->scale; // shares are of the square in the middle
     bool good = true;
-    (void)all;
     t->n_tools = t->n_tissues = 0;
     for (int o = CAVITY; o < TOOL; o++) {
         double part = (double)e[o].pixels / square;
@@ -1906,7 +1902,7 @@ static bool measure(const Canvas *c, const Draft *d, bool robot, SceneTruth *t) 
     double open = 0, covered = 1;
     bool early = d->phase <= CLIPPING;
     if (early) look_at_triangle(c, d, &open, &covered);
-    bool sac = seen(t, "gallbladder"), lower = share(t, "cystic_plate") > 0;
+    bool sac = seen(t, "gallbladder"), lower = seen(t, "cystic_plate");
     t->cvs_asked = early;
     t->criteria[0] = early && sac && seen(t, "cystic_duct") && seen(t, "cystic_artery") && !seen(t, "cystic_pedicle");
     t->criteria[1] = early && sac && open >= .4 && covered <= .2;
@@ -1960,6 +1956,7 @@ void scene_render(Scene *s, const SceneOptions *o) {
         c.dx = between(r, -.04, .04), c.dy = between(r, -.035, .03);
         double haze = uniform(r), how = uniform(r), shaken = uniform(r),
                far = uniform(r); // the same draws in both styles
+        d.smoke_at = (V){between(r, .2, .8), between(r, .2, .8)};
         d.smoke = haze < (d.natural ? .14 : .05) ? .12 + (d.natural ? .22 : .08) * how : 0;
         d.blur = d.natural && shaken < .12 ? .003 + .003 * far : 0;
         CHECK(draft < 100 * MOST_DRAFTS, "scene %lld of seed %llu cannot be drawn", (long long)o->index,
