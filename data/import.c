@@ -375,7 +375,8 @@ void naming_see(NamingFacts *n, const Frames *f, int64_t labelled, int64_t fps) 
     int64_t first = f->files[0].number, last = f->files[f->n - 1].number;
     if (!n->any) n->mod0 = n->mod1 = true;
     n->any = true;
-    n->zero |= first == 0, n->beyond |= last > labelled, n->full |= first >= 1 && last == labelled;
+    n->zero |= first == 0, n->later |= last > 0, n->beyond |= last > labelled,
+        n->full |= first >= 1 && last == labelled;
     for (int64_t i = 0; i < f->n; i++)
         n->mod0 &= f->files[i].number % fps == 0, n->mod1 &= f->files[i].number % fps == 1 % fps;
 }
@@ -393,7 +394,7 @@ bool naming_tell(Import *im, const NamingFacts *n, int64_t fps, FrameNaming *out
         snprintf(im->naming, sizeof im->naming, "no frames found");
         return true;
     } else if (fps > 1 && n->mod1) *out = FRAMES_1; // 1, 26, 51: a counter of video frames that starts at 1
-    else if (fps > 1 && n->mod0 && n->beyond) *out = FRAMES_0;
+    else if (fps > 1 && n->mod0 && n->later) *out = FRAMES_0;
     else if (n->beyond && n->zero && fps > 1) *out = FRAMES_0;
     else if (n->beyond) *out = NAMING_UNKNOWN;
     else if (n->zero) *out = SECONDS_0;
@@ -1040,7 +1041,7 @@ bool import_run(const ImportOptions *o, Text *report, Err *e) {
         if (*im.naming) add_path(report, "frame_names", im.naming);
         text_addf(report,
                   ",\"sampling\":{\"fps\":%.10g,\"every\":%lld,\"balance\":%lld,\"seed\":%llu},\"weight\":%.10g",
-                  o->fps, (long long)(o->every ? o->every : 1), (long long)o->balance, (unsigned long long)o->seed,
+                  im.fps, (long long)(o->every ? o->every : 1), (long long)o->balance, (unsigned long long)o->seed,
                   o->weight);
         text_addf(report,
                   ",\"read\":{\"annotation_files\":%lld,\"rows\":%lld,\"frames\":%lld,\"frames_"

@@ -159,8 +159,9 @@ bool read_json(Import *im, JsonDoc *doc, const char *path, Err *e); // any size 
 // has labels for; fps is the video's.
 typedef enum FrameNaming { NAMING_UNKNOWN, SECONDS_0, SECONDS_1, FRAMES_0, FRAMES_1 } FrameNaming;
 typedef struct NamingFacts {
-    bool any, zero, mod0, mod1, beyond,
-        full; // beyond: a number above the seconds; full: the last number is their count
+    bool any, zero, later; // a picture; one of number 0; one of another
+    bool mod0, mod1;       // all numbers are multiples of fps; all are one more
+    bool beyond, full;     // a number above the seconds; the last number is their count
 } NamingFacts;
 void naming_see(NamingFacts *n, const Frames *f, int64_t labelled, int64_t fps);
 bool naming_tell(Import *im, const NamingFacts *n, int64_t fps, FrameNaming *out, Err *e); // E-DS-14

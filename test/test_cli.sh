@@ -44,13 +44,17 @@ same() { if cmp -s "$1" "$2"; then ok; else bad "$3"; fi; }
 # --- help ------------------------------------------------------------------------------------------------------------
 says "usage: surgr1 ask" --help
 says "surgr1 0." --version
-for command in ask sft merge compare info check trace-diff limits; do says "usage: surgr1 $command" $command --help; done
+for command in ask sft import merge compare info check trace-diff limits; do says "usage: surgr1 $command" $command --help; done
 says "(1 to 8192; default 512)" ask --help
 says "pixels of an image side" limits
 
 # --- the command line --------------------------------------------------------------------------------------------------
 refuses 2 E-CL-01
 refuses 2 E-CL-01 aks
+refuses 2 E-CL-01 import cholec80 .
+refuses 2 E-CL-01 import lunch . --out "$dir/import"
+refuses 2 E-CL-01 import generic . --out "$dir/import"
+refuses 4 E-IO-01 import cholec80 "$dir/nowhere" --out "$dir/import"
 refuses 2 E-CL-01 ask --modle x
 grep -q 'do: write --model' "$dir/err" && ok || bad "no suggestion for --modle"
 refuses 2 E-CL-01 ask -m x

@@ -239,6 +239,12 @@ TEST(cholec80_frame_names_are_told_apart) {
     EXPECT_STR(printed("cholec80-01-000050-phase", "images"), "[\"frames/video01/50.png\"]");
     EXPECT_INT(skipped("missing folder of frames"), 3); // of video 41
     EXPECT(!system(command));
+    phases_file("phase_annotations/video41-phase.txt", 25 * 60, 1500, "GallbladderPackaging",
+                ""); // a minute: 0, 25, 50 could be seconds
+    pictures("frames/video41/%d.png", 0, 50, 25);
+    EXPECT_STR(run("cholec80", (ImportOptions){.tasks = "phase"}), "");
+    EXPECT_STR(printed("cholec80-41-000050-phase", "images"), "[\"frames/video41/50.png\"]");
+    EXPECT(!system(command));
     pictures("frames/video01/%d.png", 1, 3, 1); // as many as seconds, none is 0
     EXPECT_STR(run("cholec80", (ImportOptions){.tasks = "phase"}), "");
     EXPECT_STR(from_report("frame_names")->str, "seconds, from 1");
