@@ -56,6 +56,7 @@ extern const Command command_ask, command_info, command_check, command_compare, 
 extern const Command command_reward_check;
 extern const Command command_scenes;
 extern const Command command_import;
+extern const Command command_eval;
 extern const Command command_synth;
 
 // Reads argv (without the program and the command) by the table of c and runs it; --help prints the table instead.
