@@ -31,7 +31,7 @@ static const struct ImportSet {
     {"endovis18-vqa", "robotic nephrectomy", "questions; seq_N/vqa/Classification/", import_endovis18_vqa, 0},
     {"endovis18-vqla", "robotic nephrectomy", "questions with boxes; seq_N/vqla/label/", import_endovis18_vqla, 0},
     {"endovis17-vqla", "robotic nephrectomy", "the same for testing; vqla/label/", import_endovis17_vqla, 0},
-    {"cholec80-cvs", "laparoscopic cholecystectomy", "critical view of safety; surgeons_annotations.csv",
+    {"cholec80-cvs", "laparoscopic cholecystectomy", "critical view of safety; surgeons_annotations.xlsx or .csv",
      import_cholec80_cvs, 1},
     {"autolaparo", "laparoscopic hysterectomy", "phases; labels/label_01.txt", import_autolaparo, 0},
     {"pitvqa", "endoscopic pituitary surgery", "questions; qa/video_01/00001.txt, images/", import_pitvqa, 0},

@@ -26,6 +26,8 @@ typedef struct Table {
 // separator ',': RFC 4180 (quotes, doubled quotes, line ends inside quotes). '\t' and '|': as they stand. ' ': any run of
 // blanks. UTF-8 without NUL; CRLF and a byte order mark are accepted; blank lines are skipped. E-DS-13, E-IO-*, E-JS-03.
 bool table_read(Table *t, const char *path, char separator, Err *e);
+// The same for text in memory; file is for messages.
+bool table_text(Table *t, const char *file, const char *text, size_t size, char separator, Err *e);
 void table_free(Table *t);
 // The fields of row r, which has exactly (or, many: at least) n cells; E-DS-13.
 bool table_columns(const Table *t, const TableRow *r, int64_t n, bool many, const char *what, Err *e);
@@ -63,6 +65,9 @@ void frames_free(Frames *f);
 // A Python pickle of dicts, lists, tuples, texts, numbers, booleans and None as JSON text: nothing is ever executed, and any
 // other opcode refuses. E-DS-15, E-IO-*.
 bool pickle_json(Text *json, const char *path, Err *e);
+
+// The first sheet of a spreadsheet as CSV, every cell quoted: table_text reads it. E-DS-13, E-IO-*.
+bool xlsx_csv(Text *csv, const char *path, Err *e);
 
 // ------------------------------------------------------------------------------------------------------ vocabularies
 typedef struct Vocabulary {

@@ -798,7 +798,13 @@ static bool cvs_spans(Import *im, const char *path, CvsSpan **out, int64_t *n, E
     Table t;
     int at[8];
     *n = 0;
-    if (!table_read(&t, path, ',', e)) return false;
+    size_t length = strlen(path);
+    if (length > 5 && !strcmp(path + length - 5, ".xlsx")) {
+        Text csv = {0};
+        bool read = xlsx_csv(&csv, path, e) && table_text(&t, path, csv.p ? csv.p : "", csv.len, ',', e);
+        text_free(&csv);
+        if (!read) return false;
+    } else if (!table_read(&t, path, ',', e)) return false;
     bool ok =
         t.n > 1 || err_set(e, "E-DS-13", AT(.file = path),
                            "expected a header and rows; found %lld lines; do: export the sheet again", (long long)t.n);
@@ -876,12 +882,15 @@ static bool cvs_video(Import *im, const CvsSpan *spans, int64_t n, const char *p
         const CvsSpan *span = NULL;
         for (int64_t i = 0; i < n; i++) {
             if (spans[i].video != number || s < spans[i].from || s > spans[i].to) continue;
-            if (span && s > span->from && s < span->to && memcmp(span->score, spans[i].score, sizeof span->score))
+            bool after =
+                span && span->to == s && spans[i].from == s && span->from < s; // a shared second is the next one's
+            bool before = span && spans[i].to == s && span->from == s && spans[i].from < s;
+            if (span && !after && !before && memcmp(span->score, spans[i].score, sizeof span->score))
                 return frames_free(&frames),
                        err_set(e, "E-DS-13", AT(.file = path),
                                "expected one score for video %lld at %lld s; found two; do: mend the intervals",
                                (long long)number, (long long)s);
-            span = &spans[i];
+            if (!before) span = &spans[i];
         }
         if (!span && clip < 0) continue;
         if (!sample_keeps(im, s * CHOLEC80_FPS, CHOLEC80_FPS)) continue;
@@ -913,10 +922,7 @@ bool import_cholec80_cvs(Import *im, Err *e) {
     FrameNaming naming = SECONDS_0;
     const char *path = tree_path_of(im, "surgeons_annotations.csv"),
                *sheet = tree_path_of(im, "surgeons_annotations.xlsx");
-    if (!file_exists(path) && file_exists(sheet))
-        return err_set(e, "E-DS-13", AT(.file = sheet),
-                       "expected surgeons_annotations.csv beside it; found the spreadsheet only; do: save the sheet as "
-                       "CSV (UTF-8, commas)");
+    if (!file_exists(path) && file_exists(sheet)) path = sheet;
     bool ok = cvs_spans(im, path, &spans, &n, e);
     for (int64_t v = 1; ok && v <= 80; v++) {
         Frames frames;

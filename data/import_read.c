@@ -132,14 +132,14 @@ static bool table_parse(Table *t, char *p, char *end, char separator, Cells *cel
     return true;
 }
 
-bool table_read(Table *t, const char *path, char separator, Err *e) {
-    size_t size, bad;
+// text: size bytes and a zero, which the table owns from here on.
+static bool table_take(Table *t, const char *file, char *text, size_t size, char separator, Err *e) {
+    size_t bad;
     Cells cells = {0};
-    *t = (Table){0};
-    if (!file_read(path, LIMIT_TABLE_BYTES, "E-DS-13", &t->text, &size, e)) return false;
-    t->file = alloc_or_die(strlen(path) + 1, 1, "a path");
-    memcpy(t->file, path, strlen(path));
-    char *p = t->text, *end = p + size;
+    *t = (Table){.text = text};
+    t->file = alloc_or_die(strlen(file) + 1, 1, "a path");
+    memcpy(t->file, file, strlen(file));
+    char *p = text, *end = p + size;
     int64_t line = 1;
     if (size >= 3 && !memcmp(p, "\xEF\xBB\xBF", 3)) p += 3;
     bool ok = true;
@@ -154,6 +154,20 @@ bool table_read(Table *t, const char *path, char separator, Err *e) {
     for (int64_t i = 0; i < t->n; i++) t->rows[i].cells = cells.p + (uintptr_t)t->rows[i].cells; // they stand still now
     if (!ok) table_free(t);
     return ok;
+}
+
+bool table_read(Table *t, const char *path, char separator, Err *e) {
+    char *text;
+    size_t size;
+    *t = (Table){0};
+    return file_read(path, LIMIT_TABLE_BYTES, "E-DS-13", &text, &size, e) &&
+           table_take(t, path, text, size, separator, e);
+}
+
+bool table_text(Table *t, const char *file, const char *text, size_t size, char separator, Err *e) {
+    char *copy = alloc_or_die(size + 1, 1, "a table");
+    if (size) memcpy(copy, text, size);
+    return table_take(t, file, copy, size, separator, e);
 }
 
 void table_free(Table *t) {

@@ -647,6 +647,49 @@ TEST(endoscapes_stubs_and_half) {
 }
 
 // ------------------------------------------------------------------------------------------------------- Cholec80-CVS
+static void damage(const char *set, const char *file, int times, ImportOptions o);
+
+// A spreadsheet with stored parts: one shared text, one inline, an entity, a gap in a row that is not asked for.
+static void put_sheet(const char *name, int flip) {
+    static const char texts[] = "<?xml version=\"1.0\"?><sst><si><t>video</t></si><si><r><t>initial_</t></r><r><t "
+                                "xml:space=\"preserve\">minute</t></r></si></sst>";
+    static const char sheet[] =
+        "<?xml version=\"1.0\"?><worksheet><cols/><sheetData><row r=\"1\"><c r=\"A1\" t=\"s\"><v>0</v></c><c r=\"B1\" "
+        "t=\"s\"><v>1</v></c>"
+        "<c r=\"C1\" t=\"inlineStr\"><is><t>initial_second</t></is></c><c r=\"D1\" t=\"str\"><v>final_minute</v></c><c "
+        "r=\"E1\" t=\"str\"><v>final_second</v></c>"
+        "<c r=\"F1\" t=\"str\"><v>two_structures</v></c><c r=\"G1\" t=\"str\"><v>cystic_plate</v></c><c r=\"H1\" "
+        "t=\"str\"><v>hepatocystic_triangle</v></c>"
+        "<c r=\"J1\" t=\"str\"><v>a &amp; &quot;b&quot;</v></c></row>"
+        "<row r=\"2\"><c r=\"A2\"><v>3</v></c><c r=\"B2\"><v>0</v></c><c r=\"C2\"><v>19</v></c><c "
+        "r=\"D2\"><v>0</v></c><c r=\"E2\"><v>19</v></c><c r=\"F2\"><v>2</v></c>"
+        "<c r=\"G2\"><v>1</v></c><c r=\"H2\"><v>2</v></c><c r=\"I2\"/><c r=\"J2\" "
+        "t=\"str\"><v></v></c></row></sheetData></worksheet>";
+    static const char *const names[2] = {"xl/sharedStrings.xml", "xl/worksheets/sheet1.xml"}, *const parts[2] = {texts,
+                                                                                                                 sheet};
+    Text zip = {0}, list = {0};
+    for (int k = 0; k < 2; k++) {
+        uint32_t n = (uint32_t)strlen(parts[k]), at_byte = (uint32_t)zip.len;
+        uint8_t h[46] = {'P', 'K', 1, 2, 20, 0, 20, 0};
+        uint32_t crc = png_crc(0, (const uint8_t *)parts[k], n);
+        memcpy(h + 16, &crc, 4), memcpy(h + 20, &n, 4),
+            memcpy(h + 24, &n, 4); // little-endian machines only, as the whole program
+        h[28] = (uint8_t)strlen(names[k]);
+        memcpy(h + 42, &at_byte, 4);
+        uint8_t local[30] = {'P', 'K', 3, 4, 20};
+        memcpy(local + 14, h + 16, 12), local[26] = h[28];
+        text_add(&zip, (char *)local, 30), text_add(&zip, names[k], strlen(names[k])), text_add(&zip, parts[k], n);
+        if (flip && k) zip.p[zip.len - 40] ^= 1;
+        text_add(&list, (char *)h, 46), text_add(&list, names[k], strlen(names[k]));
+    }
+    uint8_t end[22] = {'P', 'K', 5, 6, 0, 0, 0, 0, 2, 0, 2};
+    uint32_t size = (uint32_t)list.len, start = (uint32_t)zip.len;
+    memcpy(end + 12, &size, 4), memcpy(end + 16, &start, 4);
+    text_add(&zip, list.p, list.len), text_add(&zip, (char *)end, 22);
+    put_bytes(name, zip.p, zip.len);
+    text_free(&zip), text_free(&list);
+}
+
 TEST(cholec80_cvs_orders_and_window) {
     new_tree();
     // columns in the order of the sheet: two structures, cystic plate, triangle
@@ -668,9 +711,38 @@ TEST(cholec80_cvs_orders_and_window) {
     EXPECT_INT(count_task("cvs"), 20);
     EXPECT_STR(answer("cholec80-cvs-03-000450-cvs1"), "yes");
     EXPECT_STR(answer("cholec80-cvs-03-000075-cvs1"), "yes");
+    const char *head = "video,initial_minute,initial_second,final_minute,final_second,two_structures,cystic_plate,"
+                       "hepatocystic_triangle\n";
+    Text t = {0};
+    text_addf(&t, "%s3,0,10,0,18,1,1,1\n3,0,18,0,19,2,2,2\n", head); // 18 is shared: it belongs to what begins there
+    put("surgeons_annotations.csv", t.p);
+    EXPECT_STR(run("cholec80-cvs", (ImportOptions){0}), "");
+    EXPECT_STR(answer("cholec80-cvs-03-000450-cvs"), "yes");
+    text_addf(&t, "3,0,19,0,19,1,1,1\n3,0,17,0,18,2,1,1\n"); // and two scores for the middle of an interval
+    put("surgeons_annotations.csv", t.p);
+    EXPECT(refused("cholec80-cvs", (ImportOptions){0}, "E-DS-13", "two"));
+    text_free(&t);
     unlink(at("surgeons_annotations.csv"));
     put("surgeons_annotations.xlsx", "PK");
-    EXPECT(refused("cholec80-cvs", (ImportOptions){0}, "E-DS-13", "CSV"));
+    EXPECT(refused("cholec80-cvs", (ImportOptions){0}, "E-DS-13", "end record"));
+    put_sheet("surgeons_annotations.xlsx", 0);
+    EXPECT_STR(run("cholec80-cvs", (ImportOptions){0}), "");
+    EXPECT_INT(count_task("cvs"), 3);
+    EXPECT_STR(answer("cholec80-cvs-03-000475-cvs2"), "yes"); // 2 & 2
+    EXPECT_STR(answer("cholec80-cvs-03-000475-cvs3"), "no");
+    char *sheet; // as openpyxl writes it: deflated, shared texts
+    size_t size;
+    Err e = {0};
+    CHECK(file_read("test/fixtures/import/sheet.xlsx", 1 << 20, "E-DS-13", &sheet, &size, &e), "%s", e.found);
+    put_bytes("surgeons_annotations.xlsx", sheet, size);
+    free(sheet);
+    EXPECT_STR(run("cholec80-cvs", (ImportOptions){0}), "");
+    EXPECT_STR(answer("cholec80-cvs-03-000450-cvs3"), "yes");
+    EXPECT_STR(answer("cholec80-cvs-03-000475-cvs"), "yes");
+    EXPECT_INT(skipped("interval with all scores 0"), 1);
+    damage("cholec80-cvs", "surgeons_annotations.xlsx", 150, (ImportOptions){0});
+    put_sheet("surgeons_annotations.xlsx", 1); // one byte of the sheet is another
+    EXPECT(refused("cholec80-cvs", (ImportOptions){0}, "E-DS-13", "checksum"));
     put("surgeons_annotations.csv",
         "video,initial_minute,initial_second,final_minute,final_second,two_structures,cystic_plate\n3,0,1,0,2,1,1\n");
     EXPECT(refused("cholec80-cvs", (ImportOptions){0}, "E-DS-13", "hepatocystic_triangle"));
