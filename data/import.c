@@ -117,11 +117,12 @@ static size_t without_last(const char *list, int n) { // its length without the 
 
 // "cv1".."cv5": a fold is the test, validation is the last five of the remaining list, in the order of the folds.
 static bool fold_table(const char *dataset, const char *variant, SplitTable *out) {
-    static _Thread_local char lists[3][300];
+    static _Thread_local char all_lists[2][5][3][300]; // of both sets and every fold: tables of several may be in use
     bool t45 = !strcmp(dataset, "cholect45");
     if (!t45 && strcmp(dataset, "cholect50")) return false;
     for (int k = 0; k < 5; k++) {
         if (strcmp(variant, fold_variants[k])) continue;
+        char(*lists)[300] = all_lists[t45][k];
         Text rest = {0};
         for (int j = 0; j < 5; j++)
             if (j != k) text_addf(&rest, "%s%.*s", rest.len ? " " : "", (int)without_last(folds[j], t45), folds[j]);

@@ -635,6 +635,19 @@ TEST(endoscapes_stubs_and_half) {
     EXPECT_STR(printed("endoscapes-1-000025-tissue", "images"), "[\"train/1_25.jpg\"]");
     EXPECT_INT(skipped("stub of a link: the picture of that name in another folder is used"), 1);
     EXPECT_INT(skipped("missing frame file"), 1);
+    unlink(at("train_seg/1_25.jpg"));
+    EXPECT(!symlink("../train/1_25.jpg", at("train_seg/1_25.jpg"))); // the link itself, as the archive has it
+    EXPECT_STR(run("endoscapes", (ImportOptions){.variant = "seg"}), "");
+    EXPECT_STR(printed("endoscapes-1-000025-tissue", "images"), "[\"train/1_25.jpg\"]");
+    EXPECT_INT(skipped("stub of a link: the picture of that name in another folder is used"), 0);
+    put("12_5/train_2/annotation_coco.json",
+        "{\"images\":[" ENDO_IMAGE(
+            1000025, "1_25.jpg", "true",
+            "[0,0,1]") "],\"annotations\":[{\"id\":1,"
+                       "\"image_id\":1000025,\"category_id\":5,\"bbox\":[1,2,3,4]}]," ENDO_CATEGORIES);
+    EXPECT_STR(run("endoscapes", (ImportOptions){.variant = "12_5-2"}),
+               ""); // a missing picture is looked for as a stub is
+    EXPECT_STR(answer("endoscapes-1-000025-tissue"), "gallbladder");
     put("val/annotation_coco_vid.json",
         "{\"images\":[" ENDO_IMAGE(121000025, "121_25.jpg", "true",
                                    "[0.5,1,1]") "],\"annotations\":[]," ENDO_CATEGORIES);
