@@ -38,7 +38,7 @@ static Option import_options[] = {
     TEXT("spec", &import.spec, "FILE", "generic: the mapping of columns to fields (JSON)"),
     FLAG("choices", &import.wording.choices, "multiple choice: options behind the question"),
     FLAG("compat", &import.wording.compat, "question shapes of the public Surg-R1 model"),
-    FLAG("reasoning", &import.wording.reasoning, "with the system prompt that asks for <think> and <answer>"),
+    FLAG("reasoning", &import.wording.reasoning, "with the system prompt that asks for <think> and <answer>; with --no-answers"),
     FLAG("no-answers", &import.no_answers, "without the assistant's turn"),
     END};
 // clang-format on
@@ -58,6 +58,8 @@ static int run_import(char **args, int n) {
     if (!strcmp(args[0], "generic") != !!import.spec)
         return usage("--spec", "a mapping with the set \"generic\" and with no other", import.spec ? "one" : "none",
                      "see data/README.md");
+    if (import.wording.reasoning && !import.no_answers)
+        return usage("--reasoning", "--no-answers beside it", "none", "the labels are no reasoning: add --no-answers");
     import.dataset = args[0], import.root = args[1];
     import.eval = evals.p, import.n_eval = evals.n, import.beside = besides.p, import.n_beside = besides.n;
     import.seed = import.wording.seed = (uint64_t)import_seed;
