@@ -198,40 +198,49 @@ void describe_nonfinite(const Optimizer *o, Text *out) {
 
 // -------------------------------------------------------------------------------------------------------- checkpoints
 
-typedef struct Stored { // tensors on their way to a file, with the host copies they need
+typedef struct Stored { // tensors on their way to a file; one at a time is copied to the host
+    const Model *m;
     TensorOut *out;
     char (*names)[200];
+    Mat *values;
     int64_t n;
-    float **copies;
 } Stored;
-static void stored_add(Stored *s, const Model *m, const Param *p, const char *suffix, Mat value) {
+static void stored_add(Stored *s, const Param *p, const char *suffix, Mat value) {
     TensorOut *t = &s->out[s->n];
     snprintf(s->names[s->n], sizeof *s->names, "%s%s", p->name, suffix);
     *t = (TensorOut){.name = s->names[s->n], .type = FT_F32, .dims = p->dims};
     memcpy(t->shape, p->shape, sizeof t->shape);
-    float *copy = alloc_or_die((size_t)(p->rows * p->cols), sizeof *copy, "a tensor of the checkpoint");
-    m->d->download(mat(copy, p->rows, p->cols, F32), value);
-    s->copies[s->n++] = copy;
-    t->data = copy;
+    s->values[s->n++] = value;
 }
-static Stored stored_new(int64_t n) {
-    return (Stored){.out = alloc_or_die((size_t)n + 1, sizeof(TensorOut), "a checkpoint"),
+static Stored stored_new(const Model *m, int64_t n) {
+    return (Stored){.m = m,
+                    .out = alloc_or_die((size_t)n + 1, sizeof(TensorOut), "a checkpoint"),
                     .names = alloc_or_die((size_t)n + 1, 200, "a checkpoint"),
-                    .copies = alloc_or_die((size_t)n + 1, sizeof(float *), "a checkpoint")};
+                    .values = alloc_or_die((size_t)n + 1, sizeof(Mat), "a checkpoint")};
+}
+static bool stored_source(void *ctx, int64_t i, FileWriter *w, Err *e) {
+    const Stored *s = ctx;
+    Mat value = s->values[i];
+    size_t n = (size_t)(value.rows * value.cols);
+    float *copy = alloc_or_die(n, sizeof *copy, "a tensor of the checkpoint");
+    s->m->d->download(mat(copy, value.rows, value.cols, F32), value);
+    bool ok = file_write_bytes(w, copy, n * sizeof *copy, e);
+    free(copy);
+    return ok;
 }
 static bool stored_write(Stored *s, const char *dir, const char *file, Err *e) {
     char path[1300];
-    bool ok = path_join(path, sizeof path, dir, file, e) && tensors_write(path, s->out, s->n, e);
-    for (int64_t i = 0; i < s->n; i++) free(s->copies[i]);
-    free(s->out), free(s->names), free(s->copies);
+    bool ok = path_join(path, sizeof path, dir, file, e) &&
+              tensors_write_from(path, "{\"format\":\"pt\"}", s->out, s->n, stored_source, s, e);
+    free(s->out), free(s->names), free(s->values);
     return ok;
 }
 
 // The trained values of a model without an adapter; an adapter holds its own.
 static bool trained_save(const Optimizer *o, const Model *m, const char *dir, Err *e) {
     if (m->lora) return lora_save(m, dir, false, e);
-    Stored s = stored_new(o->n);
-    for (int64_t i = 0; i < o->n; i++) stored_add(&s, m, o->rows[i].p, "", o->rows[i].p->w->v);
+    Stored s = stored_new(m, o->n);
+    for (int64_t i = 0; i < o->n; i++) stored_add(&s, o->rows[i].p, "", o->rows[i].p->w->v);
     return stored_write(&s, dir, "trained.safetensors", e);
 }
 
@@ -253,10 +262,10 @@ const char *train_find_nonfinite(const Optimizer *o, const Model *m) {
 
 bool train_save(const Optimizer *o, const Model *m, const char *dir, Err *e) {
     if (!trained_save(o, m, dir, e)) return false;
-    Stored s = stored_new(2 * o->n);
+    Stored s = stored_new(m, 2 * o->n);
     for (int64_t i = 0; i < o->n; i++) {
-        stored_add(&s, m, o->rows[i].p, ".exp_avg", o->rows[i].m);
-        stored_add(&s, m, o->rows[i].p, ".exp_avg_sq", o->rows[i].v);
+        stored_add(&s, o->rows[i].p, ".exp_avg", o->rows[i].m);
+        stored_add(&s, o->rows[i].p, ".exp_avg_sq", o->rows[i].v);
     }
     return stored_write(&s, dir, "optimizer.safetensors", e);
 }
