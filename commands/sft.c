@@ -262,19 +262,15 @@ static bool memory_table(Session *s, Err *e) {
 static bool show_sample(Session *s, Text *out, Err *e) {
     Sample x;
     if (!sample_load(&s->train, 0, &x, e)) return false;
-    int64_t pictures = 0;
-    for (int64_t i = 0; i < x.ids.n; i++) {
-        bool on = x.trained[i], before = i && x.trained[i - 1];
-        if (before && !on) text_addf(out, "<<");
-        if (on && !before) text_addf(out, ">>");
-        if (x.ids.p[i] == s->c.image_id) {
-            pictures++;
-            if (i + 1 < x.ids.n && x.ids.p[i + 1] == s->c.image_id) continue;
-            text_addf(out, "[%lld picture tokens]", (long long)pictures);
-            pictures = 0;
-        } else tokenizer_decode(s->t, &x.ids.p[i], 1, false, out);
+    for (int64_t i = 0, end; i < x.ids.n; i = end) { // run by run: a character may be several tokens
+        bool on = x.trained[i], picture = x.ids.p[i] == s->c.image_id;
+        for (end = i + 1; end < x.ids.n && x.trained[end] == x.trained[i]; end++)
+            if ((x.ids.p[end] == s->c.image_id) != picture) break;
+        if (on && !(i && x.trained[i - 1])) text_addf(out, ">>");
+        if (picture) text_addf(out, "[%lld picture tokens]", (long long)(end - i));
+        else tokenizer_decode(s->t, &x.ids.p[i], end - i, false, out);
+        if (on && !(end < x.ids.n && x.trained[end])) text_addf(out, "<<");
     }
-    if (x.ids.n && x.trained[x.ids.n - 1]) text_addf(out, "<<");
     Text clean = {0};
     text_add_clean(&clean, out->p ? out->p : "", out->len, "\n");
     note("sample %s, %lld tokens, %lld of them targets (between >> and <<):", x.id, (long long)x.ids.n,

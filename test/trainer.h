@@ -158,7 +158,7 @@ static inline int finish(pid_t pid) {
 }
 
 PRINTF_LIKE(1, 2) static inline int run(const char *fmt, ...) {
-    char args[4000];
+    char args[3900];
     va_list list_of;
     va_start(list_of, fmt);
     vsnprintf(args, sizeof args, fmt, list_of);
