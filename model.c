@@ -603,8 +603,13 @@ PassBytes model_pass_bytes(const Model *m, const TrainBatch *b, bool backward) {
     PassBytes bytes = {0};
     int64_t U = picture_rows(m, b);
     bytes.text = place_pass(&s, &count, m, &in, U, backward, b->keep);
-    if (U) bytes.vision = vision_train_bytes(m->d, &m->vision, b->grids, b->n_grids, b->keep);
-    bytes.pictures = 2 * (size_t)U * (size_t)m->c.C * type_size(m->d->act_type);
+    bool train = false;
+    for (int64_t i = 0; backward && i < m->n_params; i++)
+        train |= m->params[i].trained && m->params[i].tower != TOWER_DECODER;
+    size_t vision = U ? vision_bytes(m->d, &m->vision, b->grids, b->n_grids, train, b->keep) : 0;
+    if (train) bytes.vision = vision;
+    else if (vision > bytes.text) bytes.text = vision;
+    bytes.pictures = (train ? 2 : 1) * (size_t)U * (size_t)m->c.C * type_size(m->d->act_type);
     free(s.x), free(s.kept), free(head_rows);
     return bytes;
 }

@@ -48,6 +48,14 @@ void sft_plan(const Dataset *d, const SftOptions *o, SftPlan *p) {
     if (p->end > seen) p->end = seen;
 }
 
+void sft_eval_plan(const Dataset *d, const SftOptions *o, SftPlan *p) {
+    SftOptions once = *o;
+    bool part = o->eval_samples && o->eval_samples < d->n;
+    once.in_order = true, once.steps = 0, once.accumulate = 1;
+    once.epochs = part ? (double)o->eval_samples / (double)d->n : 1;
+    sft_plan(d, &once, p);
+}
+
 // -------------------------------------------------------------------------------------------------------------- state
 
 typedef struct Sft {
@@ -290,7 +298,7 @@ static bool complete_samples(Sft *s, Err *e) {
         int n_grids = 0;
         if (!(ok = sample_load(d, i, &x, e))) break;
         ok = sample_prompt(d, i, &prompt, &n_grids, e);
-        int64_t room = s->m->c.context - prompt.n;
+        int64_t room = (s->m->c.context < LIMIT_CONTEXT ? s->m->c.context : LIMIT_CONTEXT) - prompt.n;
         GenerationConfig fits = g;
         if (fits.max_new_tokens > room) fits.max_new_tokens = room > 1 ? room : 1;
         Request r = {.ids = prompt.p,

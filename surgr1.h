@@ -656,7 +656,8 @@ typedef struct VisionTape {
 bool vision_forward_train(const Ops *d, const Vision *v, Mat y, const float *pixels, const Grid *grids, int n,
                           VisionTape *tape, Err *e);
 void vision_backward(const Ops *d, const Vision *v, Mat dy, VisionTape *tape); // dy as y; frees the tape's scratch
-size_t vision_train_bytes(const Ops *d, const Vision *v, const Grid *grids, int n, int64_t keep); // of the arena
+// Of the arena of either pass (keep: in training only).
+size_t vision_bytes(const Ops *d, const Vision *v, const Grid *grids, int n, bool training, int64_t keep);
 void vision_tape_close(const Ops *d, VisionTape *tape);
 
 // ======================================================================================================= model.c
@@ -792,7 +793,8 @@ typedef struct TrainBatch {
 // trained parameters are added, and dropout is on where keys are given; with dlp NULL it only scores. Logits exist only for
 // a chunk of rows at a time. E-ME-01.
 bool model_pass(Model *m, const TrainBatch *b, const float *dlp, float *lp, float *entropy, Err *e);
-// What the arenas of a pass will hold, without running it (only N, spans, grids and targets are looked at).
+// What the arenas of a pass will hold, without running it (only N, spans, grids, targets and keep are looked at, and what
+// is marked as trained). A tower that learns nothing runs in the arena of `text`, before the decoder does.
 typedef struct PassBytes {
     size_t text, vision, pictures;
 } PassBytes;
@@ -1851,6 +1853,7 @@ typedef struct SftPlan {                       // of a whole run: what comes is 
     int64_t all_tokens;
 } SftPlan;
 void sft_plan(const Dataset *d, const SftOptions *o, SftPlan *p);
+void sft_eval_plan(const Dataset *d, const SftOptions *o, SftPlan *p); // of one evaluation on d
 // Trains m, which is open for training (model_train_open), from the checkpoint `from` (NULL or step -1: from the start).
 // Ends with a checkpoint, and when *finished with RUN/export; else it was asked to stop. E-NU-04, E-WR-*, E-CK-*, E-ME-01.
 bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *eval, Run *run, const SftOptions *o,

@@ -325,10 +325,10 @@ bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, c
 
 // ----------------------------------------------------------------------------------------------------------- training
 
-size_t vision_train_bytes(const Ops *d, const Vision *v, const Grid *grids, int n, int64_t keep) {
-    struct VisionScratch *s = scratch_new(v, grids, n, true);
+size_t vision_bytes(const Ops *d, const Vision *v, const Grid *grids, int n, bool training, int64_t keep) {
+    struct VisionScratch *s = scratch_new(v, grids, n, training);
     Arena count = {.role = "vision activations"};
-    scratch_place(s, &count, v, d->act_type, true, keep);
+    scratch_place(s, &count, v, d->act_type, training, keep);
     scratch_free(s);
     return count.used;
 }

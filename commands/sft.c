@@ -190,9 +190,8 @@ static void row(const char *role, size_t bytes, const char *what) {
     note("  %-22s %10.1f MB  %s", role, (double)bytes / 1e6, what);
 }
 
-// What the largest micro-batch of the whole plan takes while it is worked on.
-static PassBytes largest_pass(const Session *s, int64_t keep) {
-    const SftPlan *p = &s->plan;
+// What the largest micro-batch of a plan takes while it is worked on.
+static PassBytes plan_bytes(const Session *s, const SftPlan *p, bool backward, int64_t keep) {
     int32_t *targets = alloc_or_die((size_t)p->tokens, sizeof *targets, "the memory table");
     for (int64_t i = p->targets; i < p->tokens; i++) targets[i] = -1;
     Span *spans = alloc_or_die((size_t)p->samples, sizeof *spans, "the memory table");
@@ -205,13 +204,25 @@ static PassBytes largest_pass(const Session *s, int64_t keep) {
                     .grids = &grid,
                     .n_grids = p->patches > 0,
                     .keep = keep};
-    PassBytes pass = model_pass_bytes(&s->m, &b, true);
+    PassBytes pass = model_pass_bytes(&s->m, &b, backward);
     free(targets), free(spans);
+    return pass;
+}
+// The largest of the whole run; evaluations work in the same arenas.
+static PassBytes largest_pass(const Session *s, int64_t keep) {
+    PassBytes pass = plan_bytes(s, &s->plan, true, keep);
+    if (!s->eval.n) return pass;
+    SftPlan plan;
+    sft_eval_plan(&s->eval, &sft.o, &plan);
+    PassBytes eval = plan_bytes(s, &plan, false, 0);
+    if (eval.text > pass.text) pass.text = eval.text;
+    if (eval.pictures > pass.pictures) pass.pictures = eval.pictures;
     return pass;
 }
 static size_t sum_of(PassBytes p) { return p.text + p.vision + p.pictures; }
 
-// Every byte the run will ask for, by role; a stop when it is too much.
+// What the model, the optimizer and the passes will hold, by role; a stop when it is too much. Not in it: the pictures of
+// the batch that is read, and the cache of sample answers.
 static bool memory_table(Session *s, Err *e) {
     Model *m = &s->m;
     const SftPlan *p = &s->plan;

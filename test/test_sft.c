@@ -25,3 +25,24 @@ TEST(a_character_of_several_tokens_is_shown_whole) {
     EXPECT_TOLD("<|vision_start|>[6 picture tokens]<|vision_end|>What is this? (0)<|im_end|>");
     EXPECT_TOLD(">>A liver with a grasper.<|im_end|><<");
 }
+
+static double megabytes(const char *role) { // of that line of the memory table; 0: no such line
+    char *path = joined(work, "err"), *text = slurp(path, NULL), line[80], *at;
+    snprintf(line, sizeof line, "\n  %s ", role);
+    double value = text && (at = strstr(text, line)) ? strtod(at + strlen(line), NULL) : 0;
+    free(path), free(text);
+    return value;
+}
+TEST(the_memory_table_knows_evaluations_and_frozen_towers) {
+    const char *words = words_only("words.jsonl", "Leber");
+    char options[300];
+    EXPECT_EXIT(run(DRY, words, "--keep 0"), 0);
+    double alone = megabytes("activations");
+    snprintf(options, sizeof options, "--keep 0 --eval-every 1 --eval %s", data_file());
+    EXPECT_EXIT(run(DRY, words, options), 0);
+    EXPECT(alone > 0 && megabytes("activations") > 1.2 * alone); // an evaluation of longer samples, with pictures
+    EXPECT_EXIT(run(DRY, data_file(), "--lora decoder"), 0);
+    EXPECT(megabytes("activations") > 0 && megabytes("vision activations") == 0);
+    EXPECT_EXIT(run(DRY, data_file(), "--lora merger"), 0);
+    EXPECT(megabytes("vision activations") > 0);
+}

@@ -449,3 +449,32 @@ TEST(a_bad_gradient_is_named_and_so_is_a_clean_neighbour) {
     EXPECT(strstr(t.p, o.rows[5].p->name) && strstr(t.p, "is clean") && !strstr(t.p, o.rows[9].p->name));
     text_free(&t), optimizer_close(&o, &m), model_free(&m);
 }
+
+// ---------------------------------------------------------------------------------------------------------------- memory
+
+// What a new model holds after one pass over examples [0, 4), beside what was foretold for it.
+static void expect_foretold(const char *targets, bool backward, int64_t keep) {
+    Err e = {0};
+    Model m;
+    Pack p = {0};
+    open_at(&m);
+    LoraOptions o = {.targets = targets, .r = 3, .alpha = 6, .seed = 3};
+    EXPECT(lora_init(&m, &o, &e));
+    for (int k = 0; k < 4; k++) add_example(&p, &m, k);
+    PassBytes want = model_pass_bytes(&m, pack_batch(&p, false, 7, keep), backward); // before training is open
+    EXPECT(model_train_open(&m, &e));
+    EXPECT(want.pictures > 0 && (want.vision > 0) == (backward && strcmp(targets, "decoder")));
+    pack_free(&p);
+    free(train_pass(&m, 0, 4, backward ? 40 : 0, false, keep).lp);
+    EXPECT_NEAR((double)m.activations.size, (double)want.text, 0.01 * (double)want.text);
+    EXPECT_NEAR((double)m.tape.arena.size, (double)want.vision, 0.01 * (double)want.vision);
+    EXPECT_NEAR((double)m.tables.size, (double)want.pictures, 0.01 * (double)want.pictures + 64);
+    model_free(&m);
+}
+TEST(a_pass_takes_the_memory_that_was_foretold) {
+    expect_foretold("decoder,vision,merger", true, 0);
+    expect_foretold("decoder,vision,merger", true, 1);
+    expect_foretold("merger", true, 2);
+    expect_foretold("decoder", true, 1); // a tower that learns nothing keeps nothing
+    expect_foretold("decoder,vision,merger", false, 0);
+}
