@@ -184,6 +184,17 @@ static bool choose_trained(Session *s, Err *e) {
     return true;
 }
 
+// The vision tower and the merger learn from pictures only.
+static bool something_learns(const Session *s, Err *e) {
+    bool decoder = false;
+    for (int64_t i = 0; i < s->m.n_params; i++)
+        decoder |= s->m.params[i].trained && s->m.params[i].tower == TOWER_DECODER;
+    return decoder || s->train.patches ||
+           err_set(e, "E-CL-01", AT(.file = "command line", .field = "--data"),
+                   "expected pictures, for only the vision tower or the merger is trained; found none in any sample; "
+                   "do: train the decoder too, or give data with pictures");
+}
+
 // --------------------------------------------------------------------------------------------------------- before step 0
 
 static void row(const char *role, size_t bytes, const char *what) {
@@ -325,7 +336,51 @@ static void config_text(const Session *s, Text *out) {
 
 // ---------------------------------------------------------------------------------------------------------------- run
 
+static bool on_command_line(const void *value) {
+    const char *origin = option_of(sft_options, value)->origin;
+    return origin && !strcmp(origin, "command line");
+}
+
+// Who gives an option expects something of it: one that would do nothing is refused. A --config holds them all.
+static bool none_idle(Err *e) {
+    bool eval = sft.eval.n > 0, fresh = !sft.full && !sft.adapter;
+    const struct {
+        const void *value;
+        bool used;
+        const char *beside;
+    } rules[] = {
+        {&sft.rank, fresh, "a new adapter (--lora)"},
+        {&sft.alpha_lora, fresh, "a new adapter (--lora)"},
+        {&sft.rslora, fresh, "a new adapter (--lora)"},
+        {&sft.dropout, fresh, "a new adapter (--lora)"},
+        {&sft.o.old_keys, !sft.full, "an adapter to export"},
+        {&sft.o.eval_every, eval, "--eval FILE"},
+        {&sft.o.eval_samples, eval, "--eval FILE"},
+        {&sft.eval, sft.o.eval_every || sft.o.sample_every, "--eval-every N, or --sample-every N"},
+        {&sft.o.schedule.decay_part, sft.schedule == SCHEDULE_WSD, "--schedule wsd"},
+    };
+    for (size_t k = 0; k < sizeof rules / sizeof *rules; k++) {
+        char field[40];
+        snprintf(field, sizeof field, "--%s", option_of(sft_options, rules[k].value)->name);
+        if (!rules[k].used && on_command_line(rules[k].value))
+            return err_set(e, "E-CL-01", AT(.file = "command line", .field = field),
+                           "expected it beside %s; found none, so that it would do nothing; do: add that, or leave it "
+                           "out",
+                           rules[k].beside);
+    }
+    return true;
+}
+
+// What is trained is one choice: made on the command line it takes the place of the one in --config.
+static void choose_way(void) {
+    const char **ways[] = {&sft.lora, &sft.full, &sft.adapter, &sft.freeze};
+    if (!on_command_line(&sft.lora) && !on_command_line(&sft.full) && !on_command_line(&sft.adapter)) return;
+    for (size_t k = 0; k < sizeof ways / sizeof *ways; k++)
+        if (!on_command_line(ways[k])) *ways[k] = NULL, option_of(sft_options, ways[k])->origin = NULL;
+}
+
 static bool check_options(Err *e) {
+    choose_way();
     const char *missing = !sft.model                 ? "--model DIR"
                           : !sft.data.n              ? "--data FILE"
                           : !sft.out && !sft.dry_run ? "--out RUN"
@@ -346,6 +401,7 @@ static bool check_options(Err *e) {
     if (sft.o.patience && !(sft.eval.n && sft.o.eval_every))
         return err_set(e, "E-CL-01", AT(.file = "command line", .field = "--patience"),
                        "expected evaluations to judge by; found none; do: give --eval FILE and --eval-every N");
+    if (!none_idle(e)) return false;
     if (!ways) sft.lora = "decoder,vision,merger";
     sft.o.seed = (uint64_t)sft.seed;
     sft.o.schedule.kind = (enum ScheduleKind)sft.schedule;
@@ -397,7 +453,7 @@ static bool load(Session *s, Err *e) {
     if (!d || !model_load(&s->m, sft.model, d, options, e)) return false;
     s->m.c.vision.min_pixels = s->c.vision.min_pixels, s->m.c.vision.max_pixels = s->c.vision.max_pixels;
     s->m.vision.c = s->m.c.vision;
-    return choose_trained(s, e) && memory_table(s, e);
+    return choose_trained(s, e) && something_learns(s, e) && memory_table(s, e);
 }
 
 // The folder of an earlier start, and what it left. A configuration is binding from the first checkpoint on.

@@ -197,7 +197,7 @@ refuses 2 E-CL-01 $train --out "$dir/run" --full decoder --freeze no_such_part
 refuses 2 E-CL-01 $train --out "$dir/run" --patience 2
 refuses 3 E-AD-03 $train --out "$dir/bad" --lora no_such_module
 refuses 3 E-DS-07 $train --out "$dir/run" --max-tokens 40
-refuses 4 E-IO-01 $train --out "$dir/run" --eval "$dir/none.jsonl"
+refuses 4 E-IO-01 $train --out "$dir/run" --eval "$dir/none.jsonl" --eval-every 1
 refuses 6 E-ME-01 $train --out "$dir/bad2" --max-memory 100000
 printf '{"id":"x","messages":[{"role":"user","content":"<image>q"},{"role":"assistant","content":"a"}],"images":["../c0_0.png"]}\n' >"$dir/up.jsonl"
 refuses 3 E-DS-04 sft --model $model --data "$dir/up.jsonl" --out "$dir/run"

@@ -46,3 +46,36 @@ TEST(the_memory_table_knows_evaluations_and_frozen_towers) {
     EXPECT_EXIT(run(DRY, data_file(), "--lora merger"), 0);
     EXPECT(megabytes("vision activations") > 0);
 }
+
+TEST(an_option_that_would_do_nothing_is_refused) {
+    static const struct {
+        const char *options, *field;
+    } idle[] = {{"--full decoder --lora-rank 4", "--lora-rank"},
+                {"--full decoder --old-keys", "--old-keys"},
+                {"--adapter nowhere --lora-dropout 0.1", "--lora-dropout"},
+                {"--eval nowhere.jsonl", "--eval"},
+                {"--eval-every 2", "--eval-every"},
+                {"--decay-ratio 0.3", "--decay-ratio"},
+                {"--lora vision,merger", "--data"}}; // no picture in any sample
+    for (size_t i = 0; i < sizeof idle / sizeof *idle; i++) {
+        char field[60];
+        snprintf(field, sizeof field, "field \"%s\"", idle[i].field);
+        EXPECT_EXIT(run(DRY, words_only("words.jsonl", "Leber"), idle[i].options), 2);
+        EXPECT_TOLD(field);
+    }
+    EXPECT_EXIT(run(DRY, data_file(), "--lora vision,merger --schedule wsd --decay-ratio 0.3"), 0);
+}
+
+TEST(the_command_line_changes_what_the_config_file_trains) {
+    char *path = joined(work, "config.json"), options[300];
+    const char *config = "{\"lora\":\"decoder\",\"lora-rank\":3}";
+    spill(path, config, strlen(config));
+    snprintf(options, sizeof options, "--config %s", path);
+    EXPECT_EXIT(run(DRY, data_file(), options), 0);
+    EXPECT_TOLD("A and B");
+    snprintf(options, sizeof options, "--config %s --full merger", path);
+    EXPECT_EXIT(run(DRY, data_file(), options), 0);
+    EXPECT_TOLD("F32 master copies");
+    EXPECT(!told("A and B"));
+    free(path);
+}
