@@ -295,13 +295,13 @@ TEST(memory_that_must_be_there_is_there_or_the_program_ends) {
 
 // ----------------------------------------------------------------------------------------------------------- trace
 
-typedef struct Run { // a small run of three ops to be traced
+typedef struct TracedRun { // a small run of three ops to be traced
     const char *path, *where;
     int64_t rows, ops;
     float nudge, poison;
-} Run;
+} TracedRun;
 
-static bool traced_run(Run r) {
+static bool traced_run(TracedRun r) {
     const Ops *d = ops_ref();
     float x[100 * 60], y[100 * 60], z[100 * 60];
     for (int i = 0; i < 100 * 60; i++) x[i] = (float)sin(i), y[i] = z[i] = 0;
@@ -337,9 +337,9 @@ static void diff(void *ctx) {
 }
 
 // The report on run b against the usual run, which must begin as wanted; "same" when they agree.
-static void expect_report(Run b, double limit, bool same, const char *want) {
+static void expect_report(TracedRun b, double limit, bool same, const char *want) {
     b.path = trace_path(1);
-    if (!traced_run((Run){.path = trace_path(0), .where = "text.layer.1", .rows = 3, .ops = 3}) || !traced_run(b))
+    if (!traced_run((TracedRun){.path = trace_path(0), .where = "text.layer.1", .rows = 3, .ops = 3}) || !traced_run(b))
         return;
     Diff d = {.limit = limit};
     const char *got = written(1, diff, &d);
@@ -348,29 +348,29 @@ static void expect_report(Run b, double limit, bool same, const char *want) {
 }
 
 TEST(equal_traces_agree) {
-    expect_report((Run){.where = "text.layer.1", .rows = 3, .ops = 3}, 0, true, "all 3 ops agree within 0\n");
-    expect_report((Run){.where = "text.layer.1", .rows = 3, .ops = 3, .nudge = 1e-6f}, 1e-5, true,
+    expect_report((TracedRun){.where = "text.layer.1", .rows = 3, .ops = 3}, 0, true, "all 3 ops agree within 0\n");
+    expect_report((TracedRun){.where = "text.layer.1", .rows = 3, .ops = 3, .nudge = 1e-6f}, 1e-5, true,
                   "all 3 ops agree within 1e-05; largest relative L2 ");
 }
 
 TEST(the_first_op_that_differs_is_named) {
-    expect_report((Run){.where = "text.layer.1", .rows = 3, .ops = 3, .nudge = 0.1f}, 1e-5, false,
+    expect_report((TracedRun){.where = "text.layer.1", .rows = 3, .ops = 3, .nudge = 0.1f}, 1e-5, false,
                   "op 1, \"text.layer.1.add\", is the first to differ: relative L2 0.00528, limit 1e-05\n  ");
-    expect_report((Run){.where = "text.layer.1", .rows = 3, .ops = 3, .poison = NAN}, 1e30, false,
+    expect_report((TracedRun){.where = "text.layer.1", .rows = 3, .ops = 3, .poison = NAN}, 1e30, false,
                   "op 1, \"text.layer.1.add\", is the first to differ: relative L2 inf, limit 1e+30\n  ");
-    expect_report((Run){.where = "text.layer.1", .rows = 4, .ops = 3}, 1e-5, false,
+    expect_report((TracedRun){.where = "text.layer.1", .rows = 4, .ops = 3}, 1e-5, false,
                   "op 0, \"text.layer.0.copy\", has another shape\n  ");
-    expect_report((Run){.where = "text.layer.2", .rows = 3, .ops = 3}, 1e-5, false,
+    expect_report((TracedRun){.where = "text.layer.2", .rows = 3, .ops = 3}, 1e-5, false,
                   "op 1 is another op: \"text.layer.1.add\" and \"text.layer.2.add\"\n  ");
     char want[200];
     snprintf(want, sizeof want, "the first 2 ops agree; then %s ends, and the other goes on for 1\n", trace_path(1));
-    expect_report((Run){.where = "text.layer.1", .rows = 3, .ops = 2}, 1e-5, false, want);
+    expect_report((TracedRun){.where = "text.layer.1", .rows = 3, .ops = 2}, 1e-5, false, want);
 }
 
 TEST(a_trace_holds_a_sample_and_statistics_of_the_whole) {
     TensorFile f;
     Err e = {0};
-    if (!traced_run((Run){.path = trace_path(0), .where = "", .rows = 100, .ops = 2})) return;
+    if (!traced_run((TracedRun){.path = trace_path(0), .where = "", .rows = 100, .ops = 2})) return;
     EXPECT(tensors_open(&f, trace_path(0), &e) && f.count == 4);
     EXPECT_STR(f.metadata.p, "{\"label\":\"three \\\"ops\\\"\"}");
     Tensor *kept = tensors_find(&f, "000000.text.layer.0.copy"),
