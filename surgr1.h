@@ -992,8 +992,8 @@ typedef struct SceneOptions {
     enum SceneKind kind;
 } SceneOptions;
 typedef struct SceneTool {
-    const char *name; // of CholecT50, or of robotic surgery
-    int class;
+    const char *name;          // of CholecT50, or of robotic surgery
+    int tool;                  // its number among the instruments of its kind of operation
     const char *verb, *target; // of CholecT50; NULL in suturing
     int triplet;               // its number there; -1 in suturing
     Box box, head;             // tight boxes of its visible pixels: all of it (shaft included); jaws or tip alone
@@ -1858,6 +1858,137 @@ void sft_eval_plan(const Dataset *d, const SftOptions *o, SftPlan *p); // of one
 // Ends with a checkpoint, and when *finished with RUN/export; else it was asked to stop. E-NU-04, E-WR-*, E-CK-*, E-ME-01.
 bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *eval, Run *run, const SftOptions *o,
              const Checkpoint *from, bool *finished, Err *e);
+
+// ======================================================================================================== grpo.c
+// The mathematics of group-relative policy optimisation on arrays: no model, no trainer. Notation of grpo.c: sequence i
+// (a completion) with tokens t; m = mask, l = log-probability, rho = exp(l - l_old), A = advantage, H = entropy in nats.
+// All arrays are doubles and sums run in the order of the rows, so a result depends on nothing else.
+
+enum GrpoBaseline { BASELINE_MEAN, BASELINE_OTHERS };           // eq. 3: group mean; RLOO: mean of the other members
+enum GrpoScale { SCALE_GROUP, SCALE_BATCH, SCALE_NONE };        // eq. 3: deviation of the group; of the batch; Dr. GRPO
+enum GrpoWeights { WEIGHTS_OFF, WEIGHTS_ENTROPY, WEIGHTS_TOP }; // 1; eq. 6; the most uncertain tokens only
+enum GrpoTerm { TERM_REINFORCE, TERM_CLIP, TERM_CISPO, TERM_SAPO };
+enum GrpoRatio { RATIO_TOKEN, RATIO_SEQUENCE, RATIO_SEQUENCE_TOKEN }; // PPO; GSPO; GSPO-token (gradient per token)
+enum GrpoNorm { NORM_SEQUENCES, NORM_GRPO, NORM_BNPO, NORM_DR_GRPO, NORM_DAPO, NORM_LUSPO };
+enum { GRPO_BASELINES = 2, GRPO_SCALES = 3, GRPO_WEIGHTS = 3, GRPO_TERMS = 4, GRPO_RATIOS = 3, GRPO_NORMS = 6 };
+extern const char *const grpo_baseline_names[GRPO_BASELINES];
+extern const char *const grpo_scale_names[GRPO_SCALES];
+extern const char *const grpo_weights_names[GRPO_WEIGHTS];
+extern const char *const grpo_term_names[GRPO_TERMS];
+extern const char *const grpo_ratio_names[GRPO_RATIOS];
+extern const char *const grpo_norm_names[GRPO_NORMS];
+
+// Every switch; each stands beside its formula in grpo.c. A preset sets all of them.
+typedef struct GrpoLoss {
+    const char *preset;
+    // advantages
+    enum GrpoBaseline baseline; //
+    enum GrpoScale scale;       //
+    int ddof;                   // deviation over n - ddof: 0 the paper, 1 the trainers
+    double eps;                 // A = (r - mean) / (deviation + eps)
+    double spread_tol;          // a group with max r - min r <= this has A = 0 exactly
+    bool normalize_then_sum;    // GDPO: every reward is normalised before the weighted sum
+    bool missing_as_zero;       // a row without any reward counts as reward 0 (trl 0.26); else it is left out
+    // which prompts and sequences take part
+    bool dynamic_sampling;            // DAPO: prompts whose answer reward tells nothing are drawn anew
+    double dynamic_low, dynamic_high; // keep low < mean < high
+    bool mask_truncated;              // DAPO's overlong filtering
+    // token weights
+    enum GrpoWeights weights; //
+    double tau, w_max;        // eq. 6; w_max 0: no cap
+    double top_quantile;      // share of tokens that WEIGHTS_TOP keeps
+    // policy term
+    enum GrpoTerm term;           //
+    enum GrpoRatio ratio;         //
+    double eps_low, eps_high;     // clip bounds 1 - eps_low, 1 + eps_high (clip-higher: eps_high > eps_low)
+    double delta;                 // rho is cut to at most delta before it meets A (trl); 0: off
+    double dual_clip;             // the same bound c for A < 0 only (1912.09729); 0: off
+    double cispo_cap;             // eps_max of CISPO
+    double sapo_plus, sapo_minus; // temperatures tau of SAPO for A > 0 and otherwise
+    double log_ratio_limit;       // l - l_old and l_ref - l are clamped to +- this; 0: never
+    // KL to the reference
+    double beta;                 // 0: no KL
+    bool kl_unbiased;            // k3 times rho, rho differentiated
+    bool kl_in_flat_groups;      // groups without spread keep their KL term
+    double kl_limit;             // k3 is cut to at most this; 0: never
+    enum GrpoNorm norm;          //
+    double sft_coef, bonus_coef; // of the two terms below; 0: off
+} GrpoLoss;
+bool grpo_preset(GrpoLoss *o, const char *name); // surg-r1, surgery-r1, trl, vlm-r1, dapo; false: no such preset
+const char *grpo_preset_name(int k);             // NULL behind the last
+bool grpo_loss_check(const GrpoLoss *o, Where at, Err *e); // E-CF-02
+void grpo_loss_print(const GrpoLoss *o, Text *out);        // one JSON object, every switch
+
+// Advantages of groups * G completions; row j belongs to group j / G.
+typedef struct Advantages {
+    int64_t rows, groups, flat_groups;
+    double *reward, *advantage; // [rows] weighted sum of rewards; A
+    bool *counted;              // [rows] false: every reward is missing, A = 0
+    double *mean, *deviation;   // [groups] of the sums
+    bool *flat;                 // [groups] without spread: A = 0
+    double batch_deviation;
+} Advantages;
+// rewards [rows, K], NaN: this reward does not apply; weights [K]. E-NU-06: a reward is infinite or A is out of bounds.
+bool group_advantages(const GrpoLoss *o, const double *rewards, const double *weights, int64_t K, int64_t groups,
+                      int64_t G, Advantages *a, Err *e);
+void advantages_free(Advantages *a);
+// Whether a prompt tells anything: its answer rewards [G] (NaN: none) differ and low < mean < high.
+bool group_informative(const GrpoLoss *o, const double *answer_reward, int64_t G);
+
+bool completion_truncated(const int32_t *ids, int64_t n, int32_t eos, int32_t pad); // the last id is neither
+typedef struct Completions {
+    int64_t n, truncated, dropped_groups, tokens;         // tokens: with mask 1
+    double clipped_ratio, mean_length, mean_ended_length; // the last: of those that were not truncated; NaN: none
+} Completions;
+// Sequence i has the tokens first[i] .. first[i + 1] - 1. mask [first[n]] = 1, but 0 in truncated sequences with
+// mask_truncated; dropped [n / G] (may be NULL): all members are masked.
+void completion_mask(const GrpoLoss *o, const int64_t *first, const bool *truncated, int64_t n, int64_t G,
+                     uint8_t *mask, bool *dropped, Completions *c);
+
+// Entropies [n] of rows with V choices: refused out of [-1e-6, ln V + 1e-6] (E-NU-09), clamped to [0, ln V] within.
+bool entropies_clamp(double *entropy, const uint8_t *mask, int64_t n, int64_t V, Err *e);
+// Eq. 6 over one sequence: w [n] with mean 1 over mask 1, 0 elsewhere. Returns the effective token fraction
+// (sum w)^2 / (L sum w^2); NaN when there is no token.
+double entropy_weights(const double *entropy, const uint8_t *mask, int64_t n, double tau, double w_max, double *w);
+// w = 1 where mask 1 and H >= the (1 - q) quantile over all tokens with mask 1, else 0; returns it, NaN without tokens.
+double entropy_top_mask(const double *entropy, const uint8_t *mask, int64_t n, double q, double *w);
+typedef struct WeightStats {
+    double threshold;                   // of WEIGHTS_TOP; NaN: none
+    double mean_fraction, low_fraction; // effective token fractions over sequences with tokens; NaN: none
+    int64_t sequences, low, kept;       // with tokens; with a fraction below 0.1; tokens with w > 0
+} WeightStats;
+// What o->weights says, over B sequences at once: for WEIGHTS_TOP the quantile is that of everything given here (the
+// whole rollout batch, so that it does not depend on micro-batches). Warns E-NU-11 when a fraction is below 0.1.
+void grpo_weights(const GrpoLoss *o, const double *entropy, const uint8_t *mask, const int64_t *first, int64_t B,
+                  double *w, WeightStats *s);
+
+typedef struct GrpoBatch { // a micro-batch; N = first[B]
+    int64_t B;
+    const int64_t *first;               // [B + 1]
+    const uint8_t *mask;                // [N]
+    const double *lp, *old_lp, *ref_lp; // [N] old_lp NULL: rho = 1, with its gradient; ref_lp NULL: no KL
+    const double *entropy, *weight;     // [N] for the statistics (may be NULL); of the policy term (NULL: 1)
+    const double *advantage;            // [B]
+    const bool *flat;                   // [B] its group has no spread (may be NULL)
+    // Of the whole update, all micro-batches together:
+    int64_t accumulate, sequences, tokens; // micro-batches K; sequences K B; sum of all masks
+    int64_t max_tokens;                    // L_max
+} GrpoBatch;
+typedef struct GrpoStats {
+    int64_t tokens, ratios;                  // with mask 1; ratios: one per token, or per sequence with tokens
+    int64_t ratio_clamped, kl_clamped;       // by log_ratio_limit and kl_limit
+    double policy, kl, entropy;              // policy part of the loss; means over tokens of k3 (as used) and H
+    double ratio_mean, ratio_min, ratio_max; // 1 before the first update
+    double drift_mean, drift_max;            // |l - l_old| over tokens
+    double clip_low, clip_high, clip_cispo;  // shares of the ratios
+} GrpoStats;
+// The loss, and dlp [N] = d loss / d lp (0 where mask is 0). s may be NULL.
+double grpo_loss(const GrpoLoss *o, const GrpoBatch *b, double *dlp, GrpoStats *s);
+// -coef / tokens * sum m l over demonstrations (tokens: of the update); adds to dlp.
+double grpo_sft_term(double coef, const double *lp, const uint8_t *mask, int64_t n, int64_t tokens, double *dlp);
+// -coef / tokens * sum m H; dentropy [n] = d loss / d H. The gradient of H itself is up to the head.
+double grpo_bonus_term(double coef, const double *entropy, const uint8_t *mask, int64_t n, int64_t tokens,
+                       double *dentropy);
 
 // ====================================================================================================== surgr1.c
 // Option tables, subcommands, help.

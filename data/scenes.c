@@ -1864,7 +1864,7 @@ static bool measure(const Canvas *c, const Draft *d, bool robot, SceneTruth *t) 
         int64_t drawn_head = c->drawn[TOOL + 2 * k + 1], drawn = drawn_head + c->drawn[TOOL + 2 * k];
         join(&both, head);
         *s = (SceneTool){.name = tool_names[robot][p->class],
-                         .class = p->class,
+                         .tool = p->class,
                          .triplet = -1,
                          .box = box_of(&both),
                          .pixels = both.pixels};
