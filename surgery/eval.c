@@ -280,9 +280,13 @@ void eval_legacy_text(const char *text, size_t len, Text *out) {
         size_t from = i + 2, to;
         while (from < t.len && blank(t.p[from])) from++;
         for (to = from; to < t.len && t.p[to] != ';' && t.p[to] != ',' && t.p[to] != '\n';) to++;
-        if (to == from && (from == i + 2 || t.p[from - 1] == '\n')) { // no text; a blank would be one
-            i++;
-            continue;
+        if (to == from) { // no text: the last blank that is no line's end is one
+            while (from > i + 2 && t.p[from - 1] == '\n') from--;
+            if (from == i + 2) {
+                i++;
+                continue;
+            }
+            to = from--;
         }
         View one = without_marks(view_trim((View){t.p + from, to - from}), false);
         if (some) text_add(&parts, ", ", 2);
@@ -550,7 +554,8 @@ static void add_number(Text *out, double v) {
     else text_addf(out, "null");
 }
 static void show_number(Text *out, double v, int width) {
-    if (isfinite(v)) text_addf(out, "%*.4f", width, v);
+    if (v >= 2 && v == rint(v)) text_addf(out, "%*.0f", width, v); // a count; nearly all else is a share
+    else if (isfinite(v)) text_addf(out, "%*.4f", width, v);
     else text_addf(out, "%*s", width, "-");
 }
 static void add_name(Text *out, const char *name) { text_add_json_string(out, name, strlen(name)); }
@@ -755,6 +760,34 @@ static TripletList triplet_list(int64_t frames) {
     return (TripletList){.start = alloc_or_die((size_t)frames + 1, sizeof(int64_t), "triplets of frames")};
 }
 
+// The classes of a part: in how many frames they are, and were said to be.
+static void triplet_rows(Section *s, enum TripletPart part, const TripletAP *ap, const uint8_t *is,
+                         const double *score) {
+    static const char *const keys[] = {"video_ap", "global_ap"};
+    int column[TRIPLETS];
+    int64_t support[TRIPLETS] = {0}, count[TRIPLETS] = {0};
+    for (int x = 0; x < TRIPLETS; x++) column[x] = triplet_column(part, x);
+    for (int64_t i = 0; i < s->n; i++) {
+        bool g[TRIPLETS] = {0}, f[TRIPLETS] = {0};
+        for (int x = 0; x < TRIPLETS; x++)
+            g[column[x]] |= is[i * TRIPLETS + x], f[column[x]] |= score[i * TRIPLETS + x] > 0;
+        for (int c = 0; c < ap->columns; c++) support[c] += g[c], count[c] += f[c];
+    }
+    for (int c = 0; c < ap->columns; c++) {
+        int id = triplet_column_id(part, c);
+        char row[64];
+        Triplet x = triplet_at(part == PART_IVT ? id : 0);
+        if (part == PART_IVT) snprintf(row, sizeof row, "%s %s %s", instruments[x.i], verbs[x.v], targets[x.t]);
+        else
+            snprintf(row, sizeof row, "%s",
+                     part == PART_I   ? instruments[id]
+                     : part == PART_V ? verbs[id]
+                                      : targets[id]);
+        double v[] = {ap->video_ap[c], ap->global_ap[c]};
+        if (support[c] || count[c]) class_row(s, row, support[c], count[c], keys, v, 2);
+    }
+}
+
 static void triplet_map(Section *s, enum System sys, const TripletList *truth, const TripletList *said) {
     Place *p = places(s);
     uint8_t *is = alloc_or_die((size_t)s->n, TRIPLETS, "triplet labels");
@@ -773,7 +806,6 @@ static void triplet_map(Section *s, enum System sys, const TripletList *truth, c
             videos[n++] = (TripletVideo){is + i * TRIPLETS, score + i * TRIPLETS, 0};
         videos[n - 1].frames++;
     }
-    static const char *const keys[] = {"video_ap", "global_ap"};
     for (int part = 0; part < TRIPLET_PARTS; part++) {
         TripletAP ap;
         char name[48];
@@ -783,29 +815,7 @@ static void triplet_map(Section *s, enum System sys, const TripletList *truth, c
         snprintf(name, sizeof name, "map_%s_all_frames", triplet_part_names[part]);
         put(s, sys, name, ap.global_map);
         if (part == PART_IVT) put(s, sys, "map_ivt_without_null", ap.video_map_ignore_null);
-        for (int c = 0; c < ap.columns && sys == MODEL && part <= PART_T; c++) {
-            char row[64];
-            int64_t support = 0, count = 0;
-            int id = triplet_column_id((enum TripletPart)part, c);
-            for (int64_t i = 0; i < s->n; i++) {
-                bool g = false, f = false;
-                for (int x = 0; x < TRIPLETS; x++)
-                    if (triplet_column((enum TripletPart)part, x) == c)
-                        g |= is[i * TRIPLETS + x], f |= score[i * TRIPLETS + x] > 0;
-                support += g, count += f;
-                if (part == PART_IVT) support += is[i * TRIPLETS + id] - g, count += (score[i * TRIPLETS + id] > 0) - f;
-            }
-            if (part == PART_IVT) {
-                Triplet x = triplet_at(id);
-                snprintf(row, sizeof row, "%s %s %s", instruments[x.i], verbs[x.v], targets[x.t]);
-            } else
-                snprintf(row, sizeof row, "%s",
-                         part == PART_I   ? instruments[id]
-                         : part == PART_V ? verbs[id]
-                                          : targets[id]);
-            double v[] = {ap.video_ap[c], ap.global_ap[c]};
-            if (support || count) class_row(s, row, support, count, keys, v, 2);
-        }
+        if (sys == MODEL && part <= PART_T) triplet_rows(s, (enum TripletPart)part, &ap, is, score);
         triplet_ap(videos, n, (enum TripletPart)part, true, NULL, &ap);
         snprintf(name, sizeof name, "ivtmetrics_0.1.5_map_%s", triplet_part_names[part]);
         put(s, sys, name, ap.video_map);
@@ -1122,18 +1132,24 @@ static void measure(Section *s, enum System sys, const Said *const *said) {
 }
 
 // Surg-R1's CVS table: the three criteria of a picture together. "pooled" is the published "overall" (method.md 1.9).
-typedef struct View3 { // one picture
-    const char *key;
+typedef struct Asked { // one criterion of one picture
+    const TaskItem *item;
     int64_t at;
     int criterion;
-} View3;
-static int by_key(const void *a, const void *b) {
-    const View3 *x = a, *y = b;
-    int d = strcmp(x->key, y->key);
-    return d ? d : x->at < y->at ? -1 : x->at > y->at;
+} Asked;
+static int by_picture(const void *a, const void *b) {
+    const TaskItem *x = ((const Asked *)a)->item, *y = ((const Asked *)b)->item;
+    int d = strcmp(x->image ? x->image : x->id, y->image ? y->image : y->id);
+    if (!d) d = strcmp(x->video ? x->video : "", y->video ? y->video : "");
+    return d ? d : x->frame < y->frame ? -1 : x->frame > y->frame;
+}
+static int by_asked(const void *a, const void *b) {
+    int64_t x = ((const Asked *)a)->at, y = ((const Asked *)b)->at;
+    int d = by_picture(a, b);
+    return d ? d : x < y ? -1 : x > y;
 }
 static void criteria_metrics(Section *s) {
-    View3 *v = alloc_or_die((size_t)s->n, sizeof *v, "pictures");
+    Asked *v = alloc_or_die((size_t)s->n, sizeof *v, "pictures");
     int32_t *truth = alloc_or_die((size_t)s->n, 3 * sizeof *truth, "criteria"),
             *said = alloc_or_die((size_t)s->n, 3 * sizeof *said, "criteria");
     double *right = alloc_or_die((size_t)s->n, sizeof *right, "right answers"),
@@ -1142,16 +1158,16 @@ static void criteria_metrics(Section *s) {
     Reading *r = reading();
     for (int64_t i = 0; i < s->n; i++) {
         const TaskItem *t = &s->items[i]->r.item;
-        v[i] = (View3){t->image ? t->image : t->id, i, (int)t->task - TASK_CVS1};
+        v[i] = (Asked){t, i, (int)t->task - TASK_CVS1};
     }
-    if (s->n) qsort(v, (size_t)s->n, sizeof *v, by_key);
+    if (s->n) qsort(v, (size_t)s->n, sizeof *v, by_asked);
     for (int sys = 0; sys < SYSTEMS; sys++) {
         if (!s->system[sys]) continue;
         int64_t n = 0;
         for (int64_t i = 0; i < s->n; i++) {
             const Item *it = s->items[v[i].at];
             // a picture asked twice for one criterion begins another row
-            if (!i || strcmp(v[i].key, v[i - 1].key) || truth[3 * (n - 1) + v[i].criterion] >= 0) {
+            if (!i || by_picture(&v[i], &v[i - 1]) || truth[3 * (n - 1) + v[i].criterion] >= 0) {
                 for (int c = 0; c < 3; c++) truth[3 * n + c] = -1, said[3 * n + c] = 2;
                 first[n++] = v[i].at;
             }
