@@ -397,6 +397,7 @@ bool run_config(Run *r, const char *json, const char *const *free_members, const
 // none at all; E-CK-01 when there are some but all are damaged; E-CK-04 when the newest is of a newer program; E-CK-05
 // when it was written by a run with another Run.id; E-IO-01 and E-ME-01 when nothing can be known.
 bool run_newest(Run *r, Checkpoint *c, Err *e);
+bool run_owns(const Run *r, const Checkpoint *c, Err *e); // the same E-CK-05, for who looks before run_config
 void checkpoint_free(Checkpoint *c);
 // Opens the logs, cut to the lengths of `c` (NULL or step -1: from nothing).
 bool run_logs_open(Run *r, const Checkpoint *c, Err *e);

@@ -69,7 +69,7 @@ static Option sft_options[] = {
     INT("pack-tokens", &sft.o.pack_tokens, "N", "most tokens in one pass (a longer sample goes alone); 0 = no limit", 0, 1e7),
     INT("keep", &sft.o.keep, "K", "blocks of each tower that keep what they computed, the others run again in backward;\n"
         "                             more is faster, never other bits; -1 = as many as fit (cuda: 0)", -1, 1024),
-    INT("max-tokens", &sft.max_tokens, "N", "longest sample; 0 = the model's context", 0, 32768),
+    INT("max-tokens", &sft.max_tokens, "N", "longest sample; 0 = the model's context, at most 32768", 0, 32768),
     FLAG("drop-long", &sft.drop_long, "leave longer samples out (they are never cut)"),
     CHOICE("on-bad-sample", &sft.bad_sample, "stop|skip", "skip leaves up to 1 % of bad samples out"),
     FLAG("absolute-images", &sft.absolute, "accept absolute picture paths"),
@@ -461,7 +461,8 @@ static bool reopen(Session *s, const char *config, Err *e) {
     char path[1300];
     if (!run_open(&s->run, sft.out, e) || !path_join(path, sizeof path, sft.out, "config.json", e)) return false;
     if (!run_newest(&s->run, &s->from, e)) return false;
-    return s->from.step < 0 || run_config(&s->run, config, free_options, sft.anyway.p, e);
+    return s->from.step < 0 ||
+           (run_config(&s->run, config, free_options, sft.anyway.p, e) && run_owns(&s->run, &s->from, e));
 }
 
 // A new folder is made when everything that can be refused has been, so that a slip leaves nothing behind.

@@ -539,6 +539,12 @@ static bool verify_step(const char *dir, int64_t step, Checkpoint *c, Err *e) {
     return damaged(dir, "the step that its name says in " MANIFEST, "another step", e);
 }
 
+bool run_owns(const Run *r, const Checkpoint *c, Err *e) {
+    return !strcmp(r->id, c->run) ||
+           err_set(e, "E-CK-05", AT(.file = c->dir), "expected a checkpoint of run %.16s; found one of %.16s; do: %s",
+                   r->id, c->run, "move it away, it was made with another configuration");
+}
+
 bool run_newest(Run *r, Checkpoint *c, Err *e) {
     int64_t *steps, n;
     char dir[1200];
@@ -564,9 +570,7 @@ bool run_newest(Run *r, Checkpoint *c, Err *e) {
         ok = err_set(e, "E-CK-01", AT(.file = r->dir),
                      "expected a checkpoint that is whole; found %" PRId64 ", all damaged (the newest: %s, %s); do: %s",
                      n, first.code, first.found, "bring one back from a copy, or begin in another folder");
-    if (ok && found && r->id[0] && strcmp(r->id, c->run))
-        ok = err_set(e, "E-CK-05", AT(.file = c->dir), "expected a checkpoint of run %.16s; found one of %.16s; do: %s",
-                     r->id, c->run, "move it away, it was made with another configuration");
+    if (ok && found && r->id[0]) ok = run_owns(r, c, e);
     if (ok && found) remember(r, c->step);
     if (!ok) checkpoint_free(c);
     return ok;

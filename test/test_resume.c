@@ -289,6 +289,19 @@ TEST(other_options_are_refused_with_both_values) {
     free(text), free(saved), free(other), free(dir);
 }
 
+TEST(a_checkpoint_of_another_run_is_refused) {
+    Variant *v = reference(LORA);
+    char *other = fresh("other-run"), *dir = fresh("mixed");
+    EXPECT_EXIT(finish(start(command(v, other, "--seed 1"))), 0);
+    copy_tree(other, dir); // all of it but the configuration
+    char *config = joined(dir, "config.json"), *ours = joined(v->dir, "config.json");
+    copy_tree(ours, config);
+    EXPECT_EXIT(finish(start(command(v, dir, NOTHING_MORE))), 9);
+    EXPECT_TOLD("error E-CK-05: ");
+    EXPECT_TOLD("ckpt/step-000000012");
+    free(ours), free(config), free(dir), free(other);
+}
+
 TEST(one_process_per_run_folder) {
     static Variant slow = {.name = "slow", .options = "--batch 16 --accumulate 6 --threads 1 --lora-rank 2 --steps 3"};
     char *dir = fresh("locked"), holder[40];
