@@ -24,6 +24,9 @@ typedef enum Rule {
     TRAJECTORY,
     TRAINED,
     METRIC,
+    GRPO,
+    GRPO_FLOAT,
+    GRPO_LOGGED,
     JPEG_MEAN,
     JPEG_FAR,
     JPEG_COLOUR,
@@ -63,6 +66,15 @@ static const struct {
     [METRIC] = {{1e-9, 1e-9, 1e-9},
                 "relative difference",
                 "metrics in double from the same counts: the order of a sum is all that may differ"},
+    [GRPO] = {{1e-9, 1e-9, 1e-9},
+              "difference relative to max(1, reference)",
+              "losses, advantages and their gradients in double: numpy reaches 1e-13"},
+    [GRPO_FLOAT] = {{1e-5, 1e-5, 2e-5},
+                    "difference relative to max(1, reference)",
+                    "the device's head in fp32, on the rows that begin at logits"},
+    [GRPO_LOGGED] = {{1e-6, 1e-6, 1e-6},
+                     "difference relative to max(1, reference)",
+                     "numbers that the reference passes through fp32"},
     [JPEG_MEAN] = {{0.5, 0.5, 0.5},
                    "mean difference in levels",
                    "decoders differ in the inverse DCT and in chroma upsampling"},
@@ -633,6 +645,7 @@ static void run_models(const char *dir) {
 
 #include "oracle_training.h"
 #include "oracle_metrics.h"
+#include "oracle_grpo.h"
 
 // --------------------------------------------------------------------------------------- oracle/pipeline: the pictures
 static void run_smart_resize(const char *path) {
@@ -1179,6 +1192,7 @@ static const struct {
     {"oracle/models", run_models},
     {"oracle/models", run_training},
     {"oracle/metrics", run_metrics},
+    {"oracle/grpo", run_grpo},
     {"oracle/pipeline/ask", run_ask},
 };
 
