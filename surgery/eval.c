@@ -1018,40 +1018,44 @@ static char *label_key(const TaskItem *t) { // of sets: the names in order
     }
     return out.p;
 }
-// The most frequent of labels [from, to), sorted by text; the first in order among equals.
-static const Item *most_of(const Label *l, int64_t from, int64_t to) {
-    int64_t best = 0;
-    const Item *it = l[from].it;
+typedef struct Floor { // of labels [from, to), sorted by text
+    const Item *most;  // the most frequent; the first in order among equals
+    double box[4];     // mean
+} Floor;
+static Floor floor_of(const Label *l, int64_t from, int64_t to) {
+    Floor f = {.most = l[from].it};
+    int64_t best = 0, n = 0;
     for (int64_t i = from, j; i < to; i = j) {
         for (j = i + 1; j < to && !strcmp(l[j].text, l[i].text);) j++;
-        if (j - i > best) best = j - i, it = l[i].it;
+        if (j - i > best) best = j - i, f.most = l[i].it;
     }
-    return it;
+    for (int64_t i = from; i < to; i++) {
+        if (l[i].it->r.item.n_boxes < 1) continue;
+        n++;
+        for (int c = 0; c < 4; c++) f.box[c] += l[i].box[c];
+    }
+    for (int c = 0; c < 4 && n; c++) f.box[c] /= (double)n;
+    return f;
 }
-static void floor_text(const Section *s, const TaskItem *t, const Label *l, int64_t from, int64_t to, Text *out) {
+static void floor_text(const Section *s, const TaskItem *t, const Floor *f, Text *out) {
     enum AnswerKind kind = task_info(s->task)->kind;
     Reading *r = reading();
     if (kind == ANSWER_BOXES) {
         text_addf(out, "No tools detected");
         return;
     }
-    const TaskItem *best = &most_of(l, from, to)->r.item;
-    const char *name = has_class(kind) ? class_name(best, r) : best->answer;
-    if (!name) name = best->answer; // a label of other records that is none of its kind
+    const TaskItem *most = &f->most->r.item;
+    const char *name = has_class(kind) ? class_name(most, r) : most->answer;
+    if (!name) name = most->answer; // a label of other records that is none of its kind
     if (!has_box(kind) || !t->n_boxes) {
         text_addf(out, "%s", name);
         return;
     }
-    double box[4] = {0}, n = 0;
-    for (int64_t i = from; i < to; i++) {
-        if (l[i].it->r.item.n_boxes < 1) continue;
-        n++;
-        for (int c = 0; c < 4; c++) box[c] += l[i].box[c];
-    }
-    for (int c = 0; c < 4; c++) box[c] *= (t->width > 0 ? (double)(c % 2 ? t->height : t->width) : 1) / (n > 0 ? n : 1);
-    if (kind == ANSWER_VQLA) text_addf(out, "{\"answer\": "), add_name(out, name), text_addf(out, ", ");
-    else text_addf(out, "{");
-    text_addf(out, "\"bbox_2d\": [%.3f, %.3f, %.3f, %.3f]}", box[0], box[1], box[2], box[3]);
+    double w = t->width > 0 ? (double)t->width : 1, h = t->width > 0 ? (double)t->height : 1;
+    text_addf(out, "{");
+    if (kind == ANSWER_VQLA) text_addf(out, "\"answer\": "), add_name(out, name), text_addf(out, ", ");
+    text_addf(out, "\"bbox_2d\": [%.3f, %.3f, %.3f, %.3f]}", f->box[0] * w, f->box[1] * h, f->box[2] * w,
+              f->box[3] * h);
 }
 
 // What a constant and the most frequent answer to each question say to the items of a section. said [2][n].
@@ -1075,23 +1079,28 @@ static void floors(const Section *s, Said *said) {
     }
     memcpy(by, l, (size_t)used * sizeof *l);
     if (used) qsort(l, (size_t)used, sizeof *l, by_label), qsort(by, (size_t)used, sizeof *by, by_question);
+    Floor whole = {0}, *of = alloc_or_die((size_t)used, sizeof *of, "floors"); // of: at the first label of a question
+    if (used) whole = floor_of(l, 0, used);
+    for (int64_t i = 0, j; i < used; i = j) {
+        for (j = i + 1; j < used && !strcmp(by[j].question, by[i].question);) j++;
+        of[i] = floor_of(by, i, j);
+    }
     for (int64_t i = 0; i < s->n && used; i++) {
         const TaskItem *t = &s->items[i]->r.item;
         const char *q = question_of(t, s->items[i]->r.prompt);
         Text one = {0}, two = {0};
-        floor_text(s, t, l, 0, used, &one);
-        int64_t low_at = 0, high = used, last;
-        while (low_at < high) {
-            int64_t middle = (low_at + high) / 2;
-            if (strcmp(by[middle].question, q) < 0) low_at = middle + 1;
-            else high = middle;
+        int64_t first = 0, end = used;
+        while (first < end) {
+            int64_t middle = (first + end) / 2;
+            if (strcmp(by[middle].question, q) < 0) first = middle + 1;
+            else end = middle;
         }
-        for (last = low_at; last < used && !strcmp(by[last].question, q);) last++;
-        if (last > low_at) floor_text(s, t, by, low_at, last, &two);
-        else text_add(&two, one.p, one.len); // a question that nobody asked in the records of the floors
+        bool found = first < used && !strcmp(by[first].question, q); // else the records of the floors do not ask it
+        floor_text(s, t, &whole, &one), floor_text(s, t, found ? &of[first] : &whole, &two);
         said[i] = (Said){.text = one.p, .len = one.len, .given = true, .bare = true};
         said[s->n + i] = (Said){.text = two.p, .len = two.len, .given = true, .bare = true};
     }
+    free(of);
     for (int64_t i = 0; i < used; i++) free(l[i].text);
     free(l);
 }
@@ -1195,7 +1204,7 @@ static void criteria_metrics(Section *s) {
         static const char *const keys[] = {"accuracy", "balanced", "majority"};
         for (int c = 0; c < 3 && sys == MODEL; c++) {
             const CvsCriterion *k = &x.criterion[c];
-            char name[16];
+            char name[24];
             snprintf(name, sizeof name, "C%d yes", c + 1);
             int64_t yes = 0;
             for (int64_t i = 0; i < n; i++) yes += truth[3 * i + c] >= 0 && said[3 * i + c] == 1;
@@ -1345,9 +1354,10 @@ static void arena(const Eval *ev, Text *json, Text *out) {
 }
 
 static void show_interval(Text *out, const Metric *m) {
-    char text[40] = "";
-    if (m->interval && isfinite(m->low)) snprintf(text, sizeof text, "%.4f to %.4f", m->low, m->high);
-    text_addf(out, "  %-18s", text);
+    size_t from = out->len;
+    text_addf(out, "  ");
+    if (m->interval && isfinite(m->low)) text_addf(out, "%.4f to %.4f", m->low, m->high);
+    if (out->len - from < 20) text_addf(out, "%*s", (int)(20 - (out->len - from)), "");
 }
 static void show_metric(const Section *s, const Metric *m, Text *out) {
     show_number(out, m->value[MODEL], 9), show_interval(out, m);

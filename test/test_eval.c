@@ -676,11 +676,11 @@ TEST(options_of_a_question_come_and_go) {
         put_file("scenes.jsonl", &records);
     generate_to("open2.jsonl", (EvalGenerate){.form = EVAL_OPEN}, 1, 1);
     generate_to("choice2.jsonl", (EvalGenerate){.form = EVAL_CHOICE}, 1, 1);
-    char *open = strstr(file_text("open.jsonl"), "\"response\""),
-         *open2 = strstr(file_text("open2.jsonl"), "\"response\""),
-         *choice = strstr(file_text("choice.jsonl"), "\"response\""),
-         *choice2 = strstr(file_text("choice2.jsonl"), "\"response\"");
-    EXPECT_STR(open2, open);
-    EXPECT_STR(choice2, choice);
-    EXPECT(strcmp(open, choice));
+    static const char *const files[4] = {"open.jsonl", "open2.jsonl", "choice.jsonl", "choice2.jsonl"};
+    char *text[4], *said[4];
+    for (int i = 0; i < 4; i++) text[i] = file_text(files[i]), said[i] = strstr(text[i], "\"response\"");
+    EXPECT_STR(said[1], said[0]);
+    EXPECT_STR(said[3], said[2]);
+    EXPECT(strcmp(said[0], said[2]));
+    for (int i = 0; i < 4; i++) free(text[i]);
 }
