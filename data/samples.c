@@ -213,6 +213,24 @@ typedef struct Scan {
     Err fatal, first_bad;
 } Scan;
 
+// Whether every picture has its place among the ids: what the model would refuse in the middle of a run. An error of the
+// prompt gets the place of the sample.
+static bool encode_whole(const Dataset *d, const Record *r, const Measured *m, Where at, Ids *ids, int64_t *targets,
+                         Err *e) {
+    bool ok = encode(d, r, m, ids, NULL, targets, e);
+    if (ok) {
+        int64_t next;
+        int32_t *pos = alloc_or_die((size_t)(3 * ids->n), sizeof *pos, "the positions of a sample");
+        ok = mrope_positions(d->c, ids->p, ids->n, ids->n, m->grids, r->n_images, pos, &next, e);
+        free(pos);
+    }
+    if (ok || (e->file[0] && strcmp(e->file, "prompt"))) return ok;
+    snprintf(e->file, sizeof e->file, "%s", at.file), snprintf(e->field, sizeof e->field, "%s", at.sample);
+    memcpy(e->field_kind, "sample", sizeof "sample");
+    e->line = at.line;
+    return false;
+}
+
 static bool scan_record(void *ctx, Record *r, Err *e) {
     Scan *s = ctx;
     Dataset *d = s->d;
@@ -222,7 +240,7 @@ static bool scan_record(void *ctx, Record *r, Err *e) {
     Ids ids = {0};
     SampleInfo info = {.file = s->file, .offset = r->offset, .bytes = r->bytes, .line = r->line, .weight = r->weight};
     if (s->fatal.code[0]) return true; // the scan failed: nothing more counts
-    if (!measure(d, f, r, false, &m, e) || !encode(d, r, &m, &ids, NULL, &info.targets, e)) {
+    if (!measure(d, f, r, false, &m, e) || !encode_whole(d, r, &m, at, &ids, &info.targets, e)) {
         ids_free(&ids);
         return false;
     }

@@ -500,6 +500,18 @@ TEST(bad_samples_refuse_with_code_and_place) {
                    "E-DS-04", 1));
 }
 
+TEST(what_the_model_would_refuse_is_refused_before_the_first_step) {
+    static const char *const typed[] = {"<|video_pad|>", "<|image_pad|>", "<image><|image_pad|>"};
+    for (int i = 0; i < 3; i++) {
+        char text[400];
+        snprintf(text, sizeof text, GOOD("a") "{\"id\":\"v\",\"query\":\"%s\",\"answer\":\"x\"%s}\n", typed[i],
+                 i == 2 ? ",\"image\":\"c0_0.png\"" : "");
+        EXPECT_STR(verdict(text, (DataOptions){0}), ""); // plain text
+        EXPECT(refused(text, (DataOptions){.trust_text = true}, "E-DS-10", 2));
+        EXPECT(strstr(message, "sample \"v\"") != NULL);
+    }
+}
+
 TEST(a_sample_over_the_limit_is_refused_or_dropped_whole) {
     const char *text = GOOD("a") "{\"id\":\"long\",\"query\":\"q<image>\",\"answer\":\"one two three four\",\"image\":"
                                  "\"c0_0.png\"}\n" GOOD("b");
