@@ -10,7 +10,7 @@ static void compare_grpo(Case *c, Rule rule, const char *what, const double *got
     Numbers w = {0};
     numbers_of(want, &w);
     double worst = want && w.n == n ? 0 : INFINITY, limit = rules[rule].limit[device_index];
-    double hurt = planted(what) ? 10 * limit : 0;
+    double hurt = planted(what) ? fmax(10 * limit, 1) : 0;
     for (int64_t i = 0; i < n && i < w.n; i++) {
         double g = got[i] + (i == n / 2 ? hurt * fmax(1, fabs(got[i])) : 0);
         if (isnan(g) || isnan(w.p[i])) {
