@@ -1697,6 +1697,7 @@ typedef struct EvalOptions {
     const char *predictions; // lines of id and response, in any order; NULL: data has the responses
     const char *blind;       // the same of a run that saw no picture; NULL: none
     const char *train;       // records whose labels the floors are made of; NULL: those of data
+    const char *joined;      // new file: the labelled records with their answers, as report reads them; NULL: none
     enum EvalReading reading;
     bool missing_wrong, skip_foreign;       // instead of a refusal
     bool boxes_original;                    // boxes are in pixels of the file, whatever "resized" says
@@ -1708,6 +1709,15 @@ typedef struct EvalOptions {
 // Adds metrics.json and the tables for people, both without a path or a time in them. E-DS-*, E-TA-01 an id that is none of
 // data's, -02 a second answer, -03 no answer; E-JS-*, E-IO-*.
 bool eval_score(const EvalOptions *o, Text *json, Text *tables, Err *e);
+typedef struct EvalAnswer { // what stands behind a record's members; absent where it is unknown
+    const char *text;
+    size_t len;
+    int64_t resized_width, resized_height; // 0: unknown
+    int64_t tokens;                        // -1: unknown
+    int stopped;                           // -1: unknown
+} EvalAnswer;
+// One line: the record with "response", "resized", "tokens", "stopped" behind its own members. more: further members, or NULL.
+void eval_record_print(const Json *record, const char *more, const EvalAnswer *a, Text *out);
 // What the Surg-R1 authors' evaluator compares, and whether it calls it right (method.md 1.9: an empty answer is).
 void eval_legacy_text(const char *text, size_t len, Text *out);
 bool eval_legacy_right(const Text *said, const Text *label);
@@ -1847,6 +1857,7 @@ typedef struct SftOptions {
     int64_t sample_every, samples, sample_tokens;
     int64_t max_skips;                         // in a row
     bool skip_outliers, old_keys, export_best; // export the checkpoint with the best evaluation instead of the last
+    const char *export_type;                   // of whole weights: SaveOptions.type
 } SftOptions;
 typedef struct SftPlan {                       // of a whole run: what comes is known before it starts
     int64_t steps, end;                        // updates; samples

@@ -183,10 +183,11 @@ static int run_eval(char **args, int n) {
                      .resamples = eval.resamples,
                      .level = eval.level,
                      .seed = (uint64_t)eval.seed};
-    if (eval.out) ok = make_folder(eval.out, &e);
+    if (eval.out)
+        ok = make_folder(eval.out, &e) && path_join(predictions, sizeof predictions, eval.out, "predictions.jsonl", &e);
+    if (eval.out && !eval.model) o.joined = predictions;
     if (ok && eval.model) {
-        ok = path_join(predictions, sizeof predictions, eval.out, "predictions.jsonl", &e) &&
-             path_join(blind, sizeof blind, eval.out, "predictions_blind.jsonl", &e) &&
+        ok = path_join(blind, sizeof blind, eval.out, "predictions_blind.jsonl", &e) &&
              answer(predictions, eval.blind ? blind : NULL, &stopped, &e);
         o.data = predictions, o.predictions = NULL;
         if (eval.blind) o.blind = blind;

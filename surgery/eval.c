@@ -20,7 +20,8 @@ typedef struct Said { // one completion
     size_t len;
     bool given, bare;      // bare: text is the answer itself
     int64_t width, height; // of the frame its boxes are in; 0: pixels of the file
-    bool cut;              // "stopped": false, the token limit ended it
+    int64_t tokens;        // -1: unknown
+    int stopped;           // 0: the token limit ended it; -1: unknown
 } Said;
 
 typedef struct Item {
@@ -117,7 +118,8 @@ typedef struct Loader {
 static void said_of(const TaskRecord *r, Said *s) {
     const Json *stopped = json_get(r->doc.root, "stopped");
     *s = (Said){.text = copy_text(r->response, r->response_len), .len = r->response_len, .given = true};
-    s->width = r->resized_width, s->height = r->resized_height, s->cut = stopped && stopped->type == JSON_FALSE;
+    s->width = r->resized_width, s->height = r->resized_height, s->tokens = r->tokens;
+    s->stopped = !stopped ? -1 : stopped->type == JSON_TRUE ? 1 : stopped->type == JSON_FALSE ? 0 : -1;
 }
 
 static bool load_record(void *ctx, const Piece *p, Err *e) {
@@ -206,6 +208,61 @@ static bool place_frames(Eval *ev, int which, Err *e) {
             return false;
     }
     return true;
+}
+
+// What has these names already gives way.
+void eval_record_print(const Json *record, const char *more, const EvalAnswer *a, Text *out) {
+    static const char *const ours[] = {"response", "prediction", "output", "completion",
+                                       "resized",  "tokens",     "stopped"};
+    text_addf(out, "{");
+    int64_t n = 0;
+    for (const Json *m = record->child; m; m = m->next) {
+        bool is_ours = false;
+        for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
+            is_ours = is_ours || (m->key_len == strlen(ours[i]) && !memcmp(m->key, ours[i], m->key_len));
+        // null counts as absent where a reader needs a value: it gives way to one in `more`
+        bool absent = m->type == JSON_NULL && (!strcmp(m->key, "id") || !strcmp(m->key, "size"));
+        if (is_ours || absent) continue;
+        text_addf(out, n++ ? "," : "");
+        text_add_json_string(out, m->key, m->key_len), text_addf(out, ":"), json_print(out, m);
+    }
+    if (more && *more) text_addf(out, "%s%s", n++ ? "," : "", more);
+    text_addf(out, "%s\"response\":", n ? "," : "");
+    text_add_json_string(out, a->text, a->len);
+    if (a->resized_width > 0)
+        text_addf(out, ",\"resized\":[%lld,%lld]", (long long)a->resized_width, (long long)a->resized_height);
+    if (a->tokens >= 0) text_addf(out, ",\"tokens\":%lld", (long long)a->tokens);
+    if (a->stopped >= 0) text_addf(out, ",\"stopped\":%s", a->stopped ? "true" : "false");
+    text_addf(out, "}\n");
+}
+
+// The records with their answers, in the order of the records. One without an answer has an empty one.
+static int by_item_line(const void *a, const void *b) {
+    const Item *x = *(Item *const *)a, *y = *(Item *const *)b;
+    return x->line < y->line ? -1 : x->line > y->line;
+}
+static bool write_joined(const Eval *ev, Err *e) {
+    FileWriter w;
+    Text line = {0};
+    if (!file_write_begin(&w, ev->o->joined, e)) return false;
+    Item **order = alloc_or_die((size_t)ev->n, sizeof *order, "records");
+    for (int64_t i = 0; i < ev->n; i++) order[i] = &ev->items[i];
+    qsort(order, (size_t)ev->n, sizeof *order, by_item_line);
+    bool ok = true;
+    for (int64_t i = 0; ok && i < ev->n; i++) {
+        const Item *it = order[i];
+        const Said *s = &it->said[0];
+        Text more = {0};
+        if (it->r.id) text_addf(&more, "\"id\":\"%s\"", it->r.item.id); // a number of a line
+        EvalAnswer a = {s->given ? s->text : "",   s->len, s->width, s->height, s->given ? s->tokens : -1,
+                        s->given ? s->stopped : -1};
+        line.len = 0;
+        eval_record_print(it->r.doc.root, more.p, &a, &line);
+        ok = file_write_bytes(&w, line.p, line.len, e); // when it fails the file is gone already
+        text_free(&more);
+    }
+    free(order), text_free(&line);
+    return ok && file_write_commit(&w, e);
 }
 
 // ------------------------------------------------------------------------------------- the Surg-R1 authors' evaluator
@@ -1115,7 +1172,9 @@ static void count_answers(Section *s, const Result *res) {
         s->choice += it->r.prompt && strstr(it->r.prompt, "\nA. ");
         s->unparsable += !res[i].read;
         if (!said->given) s->missing++;
-        else s->status[res[i].status]++, s->empty += !view_trim((View){said->text, said->len}).len, s->cut += said->cut;
+        else
+            s->status[res[i].status]++, s->empty += !view_trim((View){said->text, said->len}).len,
+                s->cut += !said->stopped;
         if (has_class(kind))
             s->outside += res[i].read && res[i].class == s->k && (kind != ANSWER_VQLA || res[i].answered);
     }
@@ -1459,6 +1518,11 @@ static void print_all(const Eval *ev, Text *json, Text *out) {
         snprintf(title, sizeof title, "%s %s", s->title, s->metric[s->primary].name);
         text_addf(out, "  %-36s ", title), show_metric(s, &s->metric[s->primary], out);
     }
+    int64_t plain = 0;
+    for (int64_t i = 0; i < ev->n_sections; i++)
+        plain += ev->sections[i].status[ANSWER_NO_THINK] + ev->sections[i].status[ANSWER_NO_ANSWER];
+    if (2 * plain > ev->n && o->reading != EVAL_ANY)
+        text_addf(out, "  most completions lack a pair of tags: --answers any also reads plain text\n");
     text_addf(out, "\n"), text_addf(json, ",\"sections\":[");
     for (int64_t i = 0; i < ev->n_sections; i++) {
         text_addf(json, i ? "," : "");
@@ -1501,6 +1565,7 @@ bool eval_score(const EvalOptions *o, Text *json, Text *tables, Err *e) {
                          "expected every id once; found it again; do: make ids unique");
     ok = ok && join(&ev, 0, o->predictions, e) && place_frames(&ev, 0, e);
     if (ok && o->blind) ok = join(&ev, 1, o->blind, e) && place_frames(&ev, 1, e);
+    if (ok && o->joined) ok = write_joined(&ev, e);
     Item **order = alloc_or_die((size_t)ev.n + 1, sizeof *order, "records");
     ok = ok && sections(&ev, order, e);
     if (ok) {

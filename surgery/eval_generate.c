@@ -133,36 +133,22 @@ static void asked_free(Asked *q) {
     free(q->text), free(q->question), free(q->pixels);
 }
 
-// The record with what the model said behind its members. What has these names already gives way.
 static void add_answer(const Answering *a, const Asked *q, const Completion *c, const Json *root, Text *out) {
-    static const char *const ours[] = {"response", "prediction", "output", "completion",
-                                       "resized",  "tokens",     "stopped"};
-    Text answer = {0};
+    Text answer = {0}, more = {0};
     tokenizer_decode(a->t, c->ids.p, c->ids.n, true, &answer);
-    text_addf(out, "{");
-    int64_t n = 0;
-    for (const Json *m = root->child; m; m = m->next) {
-        bool is_ours = false;
-        for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
-            is_ours = is_ours || (m->key_len == strlen(ours[i]) && !memcmp(m->key, ours[i], m->key_len));
-        if (is_ours) continue;
-        if (n++) text_addf(out, ",");
-        text_add_json_string(out, m->key, m->key_len), text_addf(out, ":"), json_print(out, m);
+    const Json *id = json_get(root, "id"), *size = json_get(root, "size");
+    if (!id || id->type == JSON_NULL) {
+        text_addf(&more, "\"id\":");
+        text_add_json_string(&more, q->record.id, strlen(q->record.id));
     }
-    if (!json_get(root, "id")) {
-        text_addf(out, "%s\"id\":", n++ ? "," : "");
-        text_add_json_string(out, q->record.id, strlen(q->record.id));
-    }
-    if (q->record.n_images && !json_get(root, "size"))
-        text_addf(out, "%s\"size\":[%lld,%lld]", n++ ? "," : "", (long long)q->sizes[0].width,
+    if (q->record.n_images && (!size || size->type == JSON_NULL))
+        text_addf(&more, "%s\"size\":[%lld,%lld]", more.len ? "," : "", (long long)q->sizes[0].width,
                   (long long)q->sizes[0].height);
-    text_addf(out, "%s\"response\":", n ? "," : "");
-    text_add_json_string(out, answer.len ? answer.p : "", answer.len);
-    if (q->record.n_images)
-        text_addf(out, ",\"resized\":[%lld,%lld]", (long long)q->sizes[0].resized_width,
-                  (long long)q->sizes[0].resized_height);
-    text_addf(out, ",\"tokens\":%lld,\"stopped\":%s}\n", (long long)c->ids.n, c->stopped ? "true" : "false");
-    text_free(&answer);
+    eval_record_print(root, more.p,
+                      &(EvalAnswer){answer.len ? answer.p : "", answer.len, q->sizes[0].resized_width,
+                                    q->sizes[0].resized_height, c->ids.n, c->stopped},
+                      out);
+    text_free(&answer), text_free(&more);
 }
 
 static bool go_on(void *ctx, int completion, int32_t id) {

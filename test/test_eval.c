@@ -353,6 +353,30 @@ TEST(each_question_has_its_own_most_frequent_answer) {
     number_is("a number", value_of("vqa", "accuracy", "question"), 1. / 7, 1e-12);
 }
 
+TEST(records_and_answers_are_written_side_by_side) {
+    six_phases();
+    char joined[128];
+    snprintf(joined, sizeof joined, "%s", path("joined.jsonl"));
+    options.joined = joined, scored();
+    Text first = {0};
+    text_add(&first, json.p, json.len);
+    options.data = joined, options.predictions = options.joined = NULL; // the file is an evaluation by itself
+    text_free(&json), text_free(&tables);
+    if (!eval_score(&options, &json, &tables, &err)) err_report(&err), fail("not scored");
+    EXPECT_STR(json.p, first.p);
+    text_free(&first);
+    JsonDoc d;
+    Err e = {0};
+    Text out = {0};
+    const char *line = "{\"id\":\"1\",\"prediction\":\"old\",\"a\":[1,{\"b\":null}]}";
+    if (!json_parse(&d, line, strlen(line), "x", (JsonOptions){.first_line = 1}, &e)) fail("a record");
+    eval_record_print(d.root, "\"size\":[2,3]", &(EvalAnswer){"x\"\n", 3, 28, 56, 4, 0}, &out);
+    EXPECT_STR(out.p, "{\"id\":\"1\",\"a\":[1,{\"b\":null}],\"size\":[2,3],\"response\":\"x\\\"\\n\",\"resized\":[28,"
+                      "56],\"tokens\":4,"
+                      "\"stopped\":false}\n");
+    json_free(&d), text_free(&out);
+}
+
 // ------------------------------------------------------------------------------------------------------- drawn scenes
 enum { FRAMES = 24 };
 static void scene_text(void (*say)(const char *id, const char *task, const char *answer)) {
