@@ -522,7 +522,7 @@ static bool load_of(Model *m, const Sft *s, const char *dir, Err *e) {
 
 static bool write_result(const Model *m, const Sft *s, const char *dir, Err *e) {
     char temporary[1300];
-    if (!m->lora) return model_save(m, dir, (SaveOptions){.type = "keep"}, e);
+    if (!m->lora) return model_save(m, dir, (SaveOptions){.type = s->o->export_type}, e);
     return path_join(temporary, sizeof temporary, s->run->dir, ".tmp-export", e) && folder_begin(temporary, e) &&
            lora_save(m, temporary, s->o->old_keys, e) && folder_finish(temporary, dir, e);
 }

@@ -1858,6 +1858,7 @@ typedef struct SftOptions {
     int64_t max_skips;                         // in a row
     bool skip_outliers, old_keys, export_best; // export the checkpoint with the best evaluation instead of the last
     const char *export_type;                   // of whole weights: SaveOptions.type
+    const char *export_type;                   // of whole weights: SaveOptions.type
 } SftOptions;
 typedef struct SftPlan {                       // of a whole run: what comes is known before it starts
     int64_t steps, end;                        // updates; samples

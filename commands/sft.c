@@ -12,7 +12,7 @@ static struct {
     Many data, eval, anyway;
     int64_t rank, max_tokens, threads, max_memory, min_pixels, max_pixels, seed, warmup;
     double alpha_lora, dropout, lr, lr_vision, lr_merger;
-    int bad_sample, device, dtype, alpha, exif, schedule, outliers, export;
+    int bad_sample, device, dtype, alpha, exif, schedule, outliers, export, export_dtype;
     bool rslora, drop_long, absolute, trust_text, dry_run, allow_nonfinite, hash_base;
     SftOptions o;
 } sft = {.rank = 16,
@@ -88,6 +88,8 @@ static Option sft_options[] = {
     INT("max-skips", &sft.o.max_skips, "N", "skipped steps in a row that end the run", 1, 1000),
     CHOICE("outliers", &sft.outliers, "report|skip", "steps with a far loss or gradient norm"),
     CHOICE("export", &sft.export, "last|best", "which checkpoint RUN/export comes from; best by the evaluation loss"),
+    CHOICE("export-dtype", &sft.export_dtype, "keep|f32|bf16", "with --full: type of the weights in RUN/export; keep: as in the\n"
+        "                             checkpoint, where bf16 rounds small changes of the trained F32 away"),
     FLAG("old-keys", &sft.o.old_keys, "export the adapter with the names of transformers before 4.52"),
     INT("seed", &sft.seed, "N", "of order, new adapters and dropout", 0, 9007199254740992.),
     INT("min-pixels", &sft.min_pixels, "N", "smallest picture area after the resize; 0 = the checkpoint's", 0, 12845056),
@@ -354,6 +356,7 @@ static bool none_idle(Err *e) {
         {&sft.rslora, fresh, "a new adapter (--lora)"},
         {&sft.dropout, fresh, "a new adapter (--lora)"},
         {&sft.o.old_keys, !sft.full, "an adapter to export"},
+        {&sft.export_dtype, sft.full != NULL, "--full WHAT"},
         {&sft.o.eval_every, eval, "--eval FILE"},
         {&sft.o.eval_samples, eval, "--eval FILE"},
         {&sft.eval, sft.o.eval_every || sft.o.sample_every, "--eval-every N, or --sample-every N"},
@@ -410,7 +413,9 @@ static bool check_options(Err *e) {
     sft.o.adam.lr[TOWER_DECODER] = sft.lr;
     sft.o.adam.lr[TOWER_VISION] = sft.lr_vision > 0 ? sft.lr_vision : sft.lr;
     sft.o.adam.lr[TOWER_MERGER] = sft.lr_merger > 0 ? sft.lr_merger : sft.lr;
+    static const char *const types[] = {"keep", "f32", "bf16"};
     sft.o.skip_outliers = sft.outliers == 1, sft.o.export_best = sft.export == 1;
+    sft.o.export_type = types[sft.export_dtype];
     return true;
 }
 

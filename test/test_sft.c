@@ -52,6 +52,7 @@ TEST(an_option_that_would_do_nothing_is_refused) {
         const char *options, *field;
     } idle[] = {{"--full decoder --lora-rank 4", "--lora-rank"},
                 {"--full decoder --old-keys", "--old-keys"},
+                {"--lora decoder --export-dtype f32", "--export-dtype"},
                 {"--adapter nowhere --lora-dropout 0.1", "--lora-dropout"},
                 {"--eval nowhere.jsonl", "--eval"},
                 {"--eval-every 2", "--eval-every"},
@@ -78,4 +79,26 @@ TEST(the_command_line_changes_what_the_config_file_trains) {
     EXPECT_TOLD("F32 master copies");
     EXPECT(!told("A and B"));
     free(path);
+}
+
+TEST(an_export_can_keep_what_bf16_would_round_away) {
+    char *dir = joined(work, "masters"), *export = joined(dir, "export");
+    char *trained = joined(dir, "ckpt/step-000000002/trained.safetensors");
+    TensorFile masters, out;
+    Err e = {0};
+    int64_t same = 0;
+    EXPECT_EXIT(run("sft --model " MODEL " --image-root " FIXTURES
+                    " --data %s --full merger --export-dtype f32 --steps 2 "
+                    "--warmup-ratio 0 --lr 1e-6 --out %s",
+                    data_file(), dir),
+                0);
+    EXPECT(tensors_open(&masters, trained, &e) && tensors_open_folder(&out, export, &e));
+    for (int64_t i = 0; i < masters.count; i++) {
+        const Tensor *a = &masters.tensors[i], *b = tensors_find(&out, a->name);
+        same += b && b->type == FT_F32 && b->bytes == a->bytes && !memcmp(a->data, b->data, a->bytes);
+    }
+    EXPECT(masters.count > 4);
+    EXPECT_INT(same, masters.count);
+    tensors_close(&masters), tensors_close(&out);
+    free(trained), free(export), free(dir);
 }
