@@ -479,11 +479,27 @@ static bool open_new(Session *s, const char *config, Err *e) {
            run_config(&s->run, config, free_options, sft.anyway.p, e);
 }
 
+// A resume with other options is told where the run's other beginnings are; config.json stays what it began with.
+static bool log_anyway(Session *s, Err *e) {
+    if (s->from.step < 0 || !sft.anyway.n) return true;
+    Text t = {0};
+    text_addf(&t, "\"ev\":\"resume_anyway\",\"step\":%lld,\"fields\":[", (long long)s->from.step);
+    for (int i = 0; i < sft.anyway.n; i++) {
+        text_addf(&t, "%s", i ? "," : "");
+        text_add_json_string(&t, sft.anyway.p[i], utf8_complete(sft.anyway.p[i], strnlen(sft.anyway.p[i], 80)));
+    }
+    text_addf(&t, "]");
+    bool ok = log_write(&s->run.timing, t.p, e);
+    text_free(&t);
+    return ok;
+}
+
 static bool train(Session *s, bool *finished, Err *e) {
     Text config = {0}, sample = {0};
     config_text(s, &config);
     bool ok = (!folder_exists(sft.out) || reopen(s, config.p, e)) && load(s, e) && show_sample(s, &sample, e) &&
-              (s->from.step >= 0 || open_new(s, config.p, e)) && run_logs_open(&s->run, &s->from, e);
+              (s->from.step >= 0 || open_new(s, config.p, e)) && run_logs_open(&s->run, &s->from, e) &&
+              log_anyway(s, e);
     if (ok && s->from.step < 0) {
         Text fenced = {0};
         text_addf(&fenced, "```\n%s\n```\n", config.p);

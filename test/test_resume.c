@@ -289,6 +289,15 @@ TEST(other_options_are_refused_with_both_values) {
     free(text), free(saved), free(other), free(dir);
 }
 
+TEST(a_resume_with_other_options_leaves_a_trace) {
+    Variant *v = reference(LORA);
+    char *dir = damaged_copy(v, "anyway"), *path = joined(dir, "timing.jsonl");
+    EXPECT_EXIT(finish(start(command(v, dir, "--steps 13 --resume-anyway options.steps"))), 0);
+    char *text = slurp(path, NULL);
+    EXPECT(text && strstr(text, "\"ev\":\"resume_anyway\",\"step\":12,\"fields\":[\"options.steps\"]"));
+    free(text), free(path), free(dir);
+}
+
 TEST(a_checkpoint_of_another_run_is_refused) {
     Variant *v = reference(LORA);
     char *other = fresh("other-run"), *dir = fresh("mixed");
