@@ -125,10 +125,6 @@ bool grpo_loss_check(const GrpoLoss *o, Where at, Err *e) {
     if (o->norm == NORM_LUSPO && o->ratio != RATIO_SEQUENCE)
         return err_set(e, "E-CF-02", at, "expected the sequence ratio for norm luspo; found %s; do: set ratio sequence",
                        grpo_ratio_names[o->ratio]);
-    if (o->term == TERM_CISPO && o->kl_unbiased && o->ratio == RATIO_SEQUENCE_TOKEN)
-        return err_set(e, "E-CF-02", at,
-                       "expected ratio token or sequence for cispo with kl_unbiased; found %s; do: change one",
-                       grpo_ratio_names[o->ratio]);
     return true;
 }
 
@@ -446,7 +442,8 @@ void grpo_weights(const GrpoLoss *o, const double *entropy, const uint8_t *mask,
 //     loss = sum_i sum_t Z_i m_it (w_it P_it + beta k3_it)
 //
 // Policy term P, by o->term:
-//     reinforce   -A l                                 J of eq. 2 (w = 1) and of eq. 7 (w of eq. 6), sign turned
+//     reinforce   -A l                                 J of eq. 2 (w = 1) and of eq. 7 (w of eq. 6), sign turned; knows
+//                                                      no l_old, so it is for one update per rollout
 //     clip        -min(min(rho, delta) A, clip(rho, 1 - eps_low, 1 + eps_high) A)
 //                                                      PPO 1707.06347, GRPO 2402.03300; clip-higher 2503.14476;
 //                                                      delta: TRL; dual clip 1912.09729: delta = c where A < 0
@@ -471,6 +468,7 @@ typedef struct Ratio {
     bool clamped;
 } Ratio;
 static Ratio ratio_of(double d, double limit) {
+    if (!isfinite(d)) return (Ratio){NAN, NAN, false}; // a minimum or a clamp would hide it
     if (limit > 0 && fabs(d) > limit) return (Ratio){exp(copysign(limit, d)), 0, true};
     return (Ratio){exp(d), exp(d), false};
 }
@@ -497,6 +495,7 @@ static Term term_sapo(const GrpoLoss *o, double rho, double A) {
     return (Term){-4 / tau * s * A, -4 * s * (1 - s) * A, 0};
 }
 static Term policy_term(const GrpoLoss *o, double rho, double lp, double A) {
+    if (isnan(rho)) return (Term){NAN, NAN, NAN};
     switch (o->term) {
     case TERM_CLIP: return term_clip(o, rho, A);
     case TERM_CISPO: return term_cispo(o, rho, lp, A);
@@ -511,6 +510,7 @@ typedef struct Kl {
     bool clamped;
 } Kl;
 static Kl kl_of(const GrpoLoss *o, double u) {
+    if (!isfinite(u)) return (Kl){NAN, NAN, false};
     Kl k = {.clamped = o->log_ratio_limit > 0 && fabs(u) > o->log_ratio_limit};
     if (k.clamped) u = copysign(o->log_ratio_limit, u);
     k.k3 = fmax(0, expm1(u) - u), k.d_lp = k.clamped ? 0 : -expm1(u);

@@ -211,7 +211,7 @@ TEST(every_gradient_is_that_of_its_loss) {
     for (int term = 0; term < GRPO_TERMS; term++)
         for (int ratio = 0; ratio < RATIO_SEQUENCE_TOKEN; ratio++)
             for (int norm = 0; norm < GRPO_NORMS; norm++)
-                for (int kind = 0; kind < 6; kind++) {
+                for (int kind = 0; kind < 7; kind++) {
                     GrpoLoss o = preset("trl");
                     o.term = (enum GrpoTerm)term, o.ratio = (enum GrpoRatio)ratio, o.norm = (enum GrpoNorm)norm;
                     o.weights = kind < GRPO_WEIGHTS ? (enum GrpoWeights)kind : WEIGHTS_ENTROPY;
@@ -221,7 +221,8 @@ TEST(every_gradient_is_that_of_its_loss) {
                     if (kind > 2 && term != TERM_CISPO) o.kl_unbiased = true; // cispo: its ratio is frozen below
                     if (kind == 3) o.delta = 1.1;                             // inside the clip bound on purpose
                     if (kind == 4) o.dual_clip = 2;
-                    if (kind == 5) o.log_ratio_limit = .6, o.kl_limit = .1;
+                    if (kind == 5) o.log_ratio_limit = .6;
+                    if (kind == 6) o.kl_limit = .1;
                     for (uint32_t seed = 0; seed < 4; seed++, seen++) {
                         Batch x;
                         batch_fill(&x, &o, seed);
@@ -231,7 +232,7 @@ TEST(every_gradient_is_that_of_its_loss) {
                                  grpo_ratio_names[ratio], grpo_norm_names[norm], kind, seed, error);
                     }
                 }
-    EXPECT_INT(seen, 4 * 2 * 6 * 6 * 4);
+    EXPECT_INT(seen, 4 * 2 * 6 * 7 * 4);
 }
 
 TEST(differences_notice_a_wrong_gradient) { // the control of the test above
@@ -328,6 +329,63 @@ TEST(sapo_is_on_policy_at_ratio_one) { // slope 4 s (1 - s) = 1 there, whatever 
     EXPECT_NEAR(dlp[0], 1.5, 1e-15);
 }
 
+TEST(cispo_caps_the_weight_of_a_token_and_keeps_its_gradient) {
+    const int64_t first[2] = {0, 2};
+    double lp[2] = {-1, -2}, old[2] = {-1 - log(2), -2}, dlp[2], A[1] = {1};
+    GrpoLoss o = preset("trl");
+    GrpoStats s;
+    o.term = TERM_CISPO, o.cispo_cap = 1.5;
+    GrpoBatch b = {1, first, ones, lp, old, NULL, NULL, NULL, A, NULL, 1, 1, 2, 2};
+    EXPECT_NEAR(grpo_loss(&o, &b, dlp, &s), (1.5 * 1 + 1 * 2) / 2, 1e-15);
+    EXPECT_NEAR(dlp[0], -.75, 1e-15);
+    EXPECT_NEAR(dlp[1], -.5, 1e-15);
+    EXPECT_NEAR(s.clip_cispo, .5, 0);
+}
+
+TEST(statistics_count_ratios_and_drift) {
+    const int64_t first[4] = {0, 3, 5, 6};
+    const uint8_t mask[6] = {1, 1, 0, 1, 1, 0};
+    double lp[6] = {-1, -1, -1, -1, -1, -1}, old[6] = {-2, -1.5, -9, -.5, -1, -9}, dlp[6], A[3] = {1, -1, 1};
+    GrpoLoss o = preset("trl");
+    GrpoStats s;
+    GrpoBatch b = {3, first, mask, lp, old, NULL, NULL, NULL, A, NULL, 1, 3, 4, 3};
+    grpo_loss(&o, &b, dlp, &s); // ratios e, e^.5 (A > 0), e^-.5, 1 (A < 0)
+    EXPECT_INT(s.tokens, 4);
+    EXPECT_INT(s.ratios, 4);
+    EXPECT_NEAR(s.clip_high, .5, 0);
+    EXPECT_NEAR(s.clip_low, .25, 0);
+    EXPECT_NEAR(s.drift_max, 1, 0);
+    EXPECT_NEAR(s.drift_mean, .5, 1e-15);
+    EXPECT_NEAR(s.ratio_max, exp(1), 1e-15);
+    EXPECT_NEAR(s.ratio_min, exp(-.5), 1e-15);
+    A[0] = -1; // above the upper bound with A < 0 is no clip
+    grpo_loss(&o, &b, dlp, &s);
+    EXPECT_NEAR(s.clip_high, 0, 0);
+    A[1] = 1; // nor is below the lower one with A > 0
+    grpo_loss(&o, &b, dlp, &s);
+    EXPECT_NEAR(s.clip_low, 0, 0);
+    o.ratio = RATIO_SEQUENCE, A[0] = 1; // one per sequence with tokens: e^.75 and e^-.25
+    grpo_loss(&o, &b, dlp, &s);
+    EXPECT_INT(s.ratios, 2);
+    EXPECT_NEAR(s.clip_high, .5, 0);
+    EXPECT_NEAR(s.ratio_mean, (exp(.75) + exp(-.25)) / 2, 1e-15);
+}
+
+TEST(accumulated_losses_are_parts_of_an_update) {
+    for (int norm = 0; norm < GRPO_NORMS; norm++) {
+        GrpoLoss o = preset("vlm-r1");
+        Batch x;
+        double once[40], half[40];
+        o.norm = (enum GrpoNorm)norm;
+        batch_fill(&x, &o, 8);
+        x.b.accumulate = 1, x.b.sequences = 5, x.b.tokens = 17;
+        double all = grpo_loss(&o, &x.b, once, NULL);
+        x.b.accumulate = 2, x.b.sequences = 10, x.b.tokens = 34; // the update has another micro-batch like this one
+        EXPECT_NEAR(grpo_loss(&o, &x.b, half, NULL), all / 2, 1e-14);
+        for (int64_t t = 0; t < x.first[5]; t++) EXPECT_NEAR(half[t], once[t] / 2, 1e-15);
+    }
+}
+
 TEST(luspo_multiplies_by_the_length) {
     const int64_t first[3] = {0, 4, 5};
     double lp[5] = {-1, -1, -1, -1, -1}, old[5] = {-1, -1, -1, -1, -1}, dlp[5], A[2] = {1, -1};
@@ -388,6 +446,23 @@ TEST(batch_without_tokens_has_no_loss) {
         EXPECT_INT(s.ratios, 0);
         EXPECT_NEAR(s.ratio_max, 1, 0);
     }
+}
+
+TEST(numbers_that_are_none_reach_the_loss) { // so that the update is skipped, and no minimum hides them
+    for (int term = 0; term < GRPO_TERMS; term++)
+        for (int ratio = 0; ratio < GRPO_RATIOS; ratio++)
+            for (int which = 0; which < 6; which++) {
+                GrpoLoss o = preset("vlm-r1");
+                Batch x;
+                double dlp[40], bad = which < 3 ? (double)NAN : -(double)INFINITY;
+                o.term = (enum GrpoTerm)term, o.ratio = (enum GrpoRatio)ratio;
+                batch_fill(&x, &o, 9);
+                *(which % 3 == 0 ? &x.lp[1] : which % 3 == 1 ? &x.old[1] : &x.ref[1]) = bad;
+                bool unused = which % 3 == 1 && term == TERM_REINFORCE;
+                double loss = grpo_loss(&o, &x.b, dlp, NULL);
+                if (isfinite(loss) && !unused)
+                    FAIL("%g in %d hidden by %s, %s", bad, which % 3, grpo_term_names[term], grpo_ratio_names[ratio]);
+            }
 }
 
 TEST(far_ratios_are_clamped_and_counted) {
@@ -462,6 +537,19 @@ TEST(advantages_without_deviation_and_leave_one_out) {
     EXPECT_NEAR(A[0], 2.0 / 3, 1e-15);
     EXPECT_NEAR(A[1], 0 - 2.0 / 3, 1e-15);
     free(A);
+}
+
+TEST(batch_scale_divides_by_one_deviation) {
+    const double r[4] = {0, 1, 0, 3}; // group means .5 and 1.5; the deviation of all four, ddof 0, is sqrt 1.5
+    GrpoLoss o = preset("surg-r1");
+    Advantages a;
+    Err e = {0};
+    o.scale = SCALE_BATCH, o.eps = 0;
+    EXPECT(group_advantages(&o, r, one_weight, 1, 2, 2, &a, &e));
+    EXPECT_NEAR(a.batch_deviation, sqrt(1.5), 1e-15);
+    EXPECT_NEAR(a.advantage[1], .5 / sqrt(1.5), 1e-15);
+    EXPECT_NEAR(a.advantage[2], -1.5 / sqrt(1.5), 1e-15);
+    advantages_free(&a);
 }
 
 TEST(missing_rewards_are_left_out) {
@@ -649,8 +737,8 @@ TEST(top_mask_ranks_the_whole_batch) {
     EXPECT(w[0] == 0 && w[1] == 0 && w[2] == 1 && w[3] == 1); // by sequence it would be 0 1 0 1
     const double eleven[11] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
     double v[11];
-    EXPECT_NEAR(entropy_top_mask(eleven, ones, 11, (double).8f, v), 2, 1e-6); // (1 - .8f) * 10 is not 2
-    EXPECT(v[2] == 1 && v[1] == 0);
+    EXPECT_NEAR(entropy_top_mask(eleven, ones, 11, 1 - (double).8f, v), 8, 0); // .8f * 10 is 8.0000001
+    EXPECT(v[8] == 1 && v[7] == 0);
 }
 
 TEST(entropies_out_of_range_are_refused) {
