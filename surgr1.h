@@ -1728,7 +1728,7 @@ bool eval_legacy_right(const Text *said, const Text *label);
 enum EvalForm { EVAL_AS_WRITTEN, EVAL_OPEN, EVAL_CHOICE }; // options of a question: as its record has it, never, always
 typedef struct EvalGenerate {
     const char *data, *image_root; // NULL: beside the records
-    const char *out;               // predictions.jsonl: the records with "response", "resized", "tokens", "stopped"
+    const char *out;               // predictions.jsonl, as eval_record_print; "options_shown" where form changed a question
     const char *system;            // system turn, instead of the records' own; NULL: theirs
     enum EvalForm form;
     bool blind; // every picture in the mean colour of the preprocessor
@@ -1857,7 +1857,6 @@ typedef struct SftOptions {
     int64_t sample_every, samples, sample_tokens;
     int64_t max_skips;                         // in a row
     bool skip_outliers, old_keys, export_best; // export the checkpoint with the best evaluation instead of the last
-    const char *export_type;                   // of whole weights: SaveOptions.type
     const char *export_type;                   // of whole weights: SaveOptions.type
 } SftOptions;
 typedef struct SftPlan {                       // of a whole run: what comes is known before it starts

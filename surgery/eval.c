@@ -65,6 +65,7 @@ typedef struct Section {
     int64_t status[ANSWER_STATUSES], missing, empty, cut, unparsable, outside, choice;
     double readings[3]; // share right by enum EvalReading
     Text classes;       // JSON array of the table by class
+    Text questions;     // the same by question
     Text table;         // the same for people
 } Section;
 
@@ -221,7 +222,8 @@ void eval_record_print(const Json *record, const char *more, const EvalAnswer *a
         for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
             is_ours = is_ours || (m->key_len == strlen(ours[i]) && !memcmp(m->key, ours[i], m->key_len));
         // null counts as absent where a reader needs a value: it gives way to one in `more`
-        bool absent = m->type == JSON_NULL && (!strcmp(m->key, "id") || !strcmp(m->key, "size"));
+        bool absent = (m->type == JSON_NULL && (!strcmp(m->key, "id") || !strcmp(m->key, "size"))) ||
+                      (more && strstr(more, "\"options_shown\":") && !strcmp(m->key, "options_shown"));
         if (is_ours || absent) continue;
         text_addf(out, n++ ? "," : "");
         text_add_json_string(out, m->key, m->key_len), text_addf(out, ":"), json_print(out, m);
@@ -908,6 +910,9 @@ static void triplet_metrics(Section *s, enum System sys, const Result *res) {
         put(s, sys, "contained", sets.contained[PART_IVT]), put(s, sys, "micro_f1", sets.micro_f1[PART_IVT]);
         put(s, sys, "micro_jaccard", sets.micro_jaccard[PART_IVT]);
         if (sys == MODEL) s->outside = sets.outside;
+        TripletSets acting; // without "instrument null_verb null_target" on both sides
+        triplet_sets(truth.p, truth.start, said.p, said.start, s->n, &(Triplet){-1, 9, 14}, &acting);
+        put(s, sys, "accuracy_without_null", acting.exact[PART_IVT]);
         for (int64_t x = 0; x < truth.n; x++) in_bank = in_bank && triplet_id(truth.p[x]) >= 0;
         if (in_bank) triplet_map(s, sys, &truth, &said);
     }
@@ -1169,7 +1174,8 @@ static void count_answers(Section *s, const Result *res) {
         const Item *it = s->items[i];
         const Said *said = &it->said[0];
         for (int m = 0; m < 3; m++) right[m] += res[i].by_reading[m];
-        s->choice += it->r.prompt && strstr(it->r.prompt, "\nA. ");
+        const Json *shown = json_get(it->r.doc.root, "options_shown");
+        s->choice += shown ? shown->type == JSON_TRUE : it->r.prompt && strstr(it->r.prompt, "\nA. ");
         s->unparsable += !res[i].read;
         if (!said->given) s->missing++;
         else
@@ -1181,6 +1187,28 @@ static void count_answers(Section *s, const Result *res) {
     for (int m = 0; m < 3; m++) s->readings[m] = ratio(right[m], (double)s->n);
 }
 
+// Visual questions by what they ask.
+static void question_rows(Section *s, const Result *res) {
+    Label *l = alloc_or_die((size_t)s->n, sizeof *l, "questions");
+    for (int64_t i = 0; i < s->n; i++)
+        l[i] = (Label){question_of(&s->items[i]->r.item, s->items[i]->r.prompt), (char *)(uintptr_t) "", NULL, i, {0}};
+    if (s->n) qsort(l, (size_t)s->n, sizeof *l, by_question);
+    int64_t kinds = 0;
+    for (int64_t i = 0, j; i < s->n && kinds < 200; i = j, kinds++) {
+        int64_t right = 0;
+        for (j = i; j < s->n && !strcmp(l[j].question, l[i].question); j++) right += res[l[j].at].label_right;
+        text_addf(&s->questions, "%s{\"question\":", s->questions.len ? "," : ""),
+            add_name(&s->questions, l[i].question);
+        text_addf(&s->questions, ",\"n\":%lld,\"accuracy\":", (long long)(j - i));
+        add_number(&s->questions, ratio((double)right, (double)(j - i))), text_addf(&s->questions, "}");
+        if (kinds > 40) continue;
+        if (!kinds) text_addf(&s->table, "  %-46s %8s %9s\n", "question", "asked", "accuracy");
+        show_name(&s->table, l[i].question, 46), text_addf(&s->table, " %8lld ", (long long)(j - i));
+        show_number(&s->table, ratio((double)right, (double)(j - i)), 9), text_addf(&s->table, "\n");
+    }
+    free(l);
+}
+
 static void measure(Section *s, enum System sys, const Said *const *said) {
     enum AnswerKind kind = task_info(s->task)->kind;
     Result *res = alloc_or_die((size_t)s->n, sizeof *res, "readings");
@@ -1188,6 +1216,7 @@ static void measure(Section *s, enum System sys, const Said *const *said) {
     s->system[sys] = true;
     if (sys == MODEL) count_answers(s, res);
     if (has_class(kind)) class_metrics(s, sys, res);
+    if (sys == MODEL && (s->task == TASK_VQA || s->task == TASK_VQLA)) question_rows(s, res);
     if (kind == ANSWER_LIST) list_metrics(s, sys, res);
     if (kind == ANSWER_TRIPLETS) triplet_metrics(s, sys, res);
     if (has_box(kind)) box_metrics(s, sys, res);
@@ -1482,8 +1511,9 @@ static void print_section(const Section *s, Text *json, Text *out) {
         }
         text_addf(json, "}");
     }
-    text_addf(json, ",\"classes\":["), text_add(json, s->classes.p ? s->classes.p : "", s->classes.len),
-        text_addf(json, "]}");
+    text_addf(json, ",\"classes\":["), text_add(json, s->classes.p ? s->classes.p : "", s->classes.len);
+    if (s->questions.len) text_addf(json, "],\"questions\":["), text_add(json, s->questions.p, s->questions.len);
+    text_addf(json, "]}");
     text_add(out, s->table.p ? s->table.p : "", s->table.len), text_addf(out, "\n");
 }
 
@@ -1545,7 +1575,8 @@ static void eval_free(Eval *ev) {
     for (int64_t i = 0; i < ev->n_sections; i++) {
         Section *s = &ev->sections[i];
         for (int32_t c = 0; c < s->k; c++) free(s->names[c]);
-        free(s->names), free(s->truth), free(s->cluster_of), text_free(&s->classes), text_free(&s->table);
+        free(s->names), free(s->truth), free(s->cluster_of), text_free(&s->classes), text_free(&s->table),
+            text_free(&s->questions);
     }
     free(ev->items), free(ev->train), free(ev->jobs), free(ev->sections);
 }

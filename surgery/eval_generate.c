@@ -14,6 +14,7 @@ typedef struct Asked { // one record of the batch
     char *text; // its JSON
     size_t len;
     char *question; // the last part of the question, when the options in it were changed
+    int options;    // 1: shown, 0: not shown; -1: as the record has it
     Ids ids;
     Grid grids[16];
     FrameSize sizes[16];
@@ -74,9 +75,11 @@ static bool read_pictures(Answering *a, Asked *q, Err *e) {
 
 // The options behind the question: taken away or added. They stand at its end, a line each.
 static void set_options(const Answering *a, Asked *q, Message *user, const TaskItem *item) {
+    q->options = -1;
     if (a->o->form == EVAL_AS_WRITTEN || !item->n_choices || !user->n_parts) return;
     Part *last = (Part *)(uintptr_t)&user->parts[user->n_parts - 1];
     if (last->image >= 0) return;
+    q->options = a->o->form == EVAL_CHOICE;
     Text options = {0}, text = {0};
     for (int i = 0; i < item->n_choices; i++) text_addf(&options, "\n%c. %s", 'A' + i, item->choices[i]);
     bool there = last->len >= options.len && !memcmp(last->text + last->len - options.len, options.p, options.len);
@@ -144,6 +147,7 @@ static void add_answer(const Answering *a, const Asked *q, const Completion *c, 
     if (q->record.n_images && (!size || size->type == JSON_NULL))
         text_addf(&more, "%s\"size\":[%lld,%lld]", more.len ? "," : "", (long long)q->sizes[0].width,
                   (long long)q->sizes[0].height);
+    if (q->options >= 0) text_addf(&more, "%s\"options_shown\":%s", more.len ? "," : "", q->options ? "true" : "false");
     eval_record_print(root, more.p,
                       &(EvalAnswer){answer.len ? answer.p : "", answer.len, q->sizes[0].resized_width,
                                     q->sizes[0].resized_height, c->ids.n, c->stopped},

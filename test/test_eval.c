@@ -313,6 +313,26 @@ TEST(lists_numbers_and_words_as_worked_by_hand) {
     EXPECT_INT(count_of("grid", "outside"), 0); // a cell that is no label here is one of the nine all the same
     value("motion", "accuracy", .5), value("step", "accuracy", 1), value("cvs", "accuracy", .5);
 }
+TEST(the_last_phase_of_cholec80_has_two_names) {
+    for (int set = 0; set < 2; set++) {
+        begin();
+        char members[2][100];
+        for (int i = 0; i < 2; i++)
+            snprintf(members[i], sizeof members[i], "\"task\":\"phase\",\"dataset\":\"%s\",\"answer\":\"%s\"",
+                     set ? "other" : "cholec80", i ? "Preparation" : "GallbladderRetraction");
+        asked(members[0], "Gallbladder Extraction"), asked(members[1], "Gallbladder Extraction");
+        scored();
+        value("phase", "accuracy", set ? 0 : .5);
+        EXPECT_INT(count_of("phase", "outside"), set ? 2 : 0); // a wrong answer, but one of the phases
+    }
+}
+TEST(idle_instruments_can_be_left_out) {
+    begin();
+    asked(TRIPLET("grasper retract gallbladder, hook null_verb null_target"), "grasper retract gallbladder");
+    asked(TRIPLET("hook null_verb null_target"), "hook dissect gallbladder");
+    scored();
+    value("triplet", "accuracy", 0), value("triplet", "accuracy_without_null", 1); // the second frame has nothing left
+}
 TEST(actions_have_the_score_of_their_challenge) {
     static const char truth[] = "0000111122", said[] = "0100111122"; // datasets.md M.5
     begin();
@@ -341,6 +361,11 @@ TEST(each_question_has_its_own_most_frequent_answer) {
     scored();
     value("vqa", "accuracy", 2. / 7), floor_is("vqa", "accuracy", 3. / 7);
     number_is("a number", value_of("vqa", "accuracy", "question"), 5. / 7, 1e-12);
+    const Json *organ = json_get(section("vqa"), "questions")->child; // by question
+    EXPECT_STR(json_get(organ, "question")->str, "organ");
+    EXPECT_INT(json_get(organ, "n")->i, 3);
+    number_is("accuracy of organ", json_get(organ, "accuracy")->number, 2. / 3, 1e-12);
+    number_is("accuracy of state", json_get(organ->next, "accuracy")->number, 0, 1e-12);
     // from other records: cutting is the most frequent label there, and organs are not asked for
     Text train = {0};
     text_addf(&train, "{\"id\":\"1\",\"task\":\"vqa\",\"question\":\"state\",\"answer\":\"cutting\"}\n{\"id\":\"2\","
@@ -706,5 +731,7 @@ TEST(options_of_a_question_come_and_go) {
     EXPECT_STR(said[1], said[0]);
     EXPECT_STR(said[3], said[2]);
     EXPECT(strcmp(said[0], said[2]));
+    EXPECT(strstr(text[0], "\"options_shown\":false,\"response\"") &&
+           strstr(text[2], "\"options_shown\":true,\"response\""));
     for (int i = 0; i < 4; i++) free(text[i]);
 }
