@@ -506,8 +506,11 @@ static bool due(int64_t every, int64_t step) { return every > 0 && step % every 
 // The evaluation before the first step, if there is one: where the model stood.
 static bool start(Sft *s, Err *e) {
     Text t = {0};
-    text_addf(&t, "\"ev\":\"start\",\"steps\":%lld,\"samples\":%lld,\"trained\":%lld", (long long)s->plan.steps,
-              (long long)s->train->n, (long long)s->opt.n);
+    text_addf(
+        &t,
+        "\"ev\":\"start\",\"steps\":%lld,\"samples\":%lld,\"bad_samples\":%lld,\"long_samples\":%lld,\"trained\":%lld",
+        (long long)s->plan.steps, (long long)s->train->n, (long long)s->train->dropped_bad,
+        (long long)s->train->dropped_long, (long long)s->opt.n);
     double loss;
     return log_event(s, &t, e) && (!s->eval || !s->o->eval_every || evaluate(s, &loss, e));
 }

@@ -102,3 +102,13 @@ TEST(an_export_can_keep_what_bf16_would_round_away) {
     tensors_close(&masters), tensors_close(&out);
     free(trained), free(export), free(dir);
 }
+
+TEST(samples_that_were_left_out_are_counted_in_the_log) {
+    char *dir = joined(work, "dropped"), *log = joined(dir, "run.jsonl"), *data = joined(work, "dropped.jsonl");
+    const char *records = "{\"query\":\"q\",\"answer\":\"a\"}\n{\"query\":\"q\"}\n";
+    spill(data, records, strlen(records));
+    EXPECT_EXIT(run("sft --model " MODEL " --data %s --on-bad-sample skip --steps 1 --out %s", data, dir), 0);
+    char *text = slurp(log, NULL);
+    EXPECT(text && strstr(text, "\"samples\":1,\"bad_samples\":1,\"long_samples\":0,"));
+    free(text), free(data), free(log), free(dir);
+}
