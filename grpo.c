@@ -130,21 +130,21 @@ bool grpo_loss_check(const GrpoLoss *o, Where at, Err *e) {
 
 void grpo_loss_print(const GrpoLoss *o, Text *out) {
     const struct {
-        const char *name, *word; // word: instead of a number
+        const char *name, *word; // word: instead of a number; "": true or false
         double v;
     } fields[] = {
-        {"preset", o->preset ? o->preset : "", 0},
+        {"preset", o->preset ? o->preset : "none", 0},
         {"baseline", grpo_baseline_names[o->baseline], 0},
         {"scale", grpo_scale_names[o->scale], 0},
         {"ddof", NULL, o->ddof},
         {"eps", NULL, o->eps},
         {"spread_tol", NULL, o->spread_tol},
-        {"normalize_then_sum", NULL, o->normalize_then_sum},
-        {"missing_as_zero", NULL, o->missing_as_zero},
-        {"dynamic_sampling", NULL, o->dynamic_sampling},
+        {"normalize_then_sum", "", o->normalize_then_sum},
+        {"missing_as_zero", "", o->missing_as_zero},
+        {"dynamic_sampling", "", o->dynamic_sampling},
         {"dynamic_low", NULL, o->dynamic_low},
         {"dynamic_high", NULL, o->dynamic_high},
-        {"mask_truncated", NULL, o->mask_truncated},
+        {"mask_truncated", "", o->mask_truncated},
         {"weights", grpo_weights_names[o->weights], 0},
         {"tau", NULL, o->tau},
         {"w_max", NULL, o->w_max},
@@ -160,8 +160,8 @@ void grpo_loss_print(const GrpoLoss *o, Text *out) {
         {"sapo_minus", NULL, o->sapo_minus},
         {"log_ratio_limit", NULL, o->log_ratio_limit},
         {"beta", NULL, o->beta},
-        {"kl_unbiased", NULL, o->kl_unbiased},
-        {"kl_in_flat_groups", NULL, o->kl_in_flat_groups},
+        {"kl_unbiased", "", o->kl_unbiased},
+        {"kl_in_flat_groups", "", o->kl_in_flat_groups},
         {"kl_limit", NULL, o->kl_limit},
         {"norm", grpo_norm_names[o->norm], 0},
         {"sft_coef", NULL, o->sft_coef},
@@ -169,7 +169,8 @@ void grpo_loss_print(const GrpoLoss *o, Text *out) {
     };
     for (size_t k = 0; k < sizeof fields / sizeof fields[0]; k++) {
         text_addf(out, "%c\"%s\":", k ? ',' : '{', fields[k].name);
-        if (fields[k].word) text_add_json_string(out, fields[k].word, strlen(fields[k].word));
+        if (fields[k].word && !*fields[k].word) text_addf(out, fields[k].v != 0 ? "true" : "false");
+        else if (fields[k].word) text_add_json_string(out, fields[k].word, strlen(fields[k].word));
         else text_add_json_number(out, fields[k].v);
     }
     text_addf(out, "}");
@@ -403,7 +404,7 @@ double entropy_top_mask(const double *entropy, const uint8_t *mask, int64_t n, d
         if (mask[t]) sorted[k++] = entropy[t];
     qsort(sorted, (size_t)L, sizeof *sorted, by_value);
     double rank = (1 - q) * (double)(L - 1), whole = rint(rank);
-    if (fabs(rank - whole) <= 1e-6) rank = whole; // (1 - 0.8) * 10 is not 2, and must not lose the token there
+    if (fabs(rank - whole) <= 1e-6) rank = whole; // 0.8f * 10 is 8.0000001, and would lose the token at 8
     int64_t below = (int64_t)floor(rank), above = (int64_t)ceil(rank);
     double threshold = sorted[below] + (rank - (double)below) * (sorted[above] - sorted[below]);
     free(sorted);
@@ -454,7 +455,7 @@ void grpo_weights(const GrpoLoss *o, const double *entropy, const uint8_t *mask,
 //     sequence        exp(1/T_i sum_t m (l - l_old))           GSPO 2507.18071: one for all tokens of i
 //     sequence-token  the same value, but d rho / d l_t = rho at every token: sg(rho_i) exp(l - sg(l))
 // KL (Schulman's k3): u = l_ref - l, k3 = e^u - u - 1; kl_unbiased: times rho, which no clip touches.
-// Normaliser Z_i, by o->norm (L_max, K and the counts of the whole update come with the batch):
+// Normaliser Z_i, by o->norm (L_max and the counts of the whole update of K micro-batches of B come with the batch):
 //     sequences   1 / (K B)            eq. 7: sum over tokens, mean over sequences
 //     grpo        1 / (K B T_i)        2402.03300: mean over sequences of their means
 //     bnpo        1 / (K sum_i T_i)    mean over micro-batches of their token means
@@ -518,7 +519,7 @@ static Kl kl_of(const GrpoLoss *o, double u) {
     return k;
 }
 
-// 1 / Z_i before it is turned over: the tokens or sequences that a sum is divided by. 0: there is nothing to divide.
+// 1 / Z_i: what sequence i is divided by.
 static double divisor(const GrpoLoss *o, const GrpoBatch *b, int64_t tokens_i, int64_t tokens_batch) {
     switch (o->norm) {
     case NORM_GRPO: return (double)b->sequences * (double)tokens_i;
@@ -559,8 +560,9 @@ double grpo_loss(const GrpoLoss *o, const GrpoBatch *b, double *dlp, GrpoStats *
             if (by_token || !seen++) { // a new ratio
                 s->ratios++, s->ratio_clamped += r.clamped, ratio_sum += r.rho;
                 s->ratio_min = fmin(s->ratio_min, r.rho), s->ratio_max = fmax(s->ratio_max, r.rho);
-                clip_low += r.rho < 1 - o->eps_low && A<0, clip_high += r.rho> 1 + o->eps_high && A > 0;
-                clip_cispo += r.rho > o->cispo_cap && A > 0;
+                clip_low += A < 0 && r.rho < 1 - o->eps_low;
+                clip_high += A > 0 && r.rho > 1 + o->eps_high;
+                clip_cispo += A > 0 && r.rho > o->cispo_cap;
             }
             double w = b->weight ? b->weight[t] : 1, along = 0; // along: d (w P + beta k3 rho) / d rho
             if (w != 0) {                                       // a token of weight 0 is not looked at

@@ -776,6 +776,10 @@ TEST(presets_are_those_of_their_sources) {
         if (json_parse(&doc, t.p, t.len, "preset", (JsonOptions){.refuse_duplicates = true}, &e)) {
             EXPECT(json_is(json_get(doc.root, "preset"), name));
             EXPECT(json_is(json_get(doc.root, "norm"), grpo_norm_names[o.norm]));
+            bool dynamic = false;
+            double tau = 0;
+            EXPECT(json_bool(&doc, doc.root, "dynamic_sampling", true, &dynamic, &e) && dynamic == o.dynamic_sampling);
+            EXPECT(json_double(&doc, doc.root, "tau", true, 0, 9, &tau, &e) && tau == o.tau);
             json_free(&doc);
         } else FAIL("%s", t.p);
         text_free(&t);
