@@ -191,6 +191,13 @@ TEST(triplets_by_component_and_ap_as_worked_by_hand) {
     value("triplet", "map_i_binary_scores", (1 + (.5 + 1. / 3)) / 2);
     value("triplet", "ivtmetrics_0.1.5_map_ivt", (.5 + 1 + 1. / 3 + 1. / 3) / 100); // absent classes as 0
 }
+TEST(three_names_and_more_are_no_triplet) {
+    begin();
+    asked(TRIPLET("grasper retract liver"), "grasper retract liver twice");
+    scored();
+    value("triplet", "accuracy", 0), value("triplet", "instrument_accuracy", 1), value("triplet", "target_accuracy", 0);
+    EXPECT_INT(count_of("triplet", "outside"), 1);
+}
 TEST(triplets_of_other_vocabularies_are_compared_as_sets_only) {
     begin();
     asked(TRIPLET("stapler staple stomach"), "stapler staple stomach");
@@ -223,6 +230,20 @@ TEST(the_critical_view_is_pooled_averaged_and_joint) {
     EXPECT_INT(count_of("cvs2", "unparsable"), 1);
     number_is("a number", json_get(json_get(doc.root, "arena"), "value")->number, 4. / 6, 1e-12);
     EXPECT_INT(json_get(json_get(doc.root, "arena"), "n")->i, 1);
+}
+
+TEST(a_picture_is_right_when_its_three_criteria_are) {
+    begin();
+    for (int i = 0; i < 4; i++) // the first of four is all right
+        for (int c = 0; c < 3; c++) {
+            char members[160];
+            snprintf(members, sizeof members, "\"task\":\"cvs%d\",\"answer\":\"yes\",\"images\":[\"%d.png\"]", c + 1,
+                     i);
+            asked(members, i && c == i - 1 ? "no" : "yes");
+        }
+    scored();
+    value("cvs_criteria", "joint", .25), value("cvs_criteria", "overall_pooled", .75),
+        value("cvs_criteria", "achieved", .25);
 }
 
 #define BOX_OF(x)                                                                                                      \
@@ -336,7 +357,7 @@ TEST(idle_instruments_can_be_left_out) {
 TEST(actions_have_the_score_of_their_challenge) {
     static const char truth[] = "0000111122", said[] = "0100111122"; // datasets.md M.5
     begin();
-    for (int i = 0; truth[i]; i++) {
+    for (int k = 0, i = 0; k < 10; k++, i = 3 * k % 10) { // in no order of time
         char members[120], label[2] = {said[i], 0};
         snprintf(members, sizeof members, "\"task\":\"action\",\"video\":\"v\",\"frame\":%d,\"answer\":\"a%c\"", i,
                  truth[i]);
@@ -346,6 +367,17 @@ TEST(actions_have_the_score_of_their_challenge) {
     scored();
     value("action", "accuracy", .9), value("action", "video_segment_f1_at_10", .75);
     value("action", "sar_rarp50_score", sqrt(.9 * .75));
+}
+TEST(the_published_f_score_counts_what_is_never_said_as_precise) {
+    begin();
+    asked("\"task\":\"vqa\",\"answer\":\"a\"", "a"), asked("\"task\":\"vqa\",\"answer\":\"b\"", "a");
+    scored();
+    value("vqa", "macro_precision", .25), value("vqa", "vqla_precision", .75); // b: 0 of 0
+    value("vqa", "macro_f1", 1. / 3), value("vqa", "vqla_f_score", 1. / 3);
+    asked("\"task\":\"vqa\",\"answer\":\"b\"", "zebra"),
+        scored(); // a third class in the union, which no label asks for
+    value("vqa", "vqla_recall", (1 + 0 + 1) / 3.), value("vqa", "macro_recall", .5);
+    value("vqa", "vqla_f_score", (2. / 3 + 0 + 0) / 3), value("vqa", "macro_f1", 1. / 3);
 }
 TEST(each_question_has_its_own_most_frequent_answer) {
     begin();
@@ -368,8 +400,8 @@ TEST(each_question_has_its_own_most_frequent_answer) {
     number_is("accuracy of state", json_get(organ->next, "accuracy")->number, 0, 1e-12);
     // from other records: cutting is the most frequent label there, and organs are not asked for
     Text train = {0};
-    text_addf(&train, "{\"id\":\"1\",\"task\":\"vqa\",\"question\":\"state\",\"answer\":\"cutting\"}\n{\"id\":\"2\","
-                      "\"task\":\"phase\",\"answer\":\"idle\"}\n");
+    text_addf(&train, "{\"id\":\"1\",\"task\":\"vqa\",\"question\":\"state\",\"answer\":\"cutting\"}\n");
+    for (int i = 2; i < 5; i++) text_addf(&train, "{\"id\":\"%d\",\"task\":\"action\",\"answer\":\"idle\"}\n", i);
     put_file("train.jsonl", &train), text_free(&train);
     char name[128];
     snprintf(name, sizeof name, "%s", path("train.jsonl"));
@@ -711,6 +743,31 @@ TEST(an_answer_depends_on_its_record_alone) {
     if (!eval_score(&options, &json, &tables, &err)) err_report(&err), fail("not scored");
     EXPECT(json.p && strstr(json.p, "\"blind\":"));
     free(one), free(five), free(blind), free(system_turn), free(again);
+}
+TEST(the_system_turn_takes_the_place_of_the_records_own) {
+    if (!folder_exists(checkpoint)) SKIP("no %s", checkpoint);
+    static const char *const turns[4] = {
+        "{\"role\":\"user\",\"content\":\"Which?\"}",
+        "{\"role\":\"system\",\"content\":\"Be brief.\"},{\"role\":\"user\",\"content\":\"Which?\"}",
+        "{\"role\":\"user\",\"content\":\"Where, and why?\"}",
+        "{\"role\":\"user\",\"content\":\"Which?\"},{\"role\":\"assistant\",\"content\":\"the answer\"}"};
+    char *text[4], *said[4], *own;
+    for (int i = 0; i < 4; i++) {
+        begin();
+        text_addf(&records, "{\"id\":\"a\",\"task\":\"step\",\"answer\":\"up\",\"messages\":[%s]}\n", turns[i]);
+        put_file("scenes.jsonl", &records);
+        generate_to("turns.jsonl", (EvalGenerate){.system = "Say one word."}, 1, 1);
+        text[i] = file_text("turns.jsonl"), said[i] = strstr(text[i], "\"response\"");
+        if (i != 1) continue;
+        generate_to("turns.jsonl", (EvalGenerate){.system = NULL}, 1, 1);
+        own = file_text("turns.jsonl");
+        EXPECT(strcmp(strstr(own, "\"response\""), said[1]));
+        free(own);
+    }
+    EXPECT_STR(said[1], said[0]);
+    EXPECT_STR(said[3], said[0]); // the answer of a record is no part of its prompt
+    EXPECT(strcmp(said[2], said[0]));
+    for (int i = 0; i < 4; i++) free(text[i]);
 }
 TEST(options_of_a_question_come_and_go) {
     if (!folder_exists(checkpoint)) SKIP("no %s", checkpoint);
