@@ -209,7 +209,13 @@ typedef struct Random4 {
     uint32_t v[4];
 } Random4;
 enum RandomPurpose {
-    RANDOM_SAMPLE = 1, RANDOM_ORDER, RANDOM_INIT, RANDOM_DROPOUT, RANDOM_TEST, RANDOM_BOOTSTRAP, RANDOM_WORDING
+    RANDOM_SAMPLE = 1,
+    RANDOM_ORDER,
+    RANDOM_INIT,
+    RANDOM_DROPOUT,
+    RANDOM_TEST,
+    RANDOM_BOOTSTRAP,
+    RANDOM_WORDING
 };
 
 static inline HOST_DEVICE Random4 philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {

@@ -1728,8 +1728,8 @@ bool eval_legacy_right(const Text *said, const Text *label);
 enum EvalForm { EVAL_AS_WRITTEN, EVAL_OPEN, EVAL_CHOICE }; // options of a question: as its record has it, never, always
 typedef struct EvalGenerate {
     const char *data, *image_root; // NULL: beside the records
-    const char *out;               // predictions.jsonl, as eval_record_print; "options_shown" where form changed a question
-    const char *system;            // system turn, instead of the records' own; NULL: theirs
+    const char *out;    // predictions.jsonl, as eval_record_print; "options_shown" where form changed a question
+    const char *system; // system turn, instead of the records' own; NULL: theirs
     enum EvalForm form;
     bool blind; // every picture in the mean colour of the preprocessor
     bool trust_text;

@@ -79,5 +79,4 @@ static const char *checkpoint(const char *config, bool renamed) {
     return folder;
 }
 
-
 #endif
