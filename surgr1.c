@@ -67,8 +67,9 @@ static int help_program(void) {
            "       surgr1 --version\n\n"
            "exit codes: 0 done, 1 the answer is no, 2 wrong command line, 3 input refused, 4 cannot read, 5 cannot "
            "write,\n"
-           "            6 out of memory or over a limit, 7 the device failed, 8 bad numbers, 70 a bug, 75 stopped on "
-           "request\n");
+           "            6 out of memory or over a limit, 7 the device failed, 8 bad numbers, 9 no fitting "
+           "checkpoint,\n"
+           "            10 the run is locked, 70 a bug, 75 stopped on request\n");
     return EXIT_OK;
 }
 
