@@ -257,7 +257,7 @@ double adapter_number(const ModuleNumbers *p, const char *path, double missing);
 bool adapter_targets(const AdapterInfo *a, const char *path);
 
 // ==================================================================================================== io/image.c
-// JPEG and PNG in, Pillow-exact resize, PNG out, drawing. Pixels are 8-bit RGB, rows top to bottom, [height, width, 3].
+// JPEG and PNG in, Pillow-exact resize, PNG and JPEG out, drawing. Pixels are 8-bit RGB, rows top to bottom, [height, width, 3].
 
 typedef struct Image {
     uint8_t *rgb; // [height, width, 3]
@@ -297,6 +297,10 @@ void image_resize_bicubic(uint8_t *out, int out_w, int out_h, const uint8_t *in,
 bool image_write_png(const char *path, const uint8_t *rgb, int width, int height, Err *e);
 // The same into memory (malloc); name is for messages. E-ME-01.
 bool image_encode_png(uint8_t **png, size_t *size, const uint8_t *rgb, int width, int height, const char *name, Err *e);
+// A baseline JPEG (io/jpeg_write.c): quality 1 to 100 on libjpeg's scale; subsample: 4:2:0, else 4:4:4. Deterministic.
+bool image_write_jpeg(const char *path, const uint8_t *rgb, int width, int height, int quality, bool subsample, Err *e);
+bool image_encode_jpeg(uint8_t **jpeg, size_t *size, const uint8_t *rgb, int width, int height, int quality,
+                       bool subsample, const char *name, Err *e); // into memory (malloc); E-ME-01
 // Outline of a box [x1, y1, x2, y2) in pixels, `thick` pixels wide, clipped to the picture; label in a small built-in
 // font (ASCII) above it, on the box's colour.
 void image_draw_box(Image *im, double x1, double y1, double x2, double y2, const uint8_t colour[3], int thick,
@@ -875,6 +879,12 @@ typedef bool (*TokenCallback)(void *ctx, int completion, int32_t id);
 bool generate(Model *m, const Request *requests, int n, const GenerationConfig *g, TokenCallback on_token, void *ctx,
               Completion *out, Err *e);
 void completion_free(Completion *c);
+
+// ============================================================================================== data/vocabulary.c
+// Names by number, as the owners of the data sets publish them.
+extern const char *const cholect50_instruments[6], *const cholect50_verbs[10], *const cholect50_targets[15];
+extern const uint8_t cholect50_triplets[100][3]; // instrument, verb, target of each
+extern const char *const rarp50_actions[8];
 
 // =================================================================================================== data/tasks.c
 // The tasks of both papers, the record that carries one question about one frame, and how questions and answers are worded.

@@ -24,31 +24,9 @@ VOCABULARY(cholec80_phases, "phase of Cholec80", phase_names, phase_aliases);
 static const char *const tool_names[] = {"grasper", "bipolar",   "hook",        "scissors",
                                          "clipper", "irrigator", "specimen bag"};
 VOCABULARY(cholec_tools, "tool", tool_names, NULL);
-static const char *const verb_names[] = {"grasp", "retract",  "dissect",  "coagulate", "clip",
-                                         "cut",   "aspirate", "irrigate", "pack",      "null_verb"};
-static VOCABULARY(cholec_verbs, "verb", verb_names, NULL);
-static const char *const target_names[] = {
-    "gallbladder", "cystic_plate",          "cystic_duct", "cystic_artery", "cystic_pedicle", "blood_vessel",
-    "fluid",       "abdominal_wall_cavity", "liver",       "adhesion",      "omentum",        "peritoneum",
-    "gut",         "specimen_bag",          "null_target"};
-static VOCABULARY(cholec_targets, "target", target_names, NULL);
+static VOCABULARY(cholec_verbs, "verb", cholect50_verbs, NULL);
+static VOCABULARY(cholec_targets, "target", cholect50_targets, NULL);
 enum { MOST_BOXES = 64, INSTRUMENTS = 6, VERBS = 10, TARGETS = 15, NULL_VERB = 9 };
-
-// Triplet id to (instrument, verb, target): CAMMA-public/ivtmetrics, ivtmetrics/maps.txt.
-static const uint8_t triplet_parts[100][3] = {
-    {0, 2, 1},  {0, 2, 0},  {0, 2, 10}, {0, 0, 3},  {0, 0, 2},  {0, 0, 4},  {0, 0, 1},  {0, 0, 0},  {0, 0, 12},
-    {0, 0, 8},  {0, 0, 10}, {0, 0, 11}, {0, 0, 13}, {0, 8, 0},  {0, 1, 2},  {0, 1, 4},  {0, 1, 1},  {0, 1, 0},
-    {0, 1, 12}, {0, 1, 8},  {0, 1, 10}, {0, 1, 11}, {1, 3, 7},  {1, 3, 5},  {1, 3, 3},  {1, 3, 2},  {1, 3, 4},
-    {1, 3, 1},  {1, 3, 0},  {1, 3, 8},  {1, 3, 10}, {1, 3, 11}, {1, 2, 9},  {1, 2, 3},  {1, 2, 2},  {1, 2, 1},
-    {1, 2, 0},  {1, 2, 10}, {1, 0, 1},  {1, 0, 8},  {1, 0, 13}, {1, 1, 2},  {1, 1, 4},  {1, 1, 0},  {1, 1, 8},
-    {1, 1, 10}, {2, 3, 5},  {2, 3, 3},  {2, 3, 2},  {2, 3, 4},  {2, 3, 1},  {2, 3, 0},  {2, 3, 8},  {2, 3, 10},
-    {2, 5, 5},  {2, 5, 11}, {2, 2, 5},  {2, 2, 3},  {2, 2, 2},  {2, 2, 1},  {2, 2, 0},  {2, 2, 10}, {2, 2, 11},
-    {2, 1, 0},  {2, 1, 8},  {3, 3, 10}, {3, 5, 9},  {3, 5, 5},  {3, 5, 3},  {3, 5, 2},  {3, 5, 1},  {3, 5, 8},
-    {3, 5, 10}, {3, 5, 11}, {3, 2, 1},  {3, 2, 0},  {3, 2, 10}, {4, 4, 5},  {4, 4, 3},  {4, 4, 2},  {4, 4, 4},
-    {4, 4, 1},  {5, 6, 6},  {5, 2, 2},  {5, 2, 4},  {5, 2, 1},  {5, 2, 0},  {5, 2, 10}, {5, 7, 7},  {5, 7, 4},
-    {5, 7, 8},  {5, 1, 0},  {5, 1, 8},  {5, 1, 10}, {0, 9, 14}, {1, 9, 14}, {2, 9, 14}, {3, 9, 14}, {4, 9, 14},
-    {5, 9, 14},
-};
 
 // --------------------------------------------------------------------------------------------------------------- tools
 // Where the frames of a video may be: beneath --frames, else in the set's own folder, ROOT/frames or ROOT.
@@ -292,9 +270,10 @@ static bool triplets_add(Import *im, const ImportFrame *f, const uint8_t present
     Text list = {0};
     bool seen[INSTRUMENTS] = {false};
     for (int id = 0; id < 100; id++) {
-        const uint8_t *p = triplet_parts[id];
+        const uint8_t *p = cholect50_triplets[id];
         if (!present[id]) continue;
-        text_addf(&list, "%s%s %s %s", n++ ? ", " : "", tool_names[p[0]], verb_names[p[1]], target_names[p[2]]);
+        text_addf(&list, "%s%s %s %s", n++ ? ", " : "", tool_names[p[0]], cholect50_verbs[p[1]],
+                  cholect50_targets[p[2]]);
         seen[p[0]] = true, only = id;
     }
     if (!n)
@@ -307,10 +286,10 @@ static bool triplets_add(Import *im, const ImportFrame *f, const uint8_t present
     task_list_text(tools, n_tools, &list);
     ok = ok && item_add(im, f, (Question){.task = TASK_TOOL, .answer = keep(im, "%s", list.p), .at = at}, e);
     text_free(&list);
-    if (n == 1 && triplet_parts[only][1] != NULL_VERB)
+    if (n == 1 && cholect50_triplets[only][1] != NULL_VERB)
         return ok && item_add(im, f,
                               (Question){.task = TASK_ACTION,
-                                         .answer = verb_names[triplet_parts[only][1]],
+                                         .answer = cholect50_verbs[cholect50_triplets[only][1]],
                                          .choices = &cholec_verbs,
                                          .at = at},
                               e);
@@ -347,7 +326,8 @@ static int triplet_of(const char *text) {
         text += n + 1;
     }
     for (int i = 0; i < 100; i++)
-        if (triplet_parts[i][0] == id[0] && triplet_parts[i][1] == id[1] && triplet_parts[i][2] == id[2]) return i;
+        if (cholect50_triplets[i][0] == id[0] && cholect50_triplets[i][1] == id[1] && cholect50_triplets[i][2] == id[2])
+            return i;
     return -1;
 }
 
@@ -405,12 +385,12 @@ static bool t50_row(Import *im, const JsonDoc *d, const Json *row, T50Frame *t, 
             return unknown_label(im, &bank, json_at(d, name, "triplet"), name->str, name->len, e);
         }
         for (int k = 0; k < 3; k++)
-            if (part[k] >= 0 && part[k] != triplet_parts[known_id][k])
+            if (part[k] >= 0 && part[k] != cholect50_triplets[known_id][k])
                 return err_set(e, "E-DS-13", json_at(d, cell[k ? 6 + k : 1], kinds[k]),
                                "expected the %s of triplet %d (%s); found %s; do: check the file", kinds[k], known_id,
-                               parts[k]->names[triplet_parts[known_id][k]], parts[k]->names[part[k]]);
+                               parts[k]->names[cholect50_triplets[known_id][k]], parts[k]->names[part[k]]);
         t->present[known_id] = 1;
-        part[0] = triplet_parts[known_id][0];
+        part[0] = cholect50_triplets[known_id][0];
     }
     if (part[0] < 0) return true;
     t->n_tools++;
@@ -569,11 +549,12 @@ static bool t45_maps(Import *im, Err *e) {
             while (*c->p == ' ') t.rows[i].cells[k].p++, t.rows[i].cells[k].len--;
             ok = table_int(&t, &t.rows[i], k, "id", 0, 99, &v[k], e);
         }
-        if (ok && (v[1] != triplet_parts[v[0]][0] || v[2] != triplet_parts[v[0]][1] || v[3] != triplet_parts[v[0]][2]))
+        if (ok && (v[1] != cholect50_triplets[v[0]][0] || v[2] != cholect50_triplets[v[0]][1] ||
+                   v[3] != cholect50_triplets[v[0]][2]))
             ok = err_set(e, "E-DS-12", AT(.file = path, .line = t.rows[i].line),
                          "expected triplet %lld to be %s %s %s; found another; do: %s", (long long)v[0],
-                         tool_names[triplet_parts[v[0]][0]], verb_names[triplet_parts[v[0]][1]],
-                         target_names[triplet_parts[v[0]][2]], "use the published label files");
+                         tool_names[cholect50_triplets[v[0]][0]], cholect50_verbs[cholect50_triplets[v[0]][1]],
+                         cholect50_targets[cholect50_triplets[v[0]][2]], "use the published label files");
     }
     table_free(&t);
     return ok;

@@ -20,15 +20,7 @@ static bool base_tell(Import *im, BaseFacts f, int n, const char *what, int64_t 
 }
 
 // ---------------------------------------------------------------------------------------------------------- SAR-RARP50
-static const char *const action_names[] = {"other",
-                                           "picking-up the needle",
-                                           "positioning the needle tip",
-                                           "pushing the needle through the tissue",
-                                           "pulling the needle out of the tissue",
-                                           "tying a knot",
-                                           "cutting the suture",
-                                           "returning/dropping the needle"};
-static const Vocabulary actions = {"action of SAR-RARP50", action_names, 8, NULL, false};
+static const Vocabulary actions = {"action of SAR-RARP50", rarp50_actions, 8, NULL, false};
 
 static bool sar_rows(Import *im, Table *t, const char *path, BaseFacts *facts, Err *e) {
     int64_t last = -1, frame, class;
@@ -85,9 +77,9 @@ static bool sar_video(Import *im, const char *dir, const char *name, int64_t bas
         f.source =
             keep(im, "\"frame_base\":0,\"image_number\":%lld,\"label_base\":%lld", (long long)frame, (long long)base);
         if (frame_open(im, &f, false, e))
-            ok = item_add(im, &f,
-                          (Question){.task = TASK_ACTION, .answer = action_names[class], .choices = &actions, .at = at},
-                          e);
+            ok = item_add(
+                im, &f, (Question){.task = TASK_ACTION, .answer = rarp50_actions[class], .choices = &actions, .at = at},
+                e);
         else ok = !e->code[0];
     }
     frames_free(&frames), table_free(&t);

@@ -595,8 +595,6 @@ typedef struct Pose {
 } Pose;
 
 enum Verb { GRASP, RETRACT, DISSECT, COAGULATE, CLIP_IT, CUT, ASPIRATE, IRRIGATE, PACK, NULL_VERB };
-static const char *const verbs[] = {"grasp", "retract",  "dissect",  "coagulate", "clip",
-                                    "cut",   "aspirate", "irrigate", "pack",      "null_verb"};
 enum Target {
     T_GALLBLADDER,
     T_PLATE,
@@ -614,10 +612,6 @@ enum Target {
     T_BAG,
     T_NULL
 };
-static const char *const targets[] = {
-    "gallbladder", "cystic_plate",          "cystic_duct", "cystic_artery", "cystic_pedicle", "blood_vessel",
-    "fluid",       "abdominal_wall_cavity", "liver",       "adhesion",      "omentum",        "peritoneum",
-    "gut",         "specimen_bag",          "null_target"};
 static const int target_owner[] = {GALLBLADDER, PLATE,    DUCT,    ARTERY,     PEDICLE, NOBODY, FLUID, CAVITY,
                                    LIVER,       ADHESION, OMENTUM, PERITONEUM, GUT,     BAG,    NOBODY};
 
@@ -625,14 +619,6 @@ enum Phase { PREPARATION, CALOT, CLIPPING, DISSECTION, PACKAGING, CLEANING, RETR
 static const char *const phases[PHASES] = {"Preparation",           "CalotTriangleDissection", "ClippingCutting",
                                            "GallbladderDissection", "GallbladderPackaging",    "CleaningCoagulation",
                                            "GallbladderRetraction"};
-static const char *const actions[] = {"other",
-                                      "picking-up the needle",
-                                      "positioning the needle tip",
-                                      "pushing the needle through the tissue",
-                                      "pulling the needle out of the tissue",
-                                      "tying a knot",
-                                      "cutting the suture",
-                                      "returning/dropping the needle"};
 enum Action { OTHER, PICKING, POSITIONING, PUSHING, PULLING, TYING, CUTTING, RETURNING, ACTIONS };
 
 typedef struct Draft {
@@ -1299,25 +1285,11 @@ static void draw_needle(Canvas *c, V centre, double radius, double from, double 
 }
 
 // ------------------------------------------------------------------------------------------------------ composition
-// The 100 triplets of CholecT50: instrument, verb, target (ivtmetrics/maps.txt); the last six are the null triplets.
-// clang-format off
-static const uint8_t bank[100][3] = {
-    {0, 2, 1}, {0, 2, 0}, {0, 2, 10}, {0, 0, 3}, {0, 0, 2}, {0, 0, 4}, {0, 0, 1}, {0, 0, 0}, {0, 0, 12}, {0, 0, 8},
-    {0, 0, 10}, {0, 0, 11}, {0, 0, 13}, {0, 8, 0}, {0, 1, 2}, {0, 1, 4}, {0, 1, 1}, {0, 1, 0}, {0, 1, 12}, {0, 1, 8},
-    {0, 1, 10}, {0, 1, 11}, {1, 3, 7}, {1, 3, 5}, {1, 3, 3}, {1, 3, 2}, {1, 3, 4}, {1, 3, 1}, {1, 3, 0}, {1, 3, 8},
-    {1, 3, 10}, {1, 3, 11}, {1, 2, 9}, {1, 2, 3}, {1, 2, 2}, {1, 2, 1}, {1, 2, 0}, {1, 2, 10}, {1, 0, 1}, {1, 0, 8},
-    {1, 0, 13}, {1, 1, 2}, {1, 1, 4}, {1, 1, 0}, {1, 1, 8}, {1, 1, 10}, {2, 3, 5}, {2, 3, 3}, {2, 3, 2}, {2, 3, 4},
-    {2, 3, 1}, {2, 3, 0}, {2, 3, 8}, {2, 3, 10}, {2, 5, 5}, {2, 5, 11}, {2, 2, 5}, {2, 2, 3}, {2, 2, 2}, {2, 2, 1},
-    {2, 2, 0}, {2, 2, 10}, {2, 2, 11}, {2, 1, 0}, {2, 1, 8}, {3, 3, 10}, {3, 5, 9}, {3, 5, 5}, {3, 5, 3}, {3, 5, 2},
-    {3, 5, 1}, {3, 5, 8}, {3, 5, 10}, {3, 5, 11}, {3, 2, 1}, {3, 2, 0}, {3, 2, 10}, {4, 4, 5}, {4, 4, 3}, {4, 4, 2},
-    {4, 4, 4}, {4, 4, 1}, {5, 6, 6}, {5, 2, 2}, {5, 2, 4}, {5, 2, 1}, {5, 2, 0}, {5, 2, 10}, {5, 7, 7}, {5, 7, 4},
-    {5, 7, 8}, {5, 1, 0}, {5, 1, 8}, {5, 1, 10}, {0, 9, 14}, {1, 9, 14}, {2, 9, 14}, {3, 9, 14}, {4, 9, 14},
-    {5, 9, 14},
-};
-// clang-format on
 static int bank_of(int instrument, int verb, int target) {
     for (int i = 0; i < 100; i++)
-        if (bank[i][0] == instrument && bank[i][1] == verb && bank[i][2] == target) return i;
+        if (cholect50_triplets[i][0] == instrument && cholect50_triplets[i][1] == verb &&
+            cholect50_triplets[i][2] == target)
+            return i;
     return -1;
 }
 
@@ -1888,7 +1860,8 @@ static bool measure(const Canvas *c, const Draft *d, bool robot, SceneTruth *t) 
         s->cell = inside ? task_grid_cell(s->tip_x, s->tip_y, c->w, c->h) : "";
         for (int j = 0; j < k; j++) good = good && distance(p->tip, d->tool[j].tip) > .09;
         if (robot) continue;
-        s->verb = verbs[p->verb], s->target = targets[p->target], s->triplet = bank_of(p->class, p->verb, p->target);
+        s->verb = cholect50_verbs[p->verb], s->target = cholect50_targets[p->target],
+        s->triplet = bank_of(p->class, p->verb, p->target);
         CHECK(s->triplet >= 0, "%s %s %s is not in the bank", s->name, s->verb, s->target);
         good = good && (p->owner_target == NOBODY || seen(t, s->target));
     }
@@ -1896,7 +1869,7 @@ static bool measure(const Canvas *c, const Draft *d, bool robot, SceneTruth *t) 
         bool needle = seen(t, "suture_needle"), thread = seen(t, "thread");
         bool with_needle = d->action == PICKING || d->action == POSITIONING || d->action == PUSHING ||
                            d->action == PULLING || d->action == RETURNING;
-        t->action = actions[d->action];
+        t->action = rarp50_actions[d->action];
         return good && needle == with_needle && thread == (d->action != OTHER);
     }
     double open = 0, covered = 1;
@@ -2143,15 +2116,15 @@ int scene_records(const Scene *s, const SceneRecords *how, Text *out) {
             write_item(&w, TASK_VQLA, k->name, question, k->cell, &b, 1, WORDS(cells));
         } else {
             snprintf(question, sizeof question, "What is the %s doing?", k->name);
-            write_item(&w, TASK_VQLA, k->name, question, k->verb, &b, 1, WORDS(verbs));
+            write_item(&w, TASK_VQLA, k->name, question, k->verb, &b, 1, WORDS(cholect50_verbs));
             snprintf(question, sizeof question, "What does the %s act on?", k->name);
-            write_item(&w, TASK_VQA, k->name, question, k->target, NULL, 0, WORDS(targets));
+            write_item(&w, TASK_VQA, k->name, question, k->target, NULL, 0, WORDS(cholect50_targets));
         }
     }
     for (int i = 0; i < 3 && t->cvs_asked && !t->robotic; i++)
         write_item(&w, (enum Task)(TASK_CVS1 + i), NULL, NULL, t->criteria[i] ? "yes" : "no", NULL, 0, NULL, 0);
     // Level 2: who does what.
-    if (t->robotic) write_item(&w, TASK_ACTION, NULL, NULL, t->action, NULL, 0, WORDS(actions));
+    if (t->robotic) write_item(&w, TASK_ACTION, NULL, NULL, t->action, NULL, 0, WORDS(rarp50_actions));
     for (int i = 0; i < t->n_tools && !t->robotic; i++)
         text_addf(&triplets, "%s%s %s %s", i ? ", " : "", t->tools[i].name, t->tools[i].verb, t->tools[i].target);
     if (triplets.len) write_item(&w, TASK_TRIPLET, NULL, NULL, triplets.p, NULL, 0, NULL, 0);

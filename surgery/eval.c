@@ -785,15 +785,7 @@ static void list_metrics(Section *s, enum System sys, const Result *res) {
 }
 
 // ---------------------------------------------------------------------------------------------------------- triplets
-// CholecT50's names by id (CAMMA-public/cholect50, docs/README-Format.md).
-static const char *const instruments[] = {"grasper", "bipolar", "hook", "scissors", "clipper", "irrigator"};
-static const char *const verbs[] = {"grasp", "retract",  "dissect",  "coagulate", "clip",
-                                    "cut",   "aspirate", "irrigate", "pack",      "null_verb"};
-static const char *const targets[] = {
-    "gallbladder", "cystic_plate",          "cystic_duct", "cystic_artery", "cystic_pedicle", "blood_vessel",
-    "fluid",       "abdominal_wall_cavity", "liver",       "adhesion",      "omentum",        "peritoneum",
-    "gut",         "specimen_bag",          "null_target"};
-static const TripletNames cholect50 = {instruments, verbs, targets, 6, 10, 15};
+static const TripletNames cholect50 = {cholect50_instruments, cholect50_verbs, cholect50_targets, 6, 10, 15};
 
 typedef struct TripletList {
     Triplet *p;
@@ -836,12 +828,14 @@ static void triplet_rows(Section *s, enum TripletPart part, const TripletAP *ap,
         int id = triplet_column_id(part, c);
         char row[64];
         Triplet x = triplet_at(part == PART_IVT ? id : 0);
-        if (part == PART_IVT) snprintf(row, sizeof row, "%s %s %s", instruments[x.i], verbs[x.v], targets[x.t]);
+        if (part == PART_IVT)
+            snprintf(row, sizeof row, "%s %s %s", cholect50_instruments[x.i], cholect50_verbs[x.v],
+                     cholect50_targets[x.t]);
         else
             snprintf(row, sizeof row, "%s",
-                     part == PART_I   ? instruments[id]
-                     : part == PART_V ? verbs[id]
-                                      : targets[id]);
+                     part == PART_I   ? cholect50_instruments[id]
+                     : part == PART_V ? cholect50_verbs[id]
+                                      : cholect50_targets[id]);
         double v[] = {ap->video_ap[c], ap->global_ap[c]};
         if (support[c] || count[c]) class_row(s, row, support[c], count[c], keys, v, 2);
     }

@@ -191,25 +191,11 @@ static CurveScores curve_11(const uint8_t *hit, int64_t n, int64_t objects) {
 }
 
 // ---------------------------------------------------------------------------------------------------------- triplets
-// CAMMA-public/ivtmetrics, ivtmetrics/maps.txt: instrument, verb, target of each of the 100 triplets of CholecT50.
-static const uint8_t bank[TRIPLETS][3] = {
-    {0, 2, 1},  {0, 2, 0},  {0, 2, 10}, {0, 0, 3},  {0, 0, 2},  {0, 0, 4},  {0, 0, 1},  {0, 0, 0},  {0, 0, 12},
-    {0, 0, 8},  {0, 0, 10}, {0, 0, 11}, {0, 0, 13}, {0, 8, 0},  {0, 1, 2},  {0, 1, 4},  {0, 1, 1},  {0, 1, 0},
-    {0, 1, 12}, {0, 1, 8},  {0, 1, 10}, {0, 1, 11}, {1, 3, 7},  {1, 3, 5},  {1, 3, 3},  {1, 3, 2},  {1, 3, 4},
-    {1, 3, 1},  {1, 3, 0},  {1, 3, 8},  {1, 3, 10}, {1, 3, 11}, {1, 2, 9},  {1, 2, 3},  {1, 2, 2},  {1, 2, 1},
-    {1, 2, 0},  {1, 2, 10}, {1, 0, 1},  {1, 0, 8},  {1, 0, 13}, {1, 1, 2},  {1, 1, 4},  {1, 1, 0},  {1, 1, 8},
-    {1, 1, 10}, {2, 3, 5},  {2, 3, 3},  {2, 3, 2},  {2, 3, 4},  {2, 3, 1},  {2, 3, 0},  {2, 3, 8},  {2, 3, 10},
-    {2, 5, 5},  {2, 5, 11}, {2, 2, 5},  {2, 2, 3},  {2, 2, 2},  {2, 2, 1},  {2, 2, 0},  {2, 2, 10}, {2, 2, 11},
-    {2, 1, 0},  {2, 1, 8},  {3, 3, 10}, {3, 5, 9},  {3, 5, 5},  {3, 5, 3},  {3, 5, 2},  {3, 5, 1},  {3, 5, 8},
-    {3, 5, 10}, {3, 5, 11}, {3, 2, 1},  {3, 2, 0},  {3, 2, 10}, {4, 4, 5},  {4, 4, 3},  {4, 4, 2},  {4, 4, 4},
-    {4, 4, 1},  {5, 6, 6},  {5, 2, 2},  {5, 2, 4},  {5, 2, 1},  {5, 2, 0},  {5, 2, 10}, {5, 7, 7},  {5, 7, 4},
-    {5, 7, 8},  {5, 1, 0},  {5, 1, 8},  {5, 1, 10}, {0, 9, 14}, {1, 9, 14}, {2, 9, 14}, {3, 9, 14}, {4, 9, 14},
-    {5, 9, 14}};
 const char *const triplet_part_names[TRIPLET_PARTS] = {"ivt", "i", "v", "t", "iv", "it"};
 enum { VERBS = 10, TARGETS = 15, LARGEST_ID = 100 };
 
 static int part_id(enum TripletPart part, int id) { // the dataset's id of a part of a triplet
-    const uint8_t *x = bank[id];
+    const uint8_t *x = cholect50_triplets[id];
     switch (part) {
     case PART_I: return x[0];
     case PART_V: return x[1];
@@ -235,11 +221,12 @@ static PartMap part_map(enum TripletPart part) {
 }
 Triplet triplet_at(int id) {
     CHECK(id >= 0 && id < TRIPLETS, "triplet %d of %d", id, TRIPLETS);
-    return (Triplet){bank[id][0], bank[id][1], bank[id][2]};
+    return (Triplet){cholect50_triplets[id][0], cholect50_triplets[id][1], cholect50_triplets[id][2]};
 }
 int triplet_id(Triplet x) {
     for (int id = 0; id < TRIPLETS; id++)
-        if (bank[id][0] == x.i && bank[id][1] == x.v && bank[id][2] == x.t) return id;
+        if (cholect50_triplets[id][0] == x.i && cholect50_triplets[id][1] == x.v && cholect50_triplets[id][2] == x.t)
+            return id;
     return -1;
 }
 int triplet_columns(enum TripletPart part) { return part_map(part).columns; }

@@ -17,6 +17,7 @@ block 30
 vision 40
 config 45
 model 50
+data/vocabulary 52
 data/tasks 53
 data/ 55
 lora 57
