@@ -1088,6 +1088,7 @@ typedef struct BoxMark { // a <bbox> place of a text, filled once the picture's 
 
 typedef struct Record {
     char id[260];      // "id" when present, else the number of the line or element
+    bool named;        // the id was there
     Message *messages; // [n]
     int n;
     bool *trained; // [n] whether the loss counts this turn: assistant turns, but for "loss": false and prompts
@@ -1163,6 +1164,7 @@ typedef struct DataOptions {
 
 typedef struct SampleInfo { // what the scan found, one per usable sample
     char *id;
+    bool named; // the record brought its id
     int32_t file;
     int64_t offset, bytes, line; // of its JSON text
     int64_t tokens, targets, patches;
@@ -1186,6 +1188,8 @@ typedef struct Dataset {
 // outlive d. E-DS-*, E-IM-*, E-IO-*, E-TK-06.
 bool dataset_open(Dataset *d, const Tokenizer *t, const Config *c, DataOptions o, Err *e);
 void dataset_close(Dataset *d);
+// How many named samples of b have the id of one of a; *first: one of these ids (NULL: none). Leakage, if b measures a.
+int64_t dataset_shared(const Dataset *a, const Dataset *b, const char **first);
 
 typedef struct Sample {
     char id[260];

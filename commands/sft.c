@@ -446,6 +446,14 @@ static bool prepare(Session *s, Err *e) {
     o.files = sft.eval.p, o.n_files = sft.eval.n;
     if (sft.eval.n && !dataset_open(&s->eval, s->t, &s->c, o, e)) return false;
     if (sft.eval.n) describe_data("evaluation data", &s->eval);
+    const char *first;
+    int64_t shared = dataset_shared(&s->train, &s->eval, &first);
+    if (shared)
+        warn("E-DS-09", AT(.file = sft.eval.p[0], .sample = first),
+             "expected no sample of the evaluation among the training data; found %lld with the same id; do: evaluate "
+             "on "
+             "others, this loss says nothing about new samples",
+             (long long)shared);
     sft_plan(&s->train, &sft.o, &s->plan);
     note("plan: %lld steps of up to %lld x %lld samples, %lld tokens in all", (long long)s->plan.steps,
          (long long)sft.o.accumulate, (long long)s->plan.samples, (long long)s->plan.all_tokens);

@@ -520,7 +520,7 @@ static bool read_id(Record *r, const Json *root, int64_t number, Err *e) {
     if (id->len < 1 || id->len > 256 || memchr(id->str, 0, id->len))
         return refuse(r, id, "E-DS-03", "id", e, "an id of 1 to 256 bytes", quoted(id->str, id->len), "choose another");
     memcpy(r->id, id->str, id->len);
-    r->id[id->len] = 0;
+    r->id[id->len] = 0, r->named = true;
     return true;
 }
 

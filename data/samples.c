@@ -266,7 +266,7 @@ static bool scan_record(void *ctx, Record *r, Err *e) {
     }
     size_t id = strlen(r->id) + 1;
     info.id = alloc_or_die(id, 1, "the id of a sample");
-    memcpy(info.id, r->id, id);
+    memcpy(info.id, r->id, id), info.named = r->named;
     d->samples[d->n++] = info;
     d->tokens += info.tokens, d->targets += info.targets, d->patches += info.patches;
     if (info.tokens > d->longest) d->longest = info.tokens;
@@ -349,6 +349,22 @@ bool dataset_open(Dataset *d, const Tokenizer *t, const Config *c, DataOptions o
     if (scan_all(d, e)) return true;
     dataset_close(d);
     return false;
+}
+
+static int by_id(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+int64_t dataset_shared(const Dataset *a, const Dataset *b, const char **first) {
+    char **ids = alloc_or_die((size_t)a->n + 1, sizeof *ids, "the ids of the samples");
+    int64_t n = 0, shared = 0;
+    *first = NULL;
+    for (int64_t i = 0; i < a->n; i++)
+        if (a->samples[i].named) ids[n++] = a->samples[i].id;
+    qsort(ids, (size_t)n, sizeof *ids, by_id);
+    for (int64_t i = 0; i < b->n; i++) {
+        if (!b->samples[i].named || !bsearch(&b->samples[i].id, ids, (size_t)n, sizeof *ids, by_id)) continue;
+        if (!shared++) *first = b->samples[i].id;
+    }
+    free(ids);
+    return shared;
 }
 
 void dataset_close(Dataset *d) {

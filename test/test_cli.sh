@@ -208,6 +208,12 @@ for line in 'training data: 6 samples' 'plan: ' 'trained: ' '  optimizer ' '  ac
     grep -qE "^$line" "$dir/err" && ok || bad "no line \"$line\" before step 0"
 done
 
+run ${train% --quiet} --eval data/example.jsonl --eval-every 1 --dry-run
+grep -q '^surgr1: warning E-DS-09: .*sample "example-0".* found 6 with the same id' "$dir/err" && ok || bad "evaluation on training samples is not told"
+sed 's/example-/other-/' data/example.jsonl >"$dir/other.jsonl"
+run ${train% --quiet} --eval "$dir/other.jsonl" --eval-every 1 --dry-run
+grep -q 'E-DS-09' "$dir/err" && bad "other samples are taken for training samples" || ok
+
 # --- training: a run, its twin, its export ------------------------------------------------------------------------------------
 says "$dir/run/export" $small --out "$dir/run"
 run $small --out "$dir/run" # again: it is finished, and says so by doing nothing
