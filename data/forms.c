@@ -620,11 +620,17 @@ static bool place_box(const Record *r, const Json *at, const char *field, const 
                        "expected 0 <= x1 < x2 <= %.12g and 0 <= y1 < y2 <= %.12g (%s); found [%.6g, %.6g, %.6g, %.6g]; "
                        "do: mend the box, or say in which frame it is",
                        limit[0], limit[1], names[frame], box[0], box[1], box[2], box[3]);
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < 4; k++) { // as Qwen2.5-VL's own fine-tuning tools: x2 is at most the last column
         double v = rint(box[k] * (double)to[k % 2] / limit[k % 2]), last = (double)(to[k % 2] - 1);
         out[k] = (int64_t)(v < last ? v : last);
     }
-    return true;
+    return (out[0] < out[2] && out[1] < out[3]) ||
+           err_set(e, "E-DS-06", json_at(&r->doc, at, field),
+                   "expected a box of at least a pixel in the resized picture; found [%.6g, %.6g, %.6g, %.6g], which "
+                   "becomes "
+                   "[%lld, %lld, %lld, %lld]; do: raise --max-pixels, or leave so small a thing out",
+                   box[0], box[1], box[2], box[3], (long long)out[0], (long long)out[1], (long long)out[2],
+                   (long long)out[3]);
 }
 
 static size_t skip(const char *p, size_t len, size_t i, const char *set) {

@@ -379,6 +379,8 @@ TEST(boxes_in_texts_are_rewritten_from_any_frame) {
     EXPECT_STR(placed(ASK(BOX("[x1, y1, x2, y2]") BOX("[[x1, ...]]") BOX("[]"), "ok") ",\"box_frame\":\"original\"}"),
                "<0>{\"bbox_2d\": [x1, y1, x2, y2], \"label\": \"x\"}{\"bbox_2d\": [[x1, ...]], \"label\": \"x\"}"
                "{\"bbox_2d\": [], \"label\": \"x\"}ok");
+    // half a pixel of 200 is a fifth of one of 84: nothing would be left of it
+    EXPECT(misplaced(ASK("x", BOX("[10, 10, 10.5, 40]")) ",\"box_frame\":\"original\"}", "E-DS-06"));
     // several pictures
 #define PAIR                                                                                                           \
     "{\"query\":\"<image><image>\",\"response\":\"" BOX("[100, 50, 200, 100]") "\",\"images\":[\"1.png\",\"2.png\"]"
