@@ -1,7 +1,7 @@
 // scenes.c - surgr1 scenes: drawn operating fields as pictures, questions and answers.
 //
-// What it is:  glue: frames in parallel, PNG files, one file of records and one of truths, a preview sheet, a statistic
-//              of the labels.
+// What it is:  glue: frames in parallel, PNG or JPEG files, one file of records and one of truths, a preview sheet, a
+//              statistic of the labels.
 // What it is not: the renderer or its labels (data/scenes.c), or the wording (data/tasks.c).
 // Read before: commands.h, data/scenes.c.  Read next: sft.c.
 #include "commands.h"
@@ -10,19 +10,21 @@
 
 static struct {
     const char *out, *size, *split, *tasks, *preview;
-    int64_t count, seed, first, per_frame, group, threads, benchmark, columns;
-    int style, kind;
+    int64_t count, seed, first, per_frame, group, threads, benchmark, columns, quality;
+    int style, kind, format;
     bool choices, reasoning, compat, truth, no_answers, both;
-} scenes = {.count = 100, .seed = 1, .group = SCENE_GROUP, .columns = 6};
+} scenes = {.count = 100, .seed = 1, .group = SCENE_GROUP, .columns = 6, .quality = 90};
 // clang-format off
 static Option scenes_options[] = {
-    TEXT("out", &scenes.out, "DIR", "folder: frames/NNNNNN.png, SPLIT.jsonl and SPLIT.truth.jsonl"),
+    TEXT("out", &scenes.out, "DIR", "folder: frames/NNNNNN.png (or .jpg), SPLIT.jsonl and SPLIT.truth.jsonl"),
     INT("count", &scenes.count, "N", "frames", 1, 1e6),
     INT("first", &scenes.first, "N", "number of the first frame; a patient's frames are neighbours", 0, 1e9),
     INT("seed", &scenes.seed, "N", "another seed is another hospital: no patient is shared", 0, 9e15),
     TEXT("size", &scenes.size, "WxH", "pixels, 64 to 1024 a side, or one number for a square; default 224"),
     CHOICE("style", &scenes.style, "clear|natural", "clear: tools in hues that tissue does not have; natural: steel, glare"),
     CHOICE("kind", &scenes.kind, "cholec|rarp|mixed", "cholecystectomy; robotic suturing; by patient in turn"),
+    CHOICE("format", &scenes.format, "png|jpeg", "of the frames; JPEG: baseline, 4:2:0 as videos are"),
+    INT("quality", &scenes.quality, "Q", "of a JPEG, on libjpeg's scale", 1, 100),
     INT("group", &scenes.group, "N", "frames of one patient", 1, 1e6),
     TEXT("split", &scenes.split, "NAME", "name of the split and of its files; default train"),
     TEXT("tasks", &scenes.tasks, "LIST", "tasks by name, with commas; default all"),
@@ -52,6 +54,11 @@ typedef struct Batch { // frames that are drawn at the same time
 } Batch;
 enum { BATCH = 64 };
 
+// The path of a frame in the records.
+static void frame_name(char *out, size_t size, int64_t index) {
+    snprintf(out, size, "frames/%06lld.%s", (long long)index, scenes.format ? "jpg" : "png");
+}
+
 static void draw_one(void *ctx, int64_t i, int thread) {
     Batch *b = ctx;
     SceneOptions o = b->o;
@@ -60,7 +67,7 @@ static void draw_one(void *ctx, int64_t i, int thread) {
     scene_render(&b->scenes[i], &o);
     if (!b->write) return;
     char image[64], path[1200];
-    snprintf(image, sizeof image, "frames/%06lld.png", (long long)o.index);
+    frame_name(image, sizeof image, o.index);
     snprintf(path, sizeof path, "%s/%s", scenes.out, image);
     SceneRecords how = b->how;
     how.index = o.index, how.image = image;
@@ -70,7 +77,9 @@ static void draw_one(void *ctx, int64_t i, int thread) {
               (long long)o.index, image);
     scene_truth_json(&b->scenes[i], &b->truths[i]);
     text_addf(&b->truths[i], "}\n");
-    image_write_png(path, b->scenes[i].rgb, o.width, o.height, &b->errors[i]);
+    const uint8_t *rgb = b->scenes[i].rgb;
+    if (scenes.format) image_write_jpeg(path, rgb, o.width, o.height, (int)scenes.quality, true, &b->errors[i]);
+    else image_write_png(path, rgb, o.width, o.height, &b->errors[i]);
 }
 
 // The statistic: how often each label came.
@@ -173,14 +182,15 @@ static bool preview(const Batch *b, int64_t n, Err *e) {
 
 static bool scenes_run(Batch *b, Err *e) {
     FileWriter records = {.fd = -1}, truths = {.fd = -1};
-    char path[1100], frame[1200];
+    char path[1100], frame[1200], image[64];
     const char *split = scenes.split ? scenes.split : "train";
     bool ok = true;
     int64_t questions = 0, drafts = 0, total = scenes.benchmark ? scenes.benchmark : scenes.count;
     double seconds = 0, started = clock_seconds();
     b->write = scenes.out && !scenes.benchmark;
     if (b->write) {
-        snprintf(frame, sizeof frame, "%s/frames/%06lld.png", scenes.out, (long long)scenes.first);
+        frame_name(image, sizeof image, scenes.first);
+        snprintf(frame, sizeof frame, "%s/%s", scenes.out, image);
         if (file_exists(frame))
             return err_set(e, "E-WR-02", AT(.file = frame),
                            "expected no picture of that name; found one, perhaps of another split; do: choose another "
@@ -244,6 +254,9 @@ static int run_scenes(char **args, int n) {
     if (bits < 0)
         return usage("--tasks", "names of tasks with commas", quoted(scenes.tasks, strlen(scenes.tasks)),
                      "write for example --tasks triplet,phase,tool_box");
+    if (option_of(scenes_options, &scenes.quality)->origin && !scenes.format)
+        return usage("--quality", "--format jpeg beside it", "frames as PNG, which lose nothing",
+                     "write --format jpeg, or leave --quality out");
     if (scenes.split && (strchr(scenes.split, '/') || !*scenes.split))
         return usage("--split", "a plain name", quoted(scenes.split, strlen(scenes.split)), "write --split train");
     b.o.seed = (uint64_t)scenes.seed, b.o.group = scenes.group;
@@ -273,7 +286,7 @@ static int run_scenes(char **args, int n) {
 
 const Command command_scenes = {
     "scenes",
-    "scenes --out DIR [--count N] [--seed S] [--size WxH] [--style clear|natural]",
+    "scenes --out DIR [--count N] [--seed S] [--size WxH] [--style clear|natural] [--format png|jpeg]",
     "Draws operating fields (cholecystectomy, robotic suturing) with their full truth and writes "
     "pictures, records of\nquestions and answers, and truths. Standard output says how often each "
     "label came.",

@@ -76,6 +76,8 @@ refuses 2 E-CL-01 ask --model $model --draw "$dir/x.png" q
 refuses 2 E-CL-01 ask --model $model --messages x.jsonl --image $picture
 refuses 2 E-CL-01 ask --model $model "look at <image>"
 refuses 2 E-CL-01 ask --model $model --image $picture "<image> and <image>"
+refuses 2 E-CL-01 scenes --out "$dir/scenes" --quality 80
+refuses 2 E-CL-01 scenes --out "$dir/scenes" --format jpeg --quality 0
 refuses 2 E-CL-01 info
 refuses 2 E-CL-01 check
 refuses 2 E-CL-01 check picture x
@@ -181,6 +183,9 @@ cmp -s "$dir/out" "$dir/seed3" && bad "two seeds, one answer" || ok
 # Drawing, and traces.
 run ask $plain --image $picture --draw "$dir/drawn.png" q
 [ "$rc" -eq 0 ] && says '"width":84,"height":103' check image --print "$dir/drawn.png"
+run scenes --out "$dir/jpeg" --format jpeg --quality 80 --count 2 --size 96x80 --tasks phase
+says '"width":96,"height":80' check image --print "$dir/jpeg/frames/000001.jpg"
+says '{"type":"image","image":"frames/000001.jpg"}' check dataset --print --data-root "$dir/jpeg" "$dir/jpeg/train.jsonl"
 run ask $plain --image $picture --trace "$dir/cpu.trace" q && run ask $plain --image $picture --trace "$dir/ref.trace" --device ref q
 [ "$rc" -eq 0 ] && says "" trace-diff "$dir/cpu.trace" "$dir/ref.trace"
 run trace-diff --limit 0 "$dir/cpu.trace" "$dir/ref.trace"
