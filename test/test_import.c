@@ -29,6 +29,7 @@ static void new_tree(void) {
     CHECK(tokenizer_load(&words, "test/fixtures/oracle/pipeline/ask/checkpoint", &e) &&
               config_load(&model, "test/fixtures/oracle/pipeline/ask/checkpoint", &e),
           "%s %s", e.code, e.found);
+    model.vision.max_pixels = LIMIT_MODEL_PIXELS; // pictures stay as large as they are, and with them boxes of a pixel
 }
 
 static const char *at(const char *name) {
