@@ -157,6 +157,16 @@ void text_add_json_string(Text *t, const char *bytes, size_t len) {
     text_add(t, "\"", 1);
 }
 
+void text_add_base64(Text *t, const uint8_t *p, size_t n) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (size_t i = 0; i < n; i += 3) {
+        uint32_t v = (uint32_t)p[i] << 16 | (i + 1 < n ? (uint32_t)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
+        char four[4] = {digits[v >> 18], digits[v >> 12 & 63], i + 1 < n ? digits[v >> 6 & 63] : '=',
+                        i + 2 < n ? digits[v & 63] : '='};
+        text_add(t, four, 4);
+    }
+}
+
 // %.17g always reads back; below it, the first precision that does is the shortest. 15 digits are always enough to
 // print what was written with 15, so the search begins there, but for subnormals: they hold fewer digits.
 static int shortest(char *out, size_t size, double v) {

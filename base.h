@@ -170,6 +170,8 @@ void text_free(Text *t);
 void text_add_clean(Text *t, const char *bytes, size_t len, const char *allowed);
 // A JSON string with quotes and escapes; bytes that are not UTF-8 become U+FFFD.
 void text_add_json_string(Text *t, const char *bytes, size_t len);
+// Base64 with padding (RFC 4648 section 4).
+void text_add_base64(Text *t, const uint8_t *bytes, size_t len);
 // Shortest decimal that reads back as the same double (a few powers of two get one digit more). NaN, infinity: a bug.
 void text_add_json_number(Text *t, double v);
 

@@ -291,6 +291,8 @@ uint32_t png_adler(uint32_t adler, const uint8_t *p, size_t n);
 // The whole structural check (E-IM-01 to -05), then stb_image. name is for messages.
 bool image_decode(Image *im, const uint8_t *data, size_t size, const char *name, ImageOptions options, Err *e);
 bool image_read(Image *im, const char *path, ImageOptions options, Err *e);
+// The same beneath `root` only (open_beneath): E-DS-04 with `at`.
+bool image_read_beneath(Image *im, const char *root, const char *path, Where at, ImageOptions options, Err *e);
 void image_free(Image *im);
 // Pillow's BICUBIC on 8-bit RGB (libImaging/Resample.c): out is [out_h, out_w, 3]. Bit-exact.
 void image_resize_bicubic(uint8_t *out, int out_w, int out_h, const uint8_t *in, int in_w, int in_h);

@@ -85,16 +85,7 @@ static bool read_picture(const Conversation *c, int k, Image *im, Err *e) {
     const char *path = c->record.images[k];
     ImageOptions options = {.alpha_white = ask.alpha == 1, .apply_orientation = ask.exif == 1};
     if (!c->root) return image_read(im, path, options, e);
-    int fd = open_beneath(c->root, path, "E-DS-04", AT(.file = ask.messages, .sample = c->record.id), e);
-    if (fd < 0) return false;
-    char *data;
-    size_t size;
-    bool ok = file_read_fd(fd, path, LIMIT_IMAGE_BYTES, "E-IM-01", &data, &size, e);
-    close(fd);
-    if (!ok) return false;
-    ok = image_decode(im, (const uint8_t *)data, size, path, options, e);
-    free(data);
-    return ok;
+    return image_read_beneath(im, c->root, path, AT(.file = ask.messages, .sample = c->record.id), options, e);
 }
 
 // Sizes, grids and ids of a conversation, and with `keep` the patches too. Everything that can be refused is refused in

@@ -6,6 +6,7 @@
 // Formats:     ITU-T T.81 (JPEG); W3C PNG specification; RFC 1950 and 1951 (zlib, deflate).
 // Read before: surgr1.h, section io/image.c; io/image_check.c.  Read next: vision.c.
 #include "../surgr1.h"
+#include <unistd.h>
 
 // stb_image decodes, behind the check. Only its memory interface for two formats is compiled. Its JPEG half is used
 // below its public door: it unpacks coefficients, and the transform, the chroma filter and the colour conversion here
@@ -247,6 +248,18 @@ bool image_read(Image *im, const char *path, ImageOptions options, Err *e) {
     memset(im, 0, sizeof *im);
     if (!file_read(path, LIMIT_IMAGE_BYTES, "E-IM-01", &data, &size, e)) return false;
     bool ok = image_decode(im, (const uint8_t *)data, size, path, options, e);
+    free(data);
+    return ok;
+}
+
+bool image_read_beneath(Image *im, const char *root, const char *path, Where at, ImageOptions options, Err *e) {
+    char *data = NULL;
+    size_t size;
+    int fd = open_beneath(root, path, "E-DS-04", at, e);
+    if (fd < 0) return false;
+    bool ok = file_read_fd(fd, path, LIMIT_IMAGE_BYTES, "E-IM-01", &data, &size, e);
+    close(fd);
+    ok = ok && image_decode(im, (const uint8_t *)data, size, path, options, e);
     free(data);
     return ok;
 }

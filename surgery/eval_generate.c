@@ -7,7 +7,6 @@
 //
 // The random stream of an answer is a function of its id. So neither the batch nor the order of lines changes a text.
 #include "../surgr1.h"
-#include <unistd.h>
 
 typedef struct Asked { // one record of the batch
     Record record;
@@ -37,16 +36,7 @@ typedef struct Answering {
 
 static bool read_picture(const Answering *a, const Asked *q, const char *path, Image *im, Err *e) {
     if (path[0] == '/') return image_read(im, path, a->o->image, e);
-    int fd = open_beneath(a->root, path, "E-DS-04", AT(.file = a->o->data, .sample = q->record.id), e);
-    if (fd < 0) return false;
-    char *data;
-    size_t size;
-    bool ok = file_read_fd(fd, path, LIMIT_IMAGE_BYTES, "E-IM-01", &data, &size, e);
-    close(fd);
-    if (!ok) return false;
-    ok = image_decode(im, (const uint8_t *)data, size, path, a->o->image, e);
-    free(data);
-    return ok;
+    return image_read_beneath(im, a->root, path, AT(.file = a->o->data, .sample = q->record.id), a->o->image, e);
 }
 
 // Sizes, grids and patches. A blind run keeps the places of the pictures; zero is the mean after normalisation.

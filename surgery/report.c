@@ -6,7 +6,6 @@
 // What it is not: a metric. Cards say right or wrong by reward.c; the numbers of an evaluation come from its metrics.json.
 // Read before: surgery/answer.c, surgery/reward.c.  Read next: commands/report.c.
 #include "../surgr1.h"
-#include <unistd.h>
 
 // ---------------------------------------------------------------------------------------------------------------- text
 
@@ -26,16 +25,6 @@ static void html(Text *out, const char *p, size_t len) {
 }
 static void html_text(Text *out, const char *text) { html(out, text ? text : "", text ? strlen(text) : 0); }
 static void html_view(Text *out, View v) { html(out, v.len ? v.p : "", v.len); }
-
-static void base64(Text *out, const uint8_t *p, size_t n) {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    for (size_t i = 0; i < n; i += 3) {
-        uint32_t v = (uint32_t)p[i] << 16 | (i + 1 < n ? (uint32_t)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
-        char four[4] = {digits[v >> 18], digits[v >> 12 & 63], i + 1 < n ? digits[v >> 6 & 63] : '=',
-                        i + 2 < n ? digits[v & 63] : '='};
-        text_add(out, four, 4);
-    }
-}
 
 // --------------------------------------------------------------------------------------------------------------- items
 
@@ -335,15 +324,7 @@ static bool curves(const ReportOptions *o, Text *out, Err *e) {
 static bool picture(const ReportOptions *o, const char *name, const char *root, Text *out) {
     Err e = {0};
     Image im;
-    char path[1300];
-    bool ok = path_join(path, sizeof path, root, name, &e);
-    int fd = ok ? open_beneath(root, name, "E-DS-04", AT(.file = o->predictions), &e) : -1;
-    char *data = NULL;
-    size_t size = 0;
-    ok = fd >= 0 && file_read_fd(fd, path, LIMIT_IMAGE_BYTES, "E-IM-01", &data, &size, &e);
-    if (fd >= 0) close(fd);
-    ok = ok && image_decode(&im, (const uint8_t *)data, size, path, (ImageOptions){0}, &e);
-    free(data);
+    bool ok = image_read_beneath(&im, root, name, AT(.file = o->predictions), (ImageOptions){0}, &e);
     if (!ok) {
         char line[2500];
         text_addf(out, "<p class=note>No picture: ");
@@ -354,13 +335,14 @@ static bool picture(const ReportOptions *o, const char *name, const char *root, 
     double longer = im.width > im.height ? im.width : im.height, scale = fmin(1, (double)o->max_side / longer);
     int w = (int)fmax(1, rint(im.width * scale)), h = (int)fmax(1, rint(im.height * scale));
     uint8_t *rgb = alloc_or_die((size_t)w * (size_t)h, 3, "a picture of the report"), *png;
+    size_t size;
     image_resize_bicubic(rgb, w, h, im.rgb, im.width, im.height);
     image_free(&im);
     ok = image_encode_png(&png, &size, rgb, w, h, name, &e);
     free(rgb);
     if (!ok) return false;
     text_addf(out, "<img loading=lazy width=%d height=%d alt=\"\" src=\"data:image/png;base64,", w, h);
-    base64(out, png, size);
+    text_add_base64(out, png, size);
     text_addf(out, "\">");
     free(png);
     return true;

@@ -238,20 +238,6 @@ static bool batch_finish(Batch *b, Err *e) {
 }
 
 // ------------------------------------------------------------------------------------------------------- requests
-static void add_base64(Text *out, const uint8_t *p, size_t n) { // RFC 4648 section 4
-    static const char digit[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    char piece[4096];
-    size_t have = 0;
-    for (size_t i = 0; i < n; i += 3) {
-        uint32_t bits = (uint32_t)p[i] << 16 | (i + 1 < n ? (uint32_t)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
-        piece[have++] = digit[bits >> 18], piece[have++] = digit[bits >> 12 & 63];
-        piece[have++] = digit[bits >> 6 & 63], piece[have++] = digit[bits & 63];
-        if (i + 1 >= n) piece[have - 2] = '=';
-        if (i + 2 >= n) piece[have - 1] = '=';
-        if (have == sizeof piece) text_add(out, piece, have), have = 0;
-    }
-    text_add(out, piece, have);
-}
 
 static const char teacher_role[] = "You write worked examples of visual reasoning about pictures from operations, to "
                                    "train a smaller model. You describe "
@@ -338,7 +324,7 @@ static bool add_picture(const Asking *a, const Record *r, Text *out, Err *e) {
     if (ok) {
         text_addf(out, "{\"type\":\"image_url\",\"image_url\":{\"url\":\"data:image/%s;base64,",
                   strcmp(facts.format, "PNG") ? "jpeg" : "png");
-        add_base64(out, (const uint8_t *)data, size);
+        text_add_base64(out, (const uint8_t *)data, size);
         text_addf(out, "\"");
         if (a->o->image_detail) text_addf(out, ",\"detail\":\"%s\"", a->o->image_detail);
         text_addf(out, "}},");

@@ -53,6 +53,16 @@ static const char *line_of(const Err *e) {
 
 // ---------------------------------------------------------------------------------------------------------- errors
 
+TEST(base64_gives_the_vectors_of_rfc_4648) {
+    static const char *const want[] = {"", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"};
+    for (size_t n = 0; n < 7; n++) {
+        Text t = {0};
+        text_add_base64(&t, (const uint8_t *)"foobar", n);
+        EXPECT_STR(t.p ? t.p : "", want[n]);
+        text_free(&t);
+    }
+}
+
 TEST(a_message_names_place_expected_found_and_remedy) {
     static const struct {
         Where at;
