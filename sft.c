@@ -79,7 +79,6 @@ typedef struct Sft {
     // not saved
     double started;
     int64_t first_step, disk_full;
-    bool resumed;
 } Sft;
 
 static void state_print(const Sft *s, Text *out) {
@@ -333,7 +332,6 @@ static bool complete_samples(Sft *s, Err *e) {
 // --------------------------------------------------------------------------------------------------------- checkpoints
 
 // When checkpoints are made is no result of a run (a signal makes one too): timing.jsonl tells of them, run.jsonl does not.
-
 // What follows a checkpoint, and also the first thing after a resume from it: a kill may have come between.
 // Behind a step that went bad every older one stays: nobody knows yet which of them will be wanted.
 static bool rotate(Sft *s, Err *e) {
@@ -375,7 +373,6 @@ static bool save_checkpoint(Sft *s, bool last, Err *e) {
 static bool resume(Sft *s, const Checkpoint *c, Err *e) {
     if (!state_read(s, c, e) || !train_load_moments(&s->opt, s->m, c->dir, e)) return false;
     if (!s->m->lora && !train_load_values(s->m, c->dir, e)) return false;
-    s->resumed = true;
     note("resumed from step %lld of %lld", (long long)s->step, (long long)s->plan.steps);
     return rotate(s, e);
 }

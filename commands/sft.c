@@ -143,7 +143,7 @@ static bool choose_weights(Model *m, Err *e) {
         [TOWER_VISION] = "vision", [TOWER_MERGER] = "merger", [TOWER_DECODER] = "decoder"};
     for (const char *p = sft.full; *p;) {
         size_t n = strcspn(p, ",");
-        if (choice_of("decoder|vision|merger", p[n] ? "" : p) < 0 && !listed("decoder,vision,merger", p, n))
+        if (!n || !listed("decoder,vision,merger", p, n))
             return err_set(e, "E-CL-01", AT(.file = "command line", .field = "--full"),
                            "expected decoder, vision, merger; found %s; do: give such a list", quoted(p, n));
         p += n + (p[n] == ',');
@@ -159,10 +159,10 @@ static bool choose_weights(Model *m, Err *e) {
         for (int64_t i = 0; i < m->n_params; i++)
             if (name_has(m->params[i].name, f, n)) m->params[i].trained = false, hits++;
         if (!hits)
-            return err_set(
-                e, "E-CL-01", AT(.file = "command line", .field = "--freeze"),
-                "expected parts of parameter names; found %s, which is in none; do: see surgr1 info --tensors",
-                quoted(f, n));
+            return err_set(e, "E-CL-01", AT(.file = "command line", .field = "--freeze"),
+                           "expected parts of parameter names; found %s, which is in none; do: see surgr1 check "
+                           "safetensors --print FILE",
+                           quoted(f, n));
         f += n + (f[n] == ',');
     }
     for (int64_t i = 0; i < m->n_params; i++) trained += m->params[i].trained;

@@ -246,7 +246,7 @@ TEST(a_shared_prompt_gives_the_gradients_of_its_copies) {
     Example x = example(5); // with a picture
     int64_t P = x.n, A = 4, B = 6, n, next;
     Err e = {0};
-    int32_t ids[2][MAX_N], flat_ids[MAX_N], pos[3 * MAX_N], one[3 * MAX_N], targets[MAX_N], at[MAX_N];
+    int32_t ids[2][MAX_N], flat_ids[MAX_N], pos[3 * MAX_N], targets[MAX_N], at[MAX_N];
     Pack copies = {0};
     for (int c = 0; c < 2; c++) {
         int64_t len = c ? B : A;
@@ -289,7 +289,6 @@ TEST(a_shared_prompt_gives_the_gradients_of_its_copies) {
             for (int64_t i = 0, len = c ? B : A; i < len; i++)
                 pos[axis * N + row++] = whole[c][axis * (P + len) + P - 1 + i];
     }
-    (void)one;
     image_places(&m.c, x.ids, P, 0, at);
     TrainBatch shared = {.N = N,
                          .ids = flat_ids,
