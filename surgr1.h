@@ -794,9 +794,10 @@ typedef struct TrainBatch {
     const int32_t *patch_keys; // [patches, 2]
     uint64_t seed;             // of dropout
     int64_t keep;              // the last `keep` blocks of each tower keep what they computed; the others run again
+    float inv_temperature;     // 1/T: lp and entropy are of softmax(logits / T); 0 stands for 1
 } TrainBatch;
-// Log-probability lp [N] of every target at temperature 1 (0 where there is none) and entropy [N] of the full
-// distribution (may be NULL), on the host. With dlp [N], the gradient of a loss with respect to lp, gradients of all
+// Log-probability lp [N] of every target (0 where there is none) and entropy [N] of the full distribution (may be
+// NULL), on the host. With dlp [N], the gradient of a loss with respect to lp, gradients of all
 // trained parameters are added, and dropout is on where keys are given; with dlp NULL it only scores. Logits exist only for
 // a chunk of rows at a time. E-ME-01.
 bool model_pass(Model *m, const TrainBatch *b, const float *dlp, float *lp, float *entropy, Err *e);
@@ -873,6 +874,8 @@ typedef struct Request { // one prompt
 typedef struct Completion {
     Ids ids;        // with the end token when it came
     double logprob; // sum over its tokens, of the full distribution at temperature 1
+    float *lp;      // [ids.n] of each token, of softmax(logits / T) with the sampling temperature T (1 when greedy):
+                    // the bits of a training pass with inv_temperature 1/T
     bool stopped;   // ended by an end token (else by the length limit)
 } Completion;
 // Called for every new token, in order of completions within a step. Return false to stop everything.
@@ -1161,6 +1164,8 @@ typedef struct DataOptions {
     bool drop_long, drop_bad; // leave such samples out and count them; else refuse (E-DS-07, and whatever is bad)
     bool absolute_images;     // accept absolute paths
     bool trust_text;          // typed special tokens are special
+    bool group;               // samples that follow each other in a file and show the same pictures are one unit
+    bool align;               // read "cells": one word for each row of the picture (see Sample.align)
     ImageOptions image;
 } DataOptions;
 
@@ -1171,6 +1176,7 @@ typedef struct SampleInfo { // what the scan found, one per usable sample
     int64_t offset, bytes, line; // of its JSON text
     int64_t tokens, targets, patches;
     int32_t pictures;
+    int64_t aligned; // picture rows that have a target of their own
     double weight;
 } SampleInfo;
 
@@ -1180,6 +1186,7 @@ typedef struct Dataset {
     const Config *c;
     SampleInfo *samples;
     int64_t n;
+    int64_t *units, n_units; // [n_units + 1] first sample of each unit of the order: without `group` every sample is one
     int64_t dropped_long, dropped_bad;
     int64_t tokens, targets, patches, longest, most_patches; // sums; largest of one sample
     char sha256[65];                                         // of the files' bytes, one after the other
@@ -1202,6 +1209,8 @@ typedef struct Sample {
     float *pixels; // [patches, .] of all pictures
     Grid grids[16];
     int n_grids;
+    int32_t *align; // [picture rows] first token of the word that "cells" has for the row, -1: none; NULL: no cells
+    int64_t shared; // ids up to the end of its last picture: what samples of one unit may have in common; 0: no picture
 } Sample;
 // Reads sample i with its pictures. E-IO-05 when the file or the number of its tokens changed since the scan. Any number
 // of threads may load from one data set.
@@ -1783,9 +1792,16 @@ typedef struct Sequence {   // one sequence of a packed batch
     const Grid *grids;      //
     int n_grids;            //
     uint32_t key;           // names this visit of the sample in the dropout mask
+    const int32_t *align;   // [picture rows] the id that each row of its pictures is to predict, -1: none; or NULL
 } Sequence;
+typedef struct PackPlace { // row `row + i - from` of the batch stands for id i of a sequence, i in [from, n)
+    int64_t row, from, n;
+    int64_t align_row, n_align; // rows with targets of align: [align_row, align_row + n_align) holds them all; 0 rows: none
+} PackPlace;
 typedef struct Pack { // several sequences side by side, each seeing itself only
     TrainBatch b;
+    PackPlace *places; // [n] of every sequence, in the order they were added
+    int64_t n;
     int32_t *ids, *axes, *pos, *targets, *keys, *patch_keys, *image_at;
     Span *spans;
     float *pixels;
@@ -1794,6 +1810,11 @@ typedef struct Pack { // several sequences side by side, each seeing itself only
 } Pack;
 void pack_clear(Pack *p);
 bool pack_add(Pack *p, const Config *c, const Sequence *s, Err *e); // E-DS-10
+// Several sequences that begin alike: their first `shared` ids are equal, hold all their pictures (those of s[0] stand for
+// all) and no target. They are computed once, and every sequence sees them as if they were its own; the gradients are
+// the sum over the separate sequences. Row shared - 1 is there once for each (its target differs), so that the rows of
+// sequence k begin at id shared - 1. Dropout: the shared rows have the key of s[0]. E-DS-10.
+bool pack_add_group(Pack *p, const Config *c, const Sequence *s, int n, int64_t shared, Err *e);
 // The batch for model_pass; valid until the next call with p. Row first + i of sequence k stands for its id i.
 const TrainBatch *pack_batch(Pack *p, bool dropout, uint64_t seed, int64_t keep);
 void pack_free(Pack *p);
@@ -1860,10 +1881,12 @@ typedef struct SftOptions {
     bool in_order; // no shuffling
     double epochs; // when steps is 0
     int64_t steps;
-    int64_t batch, accumulate; // sequences in a micro-batch; micro-batches in an update
+    int64_t batch, accumulate; // units (Dataset.units) in a micro-batch; micro-batches in an update
     int64_t pack_tokens;       // most tokens in a micro-batch (at least one sequence); 0: no limit
     int64_t keep;              // blocks of each tower that keep what they computed
     bool dropout;              // some LoRA has dropout
+    double align;              // weight of the mean loss over picture rows with targets of their own ("cells"); 0: off
+    bool per_answer;           // every sample's targets share its weight, instead of each target having it
     AdamOptions adam;
     Schedule schedule;  // its steps are those of the plan
     double warmup_part; // > 0: warm-up as a part of the steps
