@@ -390,6 +390,10 @@ typedef struct Checkpoint { // one that passed verification; step < 0: there is 
     int64_t log_bytes, timing_bytes, events_bytes; // lengths of the logs when it was written
     JsonDoc state;                                 // its state.json
 } Checkpoint;
+bool folder_make_all(const char *path, Err *e); // with those above it; one that is there is fine. E-WR-01, -02
+bool tree_remove(const char *path, Err *e);     // with all in it, or a file; links are not followed. E-WR-02
+// DIR/LOCK, made and held: its descriptor, which close gives up; -1: E-LK-01 names the holder, E-WR-*.
+int lock_take(const char *dir, Err *e);
 // Makes the folder when it is missing (and those above it), takes the lock (E-LK-01 names the holder), sweeps .tmp-*
 // and .trash-* away.
 bool run_open(Run *r, const char *dir, Err *e);

@@ -96,7 +96,7 @@ static bool remove_tree(int at, const char *name, int depth) {
     return ok && (!unlinkat(at, name, AT_REMOVEDIR) || errno == ENOENT);
 }
 
-static bool remove_folder(const char *path, Err *e) {
+bool tree_remove(const char *path, Err *e) {
     return remove_tree(AT_FDCWD, path, 0) || write_failed(path, "remove", errno, e);
 }
 
@@ -107,7 +107,7 @@ static bool sweep(const char *run, const char *folder, const char *prefix, Err *
     if (!path_join(dir, sizeof dir, run, folder, e) || !names_list(&names, dir, prefix, e)) return false;
     bool ok = true;
     for (int64_t i = 0; ok && i < names.n; i++)
-        ok = path_join(path, sizeof path, dir, names.p[i], e) && remove_folder(path, e);
+        ok = path_join(path, sizeof path, dir, names.p[i], e) && tree_remove(path, e);
     names_free(&names);
     return ok;
 }
@@ -119,7 +119,7 @@ static bool folder_make(const char *path, Err *e) {
     return path_dir(parent, sizeof parent, path, e) && folder_sync(parent, e);
 }
 
-static bool folder_make_all(const char *path, Err *e) { // with those above it
+bool folder_make_all(const char *path, Err *e) {
     char part[1100];
     size_t n = strlen(path);
     for (size_t i = 1; i < n; i++) {
@@ -132,35 +132,37 @@ static bool folder_make_all(const char *path, Err *e) { // with those above it
 
 // --------------------------------------------------------------------------------------------- the folder and its lock
 
-static bool lock_taken(const char *path, int fd, Err *e) {
+static int lock_taken(const char *path, int fd, Err *e) {
     char text[200] = "";
     ssize_t n = pread(fd, text, sizeof text - 1, 0);
     size_t len = n > 0 ? strcspn(text, "\n") : 0;
-    return err_set(e, "E-LK-01", AT(.file = path),
-                   "expected a run folder that no other process uses; found it held by %s; do: %s",
-                   len ? quoted(text, len) : "another process", "wait until that one ends, or stop it");
+    (void)!close(fd);
+    err_set(e, "E-LK-01", AT(.file = path),
+            "expected a run folder that no other process uses; found it held by %s; do: %s",
+            len ? quoted(text, len) : "another process", "wait until that one ends, or stop it");
+    return -1;
 }
 
-static bool lock_take(Run *r, Err *e) {
+int lock_take(const char *dir, Err *e) {
     char path[1200], text[300], host[128] = "";
-    if (!path_join(path, sizeof path, r->dir, "LOCK", e)) return false;
-    do r->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
-    while (r->lock < 0 && errno == EINTR);
-    if (r->lock < 0) return write_failed(path, "open", errno, e);
-    int rc;
-    do rc = flock(r->lock, LOCK_EX | LOCK_NB);
+    if (!path_join(path, sizeof path, dir, "LOCK", e)) return -1;
+    int fd, rc;
+    do fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+    while (fd < 0 && errno == EINTR);
+    if (fd < 0) return write_failed(path, "open", errno, e), -1;
+    do rc = flock(fd, LOCK_EX | LOCK_NB);
     while (rc && errno == EINTR);
-    if (rc && errno == EWOULDBLOCK) return lock_taken(path, r->lock, e);
-    if (rc) return write_failed(path, "lock", errno, e);
+    if (rc && errno == EWOULDBLOCK) return lock_taken(path, fd, e);
+    if (rc) return write_failed(path, "lock", errno, e), (void)!close(fd), -1;
     if (gethostname(host, sizeof host - 1)) snprintf(host, sizeof host, "unknown");
     struct tm tm;
     time_t now = time(NULL);
     char when[40] = "";
     if (gmtime_r(&now, &tm)) strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &tm);
     int n = snprintf(text, sizeof text, "pid %ld, host %s, since %s\n", (long)getpid(), host, when);
-    if (ftruncate(r->lock, 0) || pwrite(r->lock, text, (size_t)n, 0) != n)
-        return write_failed(path, "write", errno ? errno : EIO, e);
-    return true;
+    if (ftruncate(fd, 0) || pwrite(fd, text, (size_t)n, 0) != n)
+        return write_failed(path, "write", errno ? errno : EIO, e), (void)!close(fd), -1;
+    return fd;
 }
 
 static bool run_path(char *out, size_t size, const char *run, const char *name, Err *e) {
@@ -174,7 +176,7 @@ bool run_open(Run *r, const char *dir, Err *e) {
                        LIMIT_PATH_BYTES - 100, strlen(dir), "give another folder");
     snprintf(r->dir, sizeof r->dir, "%s", dir);
     char ckpt[1200], board[1200];
-    bool ok = folder_make_all(dir, e) && lock_take(r, e);
+    bool ok = folder_make_all(dir, e) && (r->lock = lock_take(dir, e)) >= 0;
     ok = ok && run_path(ckpt, sizeof ckpt, dir, "ckpt", e) && folder_make(ckpt, e) &&
          run_path(board, sizeof board, dir, "tensorboard", e) && folder_make(board, e);
     // In the run folder itself, which may hold other people's things, only what is certainly ours.
@@ -635,13 +637,13 @@ bool checkpoint_begin(Run *r, int64_t step, int64_t bytes, char *dir, size_t dir
         }
     }
     snprintf(name, sizeof name, ".tmp-step-%09" PRId64 "-%ld", step, (long)getpid());
-    if (!path_join(dir, dir_size, ckpt, name, e) || !remove_folder(dir, e)) return false;
+    if (!path_join(dir, dir_size, ckpt, name, e) || !tree_remove(dir, e)) return false;
     return !mkdir(dir, 0755) || write_failed(dir, "make", errno, e);
 }
 
 void checkpoint_abort(Run *r, const char *dir) {
     Err unused = {0};
-    (void)r, (void)remove_folder(dir, &unused); // what stays is swept away at the next start
+    (void)r, (void)tree_remove(dir, &unused); // what stays is swept away at the next start
 }
 
 // Flushes every file of the folder and lists it: [{"name":...,"size":...,"sha256":...},...].
@@ -708,8 +710,8 @@ static bool to_trash(Run *r, const char *from, int64_t step, Err *e) {
     snprintf(name, sizeof name, "ckpt/.trash-step-%09" PRId64 "-%ld-%u", step, (long)getpid(), counter++);
     forget(r, step);
     return run_path(ckpt, sizeof ckpt, r->dir, "ckpt", e) && run_path(path, sizeof path, r->dir, name, e) &&
-           remove_folder(path, e) && (!rename(from, path) || write_failed(from, "rename", errno, e)) &&
-           folder_sync(ckpt, e) && remove_folder(path, e);
+           tree_remove(path, e) && (!rename(from, path) || write_failed(from, "rename", errno, e)) &&
+           folder_sync(ckpt, e) && tree_remove(path, e);
 }
 
 // When step's folder is there already: the same (*same), damaged (moved away), or E-BG-02.
