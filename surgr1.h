@@ -361,6 +361,17 @@ bool events_image(Events *t, const char *tag, int64_t step, const Image *im, Err
 bool events_sync(Events *t, Err *e);
 void events_close(Events *t);
 
+// ================================================================================================== io/process.c
+// This program as a child of itself.
+
+// Runs `surgr1 argv[0] argv[1] ...` (NULL ends the list, argv[0] is the subcommand) and waits. *status: its exit code, 128 +
+// the signal when one killed it. A stop that is asked of this process (stop_on_signals) is passed on, and the child then
+// ends with EXIT_STOPPED in its own time. It has this process's folder, standard output and standard error, and dies with
+// it. E-IO-01 when it could not be started; an exit code of the child is no error.
+bool self_run(const char *const *argv, int *status, Err *e);
+// The same; `out` (a file, made or emptied) takes its standard output. NULL: as above.
+bool self_run_to(const char *out, const char *const *argv, int *status, Err *e);
+
 // ====================================================================================================== io/run.c
 // A run folder and its checkpoints: made so that a process killed at any instant leaves a folder that resumes to the
 // same bytes (robustness.md section 2 is the protocol).
@@ -960,11 +971,12 @@ typedef struct TaskItem { // one question about one frame; texts belong to whoev
 typedef struct TaskWording {
     uint64_t seed;  // with the item's id it picks one of several ways to ask
     bool compat;    // the one shape per task that the public Surg-R1 model knows; boxes of the answer as <bbox>
+    bool brief;     // a few words behind the picture, for small models; boxes of the answer as <bbox>
     bool choices;   // the item's choices follow the question as "A. name", and the answer is "A. name"
     bool reasoning; // with the system prompt that wants <think> and <answer>
 } TaskWording;
 enum { TASK_MAX_CHOICES = 26 };
-const char *task_system_prompt(void);
+const char *task_system_prompt(bool brief);
 // The question, with <image> once inside its sentence (unless the item's own question brings it).
 void task_question(const TaskItem *t, TaskWording w, Text *out);
 // The plain answer. Boxes are in pixels of the file: {"bbox_2d": [x1, y1, x2, y2], "label": "grasper"}, a list of these, or
@@ -1064,6 +1076,7 @@ typedef struct SceneRecords {                            // how a frame becomes 
     TaskWording wording;                                 // choices: where the answer is one of a vocabulary
     bool answers;                                        // with the assistant's message
     bool truth;                                          // with the truth in every record
+    int cell;                                            // > 0: "cells" in the first record, of so many pixels a side
     uint32_t tasks;                                      // bit by enum Task
     int per_frame;                                       // 0: every question that the frame allows
 } SceneRecords;
@@ -1699,7 +1712,7 @@ typedef struct SynthCounts {
 bool synth_ingest(const char *requests, const char *const *responses, int n, const char *out, const char *retry,
                   SynthCounts *c, Err *e);
 void synth_counts_print(const SynthCounts *c, Text *out); // one JSON object
-// The record (its JSON, with "messages") as a training record: the system prompt for reasoning, its question, text.
+// The record (its JSON, with "messages") as a training record: its system turn, or the prompt for reasoning, its question, text.
 // request may be NULL.
 void synth_record_print(const Json *root, const char *text, const char *teacher, const char *request, Text *out);
 
@@ -1707,11 +1720,15 @@ void synth_record_print(const Json *root, const char *text, const char *teacher,
 // The built-in teacher of drawn scenes. It writes from the truth of the frame and sees no picture.
 
 // Adds <think>...</think> and <answer>...</answer> up to the task's level, a pure function of its arguments. wording:
-// seed, and whether the answer takes its letter. truth: as scene_truth_json has it. brief: a few words a level, for small models.
-// E-DS-02.
-bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, bool brief, Text *out, Err *e);
+// seed, and whether the answer takes its letter. truth: as scene_truth_json has it. E-DS-02.
+typedef struct TeachOptions {
+    bool brief;   // a few words a level, for small models
+    double wrong; // in this share of the records the thought gives one instrument another verb and target that it could have;
+                  // the answer stays the label. A teacher who sees the label errs so.
+} TeachOptions;
+bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, TeachOptions o, Text *out, Err *e);
 // Every record of a file, which must carry its "truth", as a training record with "teacher":"scene-graph".
-bool synth_teach(const char *data, const char *out, uint64_t seed, bool brief, int64_t *n, Err *e);
+bool synth_teach(const char *data, const char *out, uint64_t seed, TeachOptions o, int64_t *n, Err *e);
 
 // ================================================================================================== surgery/eval.c
 // Every number of an evaluation: answers against records, beside floors, intervals and published variants.
@@ -1800,7 +1817,9 @@ typedef struct Sequence {   // one sequence of a packed batch
 } Sequence;
 typedef struct PackPlace { // row `row + i - from` of the batch stands for id i of a sequence, i in [from, n)
     int64_t row, from, n;
-    int64_t align_row, n_align; // rows with targets of align: [align_row, align_row + n_align) holds them all; 0 rows: none
+    // [align_row, align_row + n_align) holds all rows with targets of align; 0 rows: none. Of its rows only those of a
+    // picture (their id is image_id) have such targets; with several pictures there may be text between them.
+    int64_t align_row, n_align;
 } PackPlace;
 typedef struct Pack { // several sequences side by side, each seeing itself only
     TrainBatch b;
@@ -1814,12 +1833,13 @@ typedef struct Pack { // several sequences side by side, each seeing itself only
 } Pack;
 void pack_clear(Pack *p);
 bool pack_add(Pack *p, const Config *c, const Sequence *s, Err *e); // E-DS-10
-// Several sequences that begin alike: their first `shared` ids are equal, hold all their pictures (those of s[0] stand for
-// all) and no target. They are computed once, and every sequence sees them as if they were its own; the gradients are
-// the sum over the separate sequences. Row shared - 1 is there once for each (its target differs), so that the rows of
-// sequence k begin at id shared - 1. Dropout: the shared rows have the key of s[0]. E-DS-10.
+// Several sequences that begin alike: their first `shared` ids (at least 1, at most n_prompt of each) are equal, hold all
+// their pictures (those of s[0] stand for all; the last shared id is none of a picture's) and no target. They are computed
+// once, and every sequence sees them as if they were its own; the gradients are the sum over the separate sequences. Row
+// shared - 1 is there once for each (its target differs), so that the rows of sequence k begin at id shared - 1. Only
+// align of s[0] is read. Dropout: the rows of ids [0, shared - 1) have the key of s[0]. E-DS-10 leaves p as it was.
 bool pack_add_group(Pack *p, const Config *c, const Sequence *s, int n, int64_t shared, Err *e);
-// The batch for model_pass; valid until the next call with p. Row first + i of sequence k stands for its id i.
+// The batch for model_pass; valid until the next call with p.
 const TrainBatch *pack_batch(Pack *p, bool dropout, uint64_t seed, int64_t keep);
 void pack_free(Pack *p);
 

@@ -100,7 +100,7 @@ static bool answer(const char *predictions, const char *blind, bool *stopped, Er
     EvalGenerate o = {.data = eval.data,
                       .image_root = eval.image_root,
                       .out = predictions,
-                      .system = eval.reasoning ? task_system_prompt() : eval.system,
+                      .system = eval.reasoning ? task_system_prompt(false) : eval.system,
                       .form = (enum EvalForm)eval.form,
                       .trust_text = eval.trust_text,
                       .batch = eval.batch,

@@ -10,9 +10,9 @@
 
 static struct {
     const char *out, *size, *split, *tasks, *preview;
-    int64_t count, seed, first, per_frame, group, threads, benchmark, columns, quality;
+    int64_t count, seed, first, per_frame, group, threads, benchmark, columns, quality, cell;
     int style, kind, format;
-    bool choices, reasoning, compat, truth, no_answers, both;
+    bool choices, reasoning, compat, truth, no_answers, both, brief;
 } scenes = {.count = 100, .seed = 1, .group = SCENE_GROUP, .columns = 6, .quality = 90};
 // clang-format off
 static Option scenes_options[] = {
@@ -31,6 +31,8 @@ static Option scenes_options[] = {
     INT("per-frame", &scenes.per_frame, "N", "questions of a frame, drawn at random; 0 = all it allows", 0, 1000),
     FLAG("choices", &scenes.choices, "multiple choice where the answer is one of a vocabulary"),
     FLAG("compat", &scenes.compat, "questions in the shapes that the public Surg-R1 model knows"),
+    FLAG("brief", &scenes.brief, "questions of a few words behind the picture, for small models"),
+    INT("cells", &scenes.cell, "N", "what each cell of N x N pixels shows, in the first record of a frame (sft --align)", 0, 1024),
     FLAG("reasoning", &scenes.reasoning, "with the system prompt that asks for <think> and <answer>"),
     FLAG("no-answers", &scenes.no_answers, "questions only (reinforcement learning, evaluation)"),
     FLAG("truth", &scenes.truth, "the whole truth of the frame in every record"),
@@ -265,10 +267,12 @@ static int run_scenes(char **args, int n) {
                            .split = scenes.split ? scenes.split : "train",
                            .wording = {.seed = b.o.seed,
                                        .compat = scenes.compat,
+                                       .brief = scenes.brief,
                                        .choices = scenes.choices,
                                        .reasoning = scenes.reasoning},
                            .answers = !scenes.no_answers,
                            .truth = scenes.truth,
+                           .cell = (int)scenes.cell,
                            .tasks = (uint32_t)bits,
                            .per_frame = (int)scenes.per_frame};
     b.scenes = alloc_or_die(BATCH, sizeof *b.scenes, "frames");

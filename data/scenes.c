@@ -2024,13 +2024,43 @@ typedef struct Writer {
     TaskItem item;
     Text *lines; // [n] one record each
     int n, cap;
+    const char *part; // ends the id where one tool has two questions of a task
 } Writer;
+
+// What each cell of `side` x `side` pixels shows: the instrument that has at least a sixth of it, else the structure that
+// has most. A list of words in raster order; null where nothing is owned. Of a longer name the last part, which tells
+// cystic_duct from cystic_artery: only the first token of a word becomes a target.
+static void cells_json(const Scene *s, int side, Text *out) {
+    text_addf(out, "\"cells\":[");
+    for (int top = 0; top < s->height; top += side)
+        for (int left = 0; left < s->width; left += side) {
+            int count[OWNERS] = {0}, best = NOBODY, n = 0;
+            for (int y = top; y < top + side && y < s->height; y++)
+                for (int x = left; x < left + side && x < s->width; x++, n++)
+                    count[s->owner[(size_t)y * (size_t)s->width + (size_t)x]]++;
+            for (int k = 0; k < s->truth.n_tools; k++) { // shaft and jaws are one
+                int *both = &count[TOOL + 2 * k];
+                both[0] += both[1], both[1] = 0;
+                if (6 * both[0] < n) both[0] = 0;
+                else both[0] += n; // before any structure
+            }
+            for (int o = 0; o < OWNERS; o++)
+                if (o != NOBODY && count[o] > count[best]) best = o;
+            const char *name = count[best] ? scene_owner_name(s, best) : NULL;
+            if (name && strrchr(name, '_')) name = strrchr(name, '_') + 1;
+            text_addf(out, "%s", top || left ? "," : "");
+            if (name) text_add_json_string(out, name, strlen(name));
+            else text_addf(out, "null");
+        }
+    text_addf(out, "]");
+}
 
 static void write_item(Writer *w, enum Task task, const char *slot, const char *question, const char *answer,
                        Box *boxes, int n_boxes, const char *const *choices, int n_choices) {
     if (!(w->how->tasks >> task & 1)) return;
     char id[160];
-    snprintf(id, sizeof id, "%s-%s%s%s", w->item.video, task_info(task)->name, slot ? "-" : "", slot ? slot : "");
+    snprintf(id, sizeof id, "%s-%s%s%s%s", w->item.video, task_info(task)->name, slot ? "-" : "", slot ? slot : "",
+             w->part);
     for (char *p = id; *p; p++)
         if (*p == ' ') *p = '_';
     TaskItem item = w->item;
@@ -2056,6 +2086,18 @@ static void write_item(Writer *w, enum Task task, const char *slot, const char *
     text_free(&text);
 }
 
+// A line of the file; the first of a frame carries what the cells of the picture show.
+static void write_line(const Writer *w, const Text *line, bool first, Text *out) {
+    if (!first || !w->how->cell) {
+        text_add(out, line->p, line->len);
+        return;
+    }
+    text_add(out, line->p, line->len - 2); // without "}\n"
+    text_addf(out, ",");
+    cells_json(w->s, w->how->cell, out);
+    text_addf(out, "}\n");
+}
+
 static bool only_one(const SceneTruth *t, int k) { // of its name: else "the grasper" is nobody in particular
     for (int i = 0; i < t->n_tools; i++)
         if (i != k && !strcmp(t->tools[i].name, t->tools[k].name)) return false;
@@ -2071,7 +2113,7 @@ int scene_records(const Scene *s, const SceneRecords *how, Text *out) {
     snprintf(name, sizeof name, "scenes-%llu-%06lld", (unsigned long long)how->seed, (long long)how->index);
     snprintf(number, sizeof number, "%d", t->n_tools);
     if (how->truth) scene_truth_json(s, &truth);
-    Writer w = {.s = s, .how = how};
+    Writer w = {.s = s, .how = how, .part = ""};
     w.item = (TaskItem){.dataset = "scenes",
                         .video = name,
                         .split = how->split,
@@ -2119,6 +2161,10 @@ int scene_records(const Scene *s, const SceneRecords *how, Text *out) {
             write_item(&w, TASK_VQLA, k->name, question, k->verb, &b, 1, WORDS(cholect50_verbs));
             snprintf(question, sizeof question, "What does the %s act on?", k->name);
             write_item(&w, TASK_VQA, k->name, question, k->target, NULL, 0, WORDS(cholect50_targets));
+            w.part = "-doing";
+            snprintf(question, sizeof question, "What is the %s doing?", k->name);
+            write_item(&w, TASK_VQA, k->name, question, k->verb, NULL, 0, WORDS(cholect50_verbs));
+            w.part = "";
         }
     }
     for (int i = 0; i < 3 && t->cvs_asked && !t->robotic; i++)
@@ -2142,7 +2188,7 @@ int scene_records(const Scene *s, const SceneRecords *how, Text *out) {
             int k = i + task_pick(how->seed, name, (uint32_t)(100 + i), w.n - i);
             Text chosen = w.lines[keep < w.n ? k : i];
             if (keep < w.n) w.lines[k] = w.lines[i], w.lines[i] = chosen;
-            text_add(out, chosen.p, chosen.len);
+            write_line(&w, &chosen, i == 0, out);
         }
     }
     for (int i = 0; i < w.n; i++) text_free(&w.lines[i]);

@@ -168,6 +168,28 @@ static const struct {
                     "Answer from the {procedure} image <image>: {question}" VQLA_HINT}},
 };
 
+// For small models: one wording, the picture in front, so that all questions about a picture begin alike.
+static const char *const brief[TASKS] = {
+    [TASK_TOOL] = "<image>Which tools?",
+    [TASK_TISSUE] = "<image>Which tissues?",
+    [TASK_TOOL_BOX] = "<image>Box of the {slot}?",
+    [TASK_TOOL_BOXES] = "<image>Box of every tool?",
+    [TASK_TISSUE_BOX] = "<image>Box of the {slot}?",
+    [TASK_GRID] = "<image>Where is the {slot}?",
+    [TASK_CVS1] = "<image>Two structures?",
+    [TASK_CVS2] = "<image>Triangle clear?",
+    [TASK_CVS3] = "<image>Plate seen?",
+    [TASK_ACTION] = "<image>Which action?",
+    [TASK_MOTION] = "<image>Which motion?",
+    [TASK_TRIPLET] = "<image>Which triplets?",
+    [TASK_COUNT] = "<image>How many tools?",
+    [TASK_STEP] = "<image>Which step?",
+    [TASK_PHASE] = "<image>Which phase?",
+    [TASK_CVS] = "<image>View achieved?",
+    [TASK_VQA] = "<image>{question}",
+    [TASK_VQLA] = "<image>{question} With a box.",
+};
+
 static uint64_t text_hash(const char *s) { // FNV-1a, 64 bits
     uint64_t h = 14695981039346656037u;
     for (; s && *s; s++) h = (h ^ (unsigned char)*s) * 1099511628211u;
@@ -201,7 +223,8 @@ static void fill(Text *out, const char *template, const TaskItem *t) {
     }
 }
 
-const char *task_system_prompt(void) {
+const char *task_system_prompt(bool short_one) {
+    if (short_one) return "First <think>...</think>, then <answer>...</answer>.";
     return "You are a surgical assistant who looks at pictures of operations and answers the user's questions about "
            "them. "
            "First think about what the picture shows, between <think> and </think>. Then give the final answer alone, "
@@ -212,7 +235,7 @@ void task_question(const TaskItem *t, TaskWording w, Text *out) {
     bool placed = t->question && strstr(t->question, "<image>"); // already a whole question
     int k = task_pick(w.seed, t->id, 0, PHRASES);
     if (placed && (t->task == TASK_VQA || t->task == TASK_VQLA)) text_addf(out, "%s", t->question);
-    else fill(out, w.compat ? phrases[t->task].compat : phrases[t->task].own[k], t);
+    else fill(out, w.brief ? brief[t->task] : w.compat ? phrases[t->task].compat : phrases[t->task].own[k], t);
     for (int i = 0; w.choices && i < t->n_choices && i < TASK_MAX_CHOICES; i++)
         text_addf(out, "\n%c. %s", 'A' + i, t->choices[i]);
 }
@@ -241,7 +264,7 @@ bool task_answer_text(const TaskItem *t, TaskWording w, Text *out) {
         bool many = kind == ANSWER_BOXES;
         if (many ? t->n_boxes < 0 : t->n_boxes != 1) return false;
         if (many && !t->n_boxes) text_addf(out, "No tools detected");
-        else if (w.compat)
+        else if (w.compat || w.brief)
             for (int i = 0; i < t->n_boxes; i++)
                 text_addf(out, "%s%s<bbox>", i ? ", " : "", many ? t->boxes[i].label : "");
         else {
@@ -318,7 +341,8 @@ void task_record_print(const TaskItem *t, TaskWording w, const char *completion,
     text_addf(out, "{\"id\":");
     text_add_json_string(out, t->id, strlen(t->id));
     text_addf(out, ",\"messages\":[");
-    if (w.reasoning) add_turn(out, "system", task_system_prompt(), strlen(task_system_prompt()));
+    const char *system = task_system_prompt(w.brief);
+    if (w.reasoning) add_turn(out, "system", system, strlen(system));
     add_turn(out, "user", question.p, question.len);
     if (completion) add_turn(out, "assistant", completion, strlen(completion));
     text_addf(out, "],\"images\":[");

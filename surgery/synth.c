@@ -580,11 +580,12 @@ static void add_string(Text *out, const char *name, const char *value) {
     text_add_json_string(out, value, strlen(value));
 }
 
-// The record with the prompt for reasoning and the teacher's text as its answer.
+// The record with the teacher's text as its answer and, where it has no system turn of its own, the prompt for reasoning.
 void synth_record_print(const Json *root, const char *text, const char *teacher, const char *request, Text *out) {
-    const Json *messages = json_get(root, "messages"), *user = NULL;
+    const Json *messages = json_get(root, "messages"), *user = NULL, *system = messages->child;
     for (const Json *m = messages->child; m; m = m->next)
         if (json_is(json_get(m, "role"), "user")) user = m;
+    if (!system || !json_is(json_get(system, "role"), "system")) system = NULL;
     text_addf(out, "{");
     for (const Json *v = root->child; v; v = v->next) {
         if (!strcmp(v->key, "box_frame") || !strcmp(v->key, "teacher") || !strcmp(v->key, "request")) continue;
@@ -595,9 +596,14 @@ void synth_record_print(const Json *root, const char *text, const char *teacher,
             json_print(out, v);
             continue;
         }
-        text_addf(out, "[{\"role\":\"system\",\"content\":");
-        text_add_json_string(out, task_system_prompt(), strlen(task_system_prompt()));
-        text_addf(out, "},");
+        text_addf(out, "[");
+        if (system) json_print(out, system);
+        else {
+            text_addf(out, "{\"role\":\"system\",\"content\":");
+            text_add_json_string(out, task_system_prompt(false), strlen(task_system_prompt(false)));
+            text_addf(out, "}");
+        }
+        text_addf(out, ",");
         json_print(out, user);
         text_addf(out, ",{\"role\":\"assistant\"");
         add_string(out, "content", text);

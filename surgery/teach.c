@@ -12,6 +12,8 @@ typedef struct Lesson {
     const Json *truth, *tools, *tissues, *objects;
     uint64_t seed;
     uint32_t picks;
+    const Json *wrong; // the instrument that is mistaken, as `mistake`; NULL: none
+    int mistake;       // number of a triplet
     Text *out;
 } Lesson;
 
@@ -37,6 +39,13 @@ static bool ends(const char *text, const char *with) {
     size_t n = strlen(text), m = strlen(with);
     return n >= m && !strcmp(text + n - m, with);
 }
+static const char *verb_of(const Lesson *l, const Json *tool) {
+    return tool == l->wrong && tool ? cholect50_verbs[cholect50_triplets[l->mistake][1]] : text_of(tool, "verb");
+}
+static const char *target_of(const Lesson *l, const Json *tool) {
+    return tool == l->wrong && tool ? cholect50_targets[cholect50_triplets[l->mistake][2]] : text_of(tool, "target");
+}
+
 // An instrument as a sentence has it, so that the verb behind it is singular.
 static const char *one(const char *tool) {
     return kept(ends(tool, "scissors") || ends(tool, "forceps") ? "pair of " : "", tool);
@@ -242,7 +251,7 @@ static void level_1(Lesson *l) {
 
 // ---------------------------------------------------------------------------------------------------------- level 2
 static void tell_act(Lesson *l, const Json *t) {
-    const char *tool = one(text_of(t, "name")), *verb = text_of(t, "verb"), *target = named(text_of(t, "target"));
+    const char *tool = one(text_of(t, "name")), *verb = verb_of(l, t), *target = named(target_of(l, t));
     static const struct {
         const char *verb, *way[2];
     } acts[] = {
@@ -365,6 +374,9 @@ static void level_3(Lesson *l) {
 }
 
 // ----------------------------------------------------------------------------------------------------------- brief
+// What the phase of a cholecystectomy follows from, beside instruments and objects.
+static bool tells_phase(const char *tissue) { return !strcmp(tissue, "gallbladder") || !strncmp(tissue, "cystic_", 7); }
+
 static void brief_level(Lesson *l, int level) {
     const TaskItem *t = l->item;
     int n = 0;
@@ -374,8 +386,9 @@ static void brief_level(Lesson *l, int level) {
         if (!n) text_addf(l->out, " no instrument");
         n = 0;
         for (const Json *v = first(l->tissues); v; v = v->next)
-            text_addf(l->out, "%s%s", n++ ? ", " : "; ", named(text_of(v, "name")));
-        for (const Json *v = first(l->objects); v; v = v->next)
+            if (t->task == TASK_TISSUE || (tells_phase(text_of(v, "name")) && task_info(t->task)->level == 3))
+                text_addf(l->out, "%s%s", n++ ? ", " : "; ", named(text_of(v, "name")));
+        for (const Json *v = first(l->objects); v && task_info(t->task)->level == 3; v = v->next)
             text_addf(l->out, "%s%s", n++ ? ", " : "; ", named(text_of(v, "name")));
         if (json_get(l->truth, "cvs") &&
             (t->task == TASK_CVS || (t->task >= TASK_CVS1 && t->task <= TASK_CVS3) || t->task == TASK_STEP))
@@ -384,11 +397,12 @@ static void brief_level(Lesson *l, int level) {
     } else if (level == 2) {
         if (json_get(l->truth, "action")) text_addf(l->out, " %s", text_of(l->truth, "action"));
         for (const Json *v = first(l->tools); v && !json_get(l->truth, "action"); v = v->next)
-            text_addf(l->out, "%s%s %s %s", n++ ? ", " : " ", text_of(v, "name"), text_of(v, "verb"),
-                      text_of(v, "target"));
+            text_addf(l->out, "%s%s %s %s", n++ ? ", " : " ", text_of(v, "name"), verb_of(l, v), target_of(l, v));
         if (!first(l->tools)) text_addf(l->out, " none");
-    } else if (t->task == TASK_STEP) text_addf(l->out, " %s, %s", text_of(l->truth, "phase"), t->answer);
-    else text_addf(l->out, " %s", t->answer);
+    } else if (t->task == TASK_STEP) {
+        for (const Json *v = first(l->tools); v; v = v->next) n++;
+        text_addf(l->out, " %s, %d tool%s, %s", text_of(l->truth, "phase"), n, n == 1 ? "" : "s", t->answer);
+    } else text_addf(l->out, " %s", t->answer);
     text_addf(l->out, ".");
 }
 
@@ -402,7 +416,24 @@ static const char *reason_of(Lesson *l) {
     }
 }
 
-bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, bool brief, Text *out, Err *e) {
+// Mistakes one instrument of the frame for doing something else that it could do.
+static void mistake(Lesson *l) {
+    int n = 0, others[TRIPLETS], n_others = 0;
+    for (const Json *v = first(l->tools); v; v = v->next) n++;
+    if (!n) return;
+    const Json *tool = first(l->tools);
+    for (int k = task_pick(l->seed, l->item->id, 901, n); k; k--) tool = tool->next;
+    for (int k = 0; k < TRIPLETS; k++) {
+        const uint8_t *x = cholect50_triplets[k];
+        bool same = !strcmp(cholect50_verbs[x[1]], text_of(tool, "verb")) &&
+                    !strcmp(cholect50_targets[x[2]], text_of(tool, "target"));
+        if (!same && !strcmp(cholect50_instruments[x[0]], text_of(tool, "name"))) others[n_others++] = k;
+    }
+    if (n_others) l->wrong = tool, l->mistake = others[task_pick(l->seed, l->item->id, 902, n_others)];
+}
+
+bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, TeachOptions o, Text *out, Err *e) {
+    bool brief = o.brief;
     Text answer = {0};
     Lesson l = {.item = item,
                 .truth = truth,
@@ -418,13 +449,20 @@ bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, bo
     if (!task_answer_text(item, wording, &answer))
         return err_set(e, "E-DS-02", AT(.sample = item->id, .field = "answer"),
                        "expected a label; found none; do: make the scenes again");
+    if (task_pick(l.seed, item->id, 900, 1000000) < o.wrong * 1e6) mistake(&l);
     text_addf(out, "<think>");
-    if (!levels) {
+    if (!levels && brief) {
+        const Json *tool = item->slot ? tool_of(&l, item->slot) : NULL;
+        if (tool)
+            text_addf(out, "%s %s: %s %s %s.", item->slot, text_of(tool, "cell"), item->slot, verb_of(&l, tool),
+                      target_of(&l, tool));
+        else text_addf(out, "%s.", item->answer ? item->answer : "none");
+    } else if (!levels) {
         const Json *tool = item->slot ? tool_of(&l, item->slot) : NULL;
         text_addf(out, "%s",
                   SAY(&l, "To answer this one looks at the instrument itself.", "The question is about one instrument.",
                       "First the instrument has to be found."));
-        if (!brief) tell_tools(&l), tell_tissues(&l, false), tell_objects(&l);
+        tell_tools(&l), tell_tissues(&l, false), tell_objects(&l);
         if (tool && *text_of(tool, "verb")) tell_act(&l, tool);
         if (item->answer)
             text_addf(out, " %s %s.", SAY(&l, "So the answer is", "That gives", "This means"),
@@ -445,7 +483,7 @@ bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, bo
 typedef struct Teaching {
     const char *data;
     uint64_t seed;
-    bool brief;
+    TeachOptions o;
     FileWriter w;
     int64_t n;
 } Teaching;
@@ -460,7 +498,7 @@ static bool teach_one(void *ctx, const Piece *p, Err *e) {
     bool ok = (messages && messages->type == JSON_ARRAY && r.prompt) ||
               err_set(e, "E-DS-02", AT(.file = t->data, .line = p->line, .sample = r.item.id),
                       "expected \"messages\" with a question; found none; do: use the records of surgr1 scenes");
-    ok = ok && teach_text(&r.item, w, json_get(r.doc.root, "truth"), t->brief, &text, e);
+    ok = ok && teach_text(&r.item, w, json_get(r.doc.root, "truth"), t->o, &text, e);
     if (ok) {
         synth_record_print(r.doc.root, text.p, "scene-graph", NULL, &line);
         ok = file_write_bytes(&t->w, line.p, line.len, e), t->n++;
@@ -470,8 +508,8 @@ static bool teach_one(void *ctx, const Piece *p, Err *e) {
     return ok;
 }
 
-bool synth_teach(const char *data, const char *out, uint64_t seed, bool brief, int64_t *n, Err *e) {
-    Teaching t = {.data = data, .seed = seed, .brief = brief};
+bool synth_teach(const char *data, const char *out, uint64_t seed, TeachOptions o, int64_t *n, Err *e) {
+    Teaching t = {.data = data, .seed = seed, .o = o};
     if (!file_write_begin(&t.w, out, e)) return false;
     bool ok = pieces_read(data, NULL, teach_one, &t, e);
     *n = t.n;

@@ -340,7 +340,7 @@ static char *good_answer(const Asked *a) { // the teacher of scenes stands in fo
     Err e = {0};
     Text t = {0};
     EXPECT(task_record_read(&r, a->record, strlen(a->record), "record", 1, &e));
-    EXPECT(teach_text(&r.item, (TaskWording){.seed = 9}, json_get(r.doc.root, "truth"), false, &t, &e));
+    EXPECT(teach_text(&r.item, (TaskWording){.seed = 9}, json_get(r.doc.root, "truth"), (TeachOptions){0}, &t, &e));
     task_record_free(&r);
     return t.p;
 }
@@ -673,10 +673,10 @@ TEST(the_teacher_of_scenes_passes_every_check_of_a_teacher) {
             for (int j = 0; j < KNOWLEDGE; j++)
                 if (knowledge_fits(&k[j], r.item.procedure, r.item.task)) fitting[n++] = &k[j];
             EXPECT(n > 0);
-            EXPECT(teach_text(&r.item, (TaskWording){.seed = 1}, truth, false, &t, &e) &&
-                   teach_text(&r.item, (TaskWording){.seed = 1}, truth, false, &again, &e));
-            EXPECT(teach_text(&r.item, (TaskWording){.seed = 2}, truth, false, &other, &e) &&
-                   teach_text(&r.item, (TaskWording){.seed = 1}, truth, true, &brief, &e));
+            EXPECT(teach_text(&r.item, (TaskWording){.seed = 1}, truth, (TeachOptions){0}, &t, &e) &&
+                   teach_text(&r.item, (TaskWording){.seed = 1}, truth, (TeachOptions){0}, &again, &e));
+            EXPECT(teach_text(&r.item, (TaskWording){.seed = 2}, truth, (TeachOptions){0}, &other, &e) &&
+                   teach_text(&r.item, (TaskWording){.seed = 1}, truth, (TeachOptions){.brief = true}, &brief, &e));
             EXPECT_STR(t.p, again.p);
             other_words += strcmp(t.p, other.p) != 0;
             enum SynthVerdict v = synth_judge(&r.item, t.p, t.len, fitting, n, 40, 450);
@@ -713,7 +713,7 @@ TEST(teach_writes_training_records_and_needs_the_truth) {
     int n = scenes_to("g.jsonl", 3, ~0u, SCENE_MIXED, 31), got = 0;
     int64_t written = 0;
     Err e = {0};
-    EXPECT(synth_teach(in("g.jsonl"), in("g.cot"), 1, false, &written, &e));
+    EXPECT(synth_teach(in("g.jsonl"), in("g.cot"), 1, (TeachOptions){0}, &written, &e));
     EXPECT_INT(written, n);
     char *text = read_text(in("g.cot"), NULL);
     for (const char *p = text; (p = strstr(p, "\"teacher\":\"scene-graph\"")) != NULL; p++) got++;
@@ -721,7 +721,7 @@ TEST(teach_writes_training_records_and_needs_the_truth) {
     free(text);
     write_text(in("plain.jsonl"), "{\"id\":\"a\",\"messages\":[{\"role\":\"user\",\"content\":\"q "
                                   "<image>\"}],\"images\":[\"x.png\"],\"task\":\"count\",\"answer\":\"1\"}\n");
-    EXPECT(!synth_teach(in("plain.jsonl"), in("plain.cot"), 1, false, &written, &e));
+    EXPECT(!synth_teach(in("plain.jsonl"), in("plain.cot"), 1, (TeachOptions){0}, &written, &e));
     EXPECT_STR(e.code, "E-DS-02");
     EXPECT(!file_exists(in("plain.cot")));
 }
