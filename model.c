@@ -615,17 +615,18 @@ PassBytes model_pass_bytes(const Model *m, const TrainBatch *b, bool backward) {
 }
 
 // Log-probabilities of the head's rows, chunk by chunk, and with `backward` the gradient of the final norm's output.
-static void pass_head(Model *m, TextScratch *s, int64_t n_head, bool backward) {
+static void pass_head(Model *m, TextScratch *s, int64_t n_head, float inv_temperature, bool backward) {
     const Ops *d = m->d;
+    float scale = inv_temperature != 0 ? inv_temperature : 1;
     int64_t chunk = s->logits.rows;
     for (int64_t first = 0; first < n_head; first += chunk) {
         int64_t n = n_head - first < chunk ? n_head - first : chunk;
         Mat logits = mat_rows(s->logits, 0, n), x = mat_rows(s->head_x, first, n);
         Mat targets = mat_rows(s->targets, first, n), lse = mat_rows(s->lse, first, n);
         linear_forward(d, &m->head, logits, x, NULL);
-        logprob_forward(d, mat_rows(s->lp, first, n), lse, mat_rows(s->entropy, first, n), logits, targets, 1);
+        logprob_forward(d, mat_rows(s->lp, first, n), lse, mat_rows(s->entropy, first, n), logits, targets, scale);
         if (!backward) continue;
-        logprob_backward(d, logits, logits, targets, lse, mat_rows(s->dlp, first, n), 1);
+        logprob_backward(d, logits, logits, targets, lse, mat_rows(s->dlp, first, n), scale);
         linear_backward(d, &m->head, mat_rows(s->dhead, first, n), logits, x, 0, NULL);
     }
 }
@@ -713,7 +714,7 @@ bool model_pass(Model *m, const TrainBatch *b, const float *dlp, float *lp, floa
         if (backward) d->upload(s.dlp, mat(column, in.n_head, 1, F32));
 
         text_layers(m, &s, &in, n_images, NULL, NULL);
-        pass_head(m, &s, in.n_head, backward);
+        pass_head(m, &s, in.n_head, b->inv_temperature, backward);
         if (backward) pass_backward(m, &s, b, dpictures);
         d->download(mat(column, in.n_head, 1, F32), s.lp);
         for (int64_t i = 0; i < in.n_head; i++) lp[head_rows[i]] = column[i];

@@ -11,38 +11,54 @@
 static void *room(void *p, int64_t count, size_t size) { return grow_or_die(p, (size_t)count, size, "a packed batch"); }
 
 void pack_clear(Pack *p) {
-    p->b.N = p->b.n_spans = p->n_places = p->patches = 0;
+    p->b.N = p->b.n_spans = p->n = p->n_places = p->patches = 0;
     p->b.n_grids = 0;
 }
 
 void pack_free(Pack *p) {
     free(p->ids), free(p->axes), free(p->pos), free(p->spans), free(p->pixels), free(p->grids), free(p->image_at);
-    free(p->targets), free(p->keys), free(p->patch_keys);
+    free(p->targets), free(p->keys), free(p->patch_keys), free(p->places);
     *p = (Pack){0};
 }
 
-// Row i of a sequence predicts its id i + 1, where that id is a target.
-bool pack_add(Pack *p, const Config *c, const Sequence *s, Err *e) {
+// Ids [from, to) of a sequence as one span, which also sees rows [prefix_first, prefix_last) whole; pos [3, n] is of the
+// whole sequence. Row i of a sequence predicts its id i + 1, where that id is a target.
+static void add_rows(Pack *p, const Sequence *s, const int32_t *pos, int64_t from, int64_t to, int64_t prefix_first,
+                     int64_t prefix_last) {
     TrainBatch *b = &p->b;
-    int64_t first = b->N, N = first + s->n, next, patches = 0;
-    int64_t values = c->vision.channels * c->vision.temporal * c->vision.patch * c->vision.patch;
-    for (int i = 0; i < s->n_grids; i++) patches += grid_patches(s->grids[i]);
-
-    p->axes = room(p->axes, 3 * N, sizeof *p->axes); // [sequence][3][n]; made [3][N] in pack_batch
-    if (!mrope_positions(c, s->ids, s->n, s->n_prompt, s->grids, s->n_grids, p->axes + 3 * first, &next, e))
-        return false;
+    int64_t first = b->N, n = to - from, N = first + n;
+    p->axes = room(p->axes, 3 * N, sizeof *p->axes); // [span][3][rows]; made [3][N] in pack_batch
     p->ids = room(p->ids, N, sizeof *p->ids), p->targets = room(p->targets, N, sizeof *p->targets);
-    p->keys = room(p->keys, 2 * N, sizeof *p->keys), p->image_at = room(p->image_at, N, sizeof *p->image_at);
-    for (int64_t i = 0; i < s->n; i++) {
-        p->ids[first + i] = s->ids[i];
-        p->targets[first + i] = i + 1 < s->n && s->trained[i + 1] ? s->ids[i + 1] : -1;
-        p->keys[2 * (first + i)] = (int32_t)s->key, p->keys[2 * (first + i) + 1] = (int32_t)i;
-    }
-    p->n_places += image_places(c, s->ids, s->n_prompt, first, p->image_at + p->n_places);
+    p->keys = room(p->keys, 2 * N, sizeof *p->keys);
     p->spans = room(p->spans, b->n_spans + 1, sizeof *p->spans);
-    p->spans[b->n_spans++] = (Span){(int32_t)first, (int32_t)N, 0, 0, 1};
+    for (int axis = 0; axis < 3; axis++)
+        memcpy(p->axes + 3 * first + axis * n, pos + axis * s->n + from, (size_t)n * sizeof *pos);
+    for (int64_t i = from, row = first; i < to; i++, row++) {
+        p->ids[row] = s->ids[i];
+        p->targets[row] = i + 1 < s->n && s->trained[i + 1] ? s->ids[i + 1] : -1;
+        p->keys[2 * row] = (int32_t)s->key, p->keys[2 * row + 1] = (int32_t)i;
+    }
+    p->spans[b->n_spans++] = (Span){(int32_t)first, (int32_t)N, (int32_t)prefix_first, (int32_t)prefix_last, 1};
     b->N = N;
-    if (!s->n_grids) return true;
+}
+
+// The pictures of a sequence whose ids [0, n) stand in rows `first` and behind, and the targets of their rows.
+static void add_pictures(Pack *p, const Config *c, const Sequence *s, int64_t n, int64_t first, PackPlace *place) {
+    TrainBatch *b = &p->b;
+    int64_t patches = 0, values = c->vision.channels * c->vision.temporal * c->vision.patch * c->vision.patch;
+    p->image_at = room(p->image_at, p->n_places + n, sizeof *p->image_at);
+    const int32_t *at = p->image_at + p->n_places;
+    int64_t rows = image_places(c, s->ids, n, first, p->image_at + p->n_places);
+    p->n_places += rows;
+    for (int64_t u = 0; s->align && u < rows; u++) {
+        if (s->align[u] < 0) continue;
+        CHECK(p->targets[at[u]] < 0, "a row of a picture has two targets, %d and %d", p->targets[at[u]], s->align[u]);
+        p->targets[at[u]] = s->align[u];
+        if (!place->n_align) place->align_row = at[u];
+        place->n_align = at[u] + 1 - place->align_row;
+    }
+    if (!s->n_grids) return;
+    for (int i = 0; i < s->n_grids; i++) patches += grid_patches(s->grids[i]);
     p->grids = room(p->grids, b->n_grids + s->n_grids, sizeof *p->grids);
     memcpy(p->grids + b->n_grids, s->grids, (size_t)s->n_grids * sizeof *p->grids);
     b->n_grids += s->n_grids;
@@ -54,7 +70,62 @@ bool pack_add(Pack *p, const Config *c, const Sequence *s, Err *e) {
         p->patch_keys[2 * (p->patches + i) + 1] = (int32_t)i;
     }
     p->patches += patches;
-    return true;
+}
+
+static void *positions_room(int64_t n) { return alloc_or_die((size_t)(3 * n) + 1, sizeof(int32_t), "positions"); }
+
+bool pack_add(Pack *p, const Config *c, const Sequence *s, Err *e) {
+    int64_t first = p->b.N, next;
+    int32_t *pos = positions_room(s->n);
+    bool ok = mrope_positions(c, s->ids, s->n, s->n_prompt, s->grids, s->n_grids, pos, &next, e);
+    if (ok) {
+        p->places = room(p->places, p->n + 1, sizeof *p->places);
+        p->places[p->n] = (PackPlace){.row = first, .n = s->n};
+        add_rows(p, s, pos, 0, s->n, 0, 0);
+        add_pictures(p, c, s, s->n_prompt, first, &p->places[p->n++]);
+    }
+    free(pos);
+    return ok;
+}
+
+static void group_check(const Config *c, const Sequence *s, int n, int64_t shared) {
+    for (int k = 0; k < n; k++) {
+        CHECK(shared >= 1 && shared <= s[k].n_prompt && s[k].n_prompt <= s[k].n,
+              "pack_add_group: %lld ids shared, sequence %d has %lld, %lld of them in the prompt", (long long)shared, k,
+              (long long)s[k].n, (long long)s[k].n_prompt);
+        CHECK(!memcmp(s[k].ids, s[0].ids, (size_t)shared * sizeof *s->ids),
+              "pack_add_group: sequence %d begins otherwise than the first", k);
+        for (int64_t i = 0; i < shared; i++)
+            CHECK(!s[k].trained[i], "pack_add_group: the shared id %lld is a target of sequence %d", (long long)i, k);
+        for (int64_t i = shared - 1; c->image_id >= 0 && i < s[k].n_prompt; i++)
+            CHECK(s[k].ids[i] != c->image_id, "pack_add_group: id %lld of sequence %d is a picture's, %lld are shared",
+                  (long long)i, k, (long long)shared);
+    }
+}
+
+bool pack_add_group(Pack *p, const Config *c, const Sequence *s, int n, int64_t shared, Err *e) {
+    int64_t prefix = p->b.N, next, ids = 0;
+    bool ok = true;
+    group_check(c, s, n, shared);
+    for (int k = 0; k < n; k++) ids += s[k].n;
+    int32_t *pos = positions_room(ids), *at = pos; // all before the first row is added: an error leaves p as it was
+    for (int k = 0; ok && k < n; at += 3 * s[k].n, k++)
+        ok = mrope_positions(c, s[k].ids, s[k].n, s[k].n_prompt, s->grids, s->n_grids, at, &next, e);
+    if (ok && n) {
+        PackPlace pictures = {0};
+        p->places = room(p->places, p->n + n, sizeof *p->places);
+        if (shared > 1) add_rows(p, s, pos, 0, shared - 1, 0, 0);
+        add_pictures(p, c, s, shared - 1, prefix, &pictures);
+        at = pos;
+        for (int k = 0; k < n; at += 3 * s[k].n, k++) {
+            PackPlace *place = &p->places[p->n++];
+            *place = (PackPlace){.row = p->b.N, .from = shared - 1, .n = s[k].n};
+            if (k == 0) place->align_row = pictures.align_row, place->n_align = pictures.n_align;
+            add_rows(p, &s[k], at, shared - 1, s[k].n, prefix, prefix + shared - 1);
+        }
+    }
+    free(pos);
+    return ok;
 }
 
 const TrainBatch *pack_batch(Pack *p, bool dropout, uint64_t seed, int64_t keep) {

@@ -238,75 +238,209 @@ TEST(a_part_trained_alone_has_the_gradients_it_has_among_all) {
     model_free(&all);
 }
 
-// A group of two completions that share a prompt with a picture: once with the prompt computed once and seen as a prefix,
-// once as two whole sequences.
-TEST(a_shared_prompt_gives_the_gradients_of_its_copies) {
-    Model m;
-    trainable(&m, false, 0);
-    Example x = example(5); // with a picture
-    int64_t P = x.n, A = 4, B = 6, n, next;
+// Groups and plain sequences as one pack, or every sequence by itself. Group 0 has a picture, whose rows have targets; group 1
+// shares a single id, which leaves no prefix; group 2 is text; example 5 stands between them.
+enum { GROUPS = 3, MEMBERS = 3, MOST = GROUPS * MEMBERS + 1 };
+typedef struct Grouped {
+    Example x[MOST];
+    Sequence s[MOST];
+    int64_t shared[GROUPS];
+    int32_t align[MAX_N];
+} Grouped;
+static void grouped_make(Grouped *g, int64_t keys) {
+    static const int of[GROUPS] = {3, 0, 2};
+    memset(g, 0, sizeof *g);
+    for (int i = 0; i < MAX_N; i++) g->align[i] = i % 3 == 1 ? -1 : (5 * i + 2) % 39;
+    for (int k = 0; k < MOST; k++) {
+        Example *x = &g->x[k];
+        bool plain = k == MOST - 1;
+        int q = plain ? 5 : of[k / MEMBERS];
+        *x = example(q);
+        if (!plain) {
+            int64_t shared = g->shared[k / MEMBERS] = q ? x->n : 1;
+            memset(x->trained, 0, sizeof x->trained);
+            for (int64_t i = shared; i < x->n; i++) x->ids[i] = (x->ids[i] + k) % 39; // another question
+            for (int i = 0; i < 3 + 2 * (k % MEMBERS); i++)
+                x->trained[x->n] = i != 1, x->ids[x->n++] = (7 * i + 3 * k) % 39;
+        }
+        g->s[k] = (Sequence){.ids = x->ids,
+                             .n = x->n,
+                             .n_prompt = x->n,
+                             .trained = x->trained,
+                             .pixels = x->pixels,
+                             .grids = &x->grid,
+                             .n_grids = q % 2,
+                             .key = (uint32_t)(keys ? keys + k : 0),
+                             .align = k == 0 ? g->align : NULL};
+    }
+}
+static void grouped_pack(const Grouped *g, const Model *m, bool copies, Pack *p) {
     Err e = {0};
-    int32_t ids[2][MAX_N], flat_ids[MAX_N], pos[3 * MAX_N], targets[MAX_N], at[MAX_N];
-    Pack copies = {0};
-    for (int c = 0; c < 2; c++) {
-        int64_t len = c ? B : A;
-        uint8_t trained[MAX_N] = {0};
-        memcpy(ids[c], x.ids, (size_t)P * sizeof *x.ids);
-        for (int64_t i = 0; i < len; i++) ids[c][P + i] = (int32_t)(7 * i + 3 * c + 1) % 39, trained[P + i] = 1;
-        Sequence s = {.ids = ids[c],
-                      .n = P + len,
-                      .n_prompt = P,
-                      .trained = trained,
-                      .pixels = x.pixels,
-                      .grids = &x.grid,
-                      .n_grids = 1};
-        EXPECT(pack_add(&copies, &m.c, &s, &e));
+    bool ok = true;
+    for (int k = 0; k < GROUPS; k++) {
+        for (int i = 0; copies && i < MEMBERS; i++) ok &= pack_add(p, &m->c, &g->s[MEMBERS * k + i], &e);
+        if (!copies) ok &= pack_add_group(p, &m->c, &g->s[MEMBERS * k], MEMBERS, g->shared[k], &e);
+        if (k == 0) ok &= pack_add(p, &m->c, &g->s[MOST - 1], &e);
     }
-    float dlp[2 * MAX_N], lp[2 * MAX_N], lp_shared[2 * MAX_N];
-    for (int i = 0; i < 2 * MAX_N; i++) dlp[i] = -0.1f;
-    EXPECT(model_pass(&m, pack_batch(&copies, false, 0, 0), dlp, lp, NULL, &e));
-    float *want = flat(&m, false, &n);
+    if (!ok) err_report(&e), exit(99);
+}
+// lp and entropy [MOST][MAX_N] by id of the sequence that a row stands for, and of the rows of the picture. The gradient of
+// the loss is another number for each of them.
+typedef struct GroupedResult {
+    float lp[MOST][MAX_N], entropy[MOST][MAX_N], picture[MAX_N];
+} GroupedResult;
+static void grouped_pass(const Grouped *g, Model *m, bool copies, bool dropout, int64_t keep, float inv_temperature,
+                         GroupedResult *r) {
+    Pack p = {0};
+    Err e = {0};
+    grouped_pack(g, m, copies, &p);
+    pack_batch(&p, dropout, 7, keep);
+    p.b.inv_temperature = inv_temperature;
+    int64_t N = p.b.N, targets = 0, counted = 0;
+    float *dlp = alloc_or_die((size_t)(3 * N), sizeof *dlp, "test"), *lp = dlp + N, *entropy = lp + N;
+    memset(r, 0, sizeof *r);
+    EXPECT_INT(p.n, MOST);
+    for (int pass = 0; pass < 2; pass++) {
+        for (int k = 0; k < p.n; k++) {
+            const PackPlace *at = &p.places[k];
+            int of = k < MEMBERS ? k : k == MEMBERS ? MOST - 1 : k - 1; // example 5 came behind group 0
+            EXPECT_INT(at->n, g->s[of].n);
+            EXPECT_INT(at->from, copies || of == MOST - 1 ? 0 : g->shared[of / MEMBERS] - 1);
+            EXPECT((at->n_align > 0) == (of == 0));
+            for (int64_t j = 0; j < at->n_align; j++) {
+                int64_t row = at->align_row + j;
+                if (pass) r->picture[j] = lp[row];
+                else
+                    dlp[row] = (float)random_uniform(21, RANDOM_TEST, 99, (uint32_t)j),
+                    counted += p.b.targets[row] >= 0;
+            }
+            for (int64_t i = at->from; i < at->n; i++) {
+                int64_t row = at->row + i - at->from;
+                EXPECT_INT(p.b.ids[row], g->s[of].ids[i]);
+                if (at->n_align && row >= at->align_row && row < at->align_row + at->n_align) continue;
+                if (pass) r->lp[of][i] = lp[row], r->entropy[of][i] = entropy[row];
+                else
+                    dlp[row] = (float)(random_uniform(21, RANDOM_TEST, (uint64_t)of, (uint32_t)i) - 0.5),
+                    counted += p.b.targets[row] >= 0;
+            }
+        }
+        if (!pass && !model_pass(m, &p.b, dlp, lp, entropy, &e)) err_report(&e), exit(99);
+    }
+    for (int64_t i = 0; i < N; i++) targets += p.b.targets[i] >= 0;
+    EXPECT_INT(counted, targets); // the places name every row that has a target, once
+    free(dlp), pack_free(&p);
+}
 
-    // shared: rows are the prompt, then both completions. A row predicts what comes next in its own sequence, but the
-    // prompt's last row would have to predict two first tokens: it is repeated, as row one of each completion.
-    int64_t N = 0;
-    Span spans[3];
-    memcpy(flat_ids, x.ids, (size_t)(P - 1) * sizeof *x.ids), N = P - 1;
-    for (int64_t i = 0; i < N; i++) targets[i] = -1;
-    spans[0] = (Span){0, (int32_t)N, 0, 0, 1};
-    int32_t whole[2][3 * MAX_N];
-    for (int c = 0; c < 2; c++) {
-        int64_t len = c ? B : A;
-        EXPECT(mrope_positions(&m.c, ids[c], P + len, P, &x.grid, 1, whole[c], &next, &e));
-        spans[1 + c] = (Span){(int32_t)N, (int32_t)(N + len), 0, (int32_t)(P - 1), 1};
-        for (int64_t i = 0; i < len; i++) flat_ids[N + i] = ids[c][P - 1 + i], targets[N + i] = ids[c][P + i];
-        N += len;
+TEST(packed_groups_give_the_gradients_of_their_copies) {
+    static Grouped g;
+    static GroupedResult want_r, r;
+    grouped_make(&g, 0);
+    for (int lora = 0; lora < 2; lora++)
+        for (int cold = 0; cold < 2; cold++) {
+            Model m;
+            int64_t n, rows = MOST * MAX_N;
+            trainable(&m, lora, 0);
+            grouped_pass(&g, &m, true, false, 0, cold ? 0 : 1 / 0.7f, &want_r);
+            float *want = flat(&m, false, &n);
+            model_zero_gradients(&m);
+            grouped_pass(&g, &m, false, false, 0, cold ? 0 : 1 / 0.7f, &r);
+            float *got = flat(&m, false, &n);
+            EXPECT_CLOSE("log-probabilities", &r.lp[0][0], &want_r.lp[0][0], rows, 1e-5);
+            EXPECT_CLOSE("entropies", &r.entropy[0][0], &want_r.entropy[0][0], rows, 1e-5);
+            EXPECT_CLOSE("of the picture", r.picture, want_r.picture, MAX_N, 1e-5);
+            EXPECT_CLOSE("gradients", got, want, n, 1e-5);
+            EXPECT(r.picture[0] < 0 && r.picture[1] == 0 && r.picture[2] < 0); // targets as align says
+            free(got);
+            model_zero_gradients(&m); // a control: one member less in a group is seen
+            g.x[1].trained[g.x[1].n - 1] = 0;
+            grouped_pass(&g, &m, false, false, 0, cold ? 0 : 1 / 0.7f, &r);
+            g.x[1].trained[g.x[1].n - 1] = 1;
+            got = flat(&m, false, &n);
+            EXPECT(!error_within(tensor_error(got, want, n), 1e-5));
+            free(got), free(want), model_free(&m);
+        }
+}
+
+TEST(recompute_gives_the_same_bits_with_groups) {
+    static Grouped g;
+    static GroupedResult first, r;
+    grouped_make(&g, 100);
+    Model m;
+    int64_t n;
+    float *want = NULL;
+    trainable(&m, true, 0.3);
+    for (int64_t keep = 0; keep <= 2; keep++) {
+        model_zero_gradients(&m);
+        grouped_pass(&g, &m, false, true, keep, 1.25f, &r);
+        float *got = flat(&m, false, &n);
+        if (!want) want = got, first = r;
+        else {
+            EXPECT(!memcmp(got, want, (size_t)n * sizeof *got) && !memcmp(&r, &first, sizeof r));
+            free(got);
+        }
     }
-    for (int axis = 0; axis < 3; axis++) {
-        int64_t row = 0;
-        for (int64_t i = 0; i < P - 1; i++) pos[axis * N + row++] = whole[0][axis * (P + A) + i];
-        for (int c = 0; c < 2; c++)
-            for (int64_t i = 0, len = c ? B : A; i < len; i++)
-                pos[axis * N + row++] = whole[c][axis * (P + len) + P - 1 + i];
+    free(want), model_free(&m);
+}
+
+// Row by row: keys of dropout are those of the first sequence up to the last shared id, then everyone's own.
+TEST(a_group_has_the_dropout_of_its_first_sequence_where_it_is_shared) {
+    static Grouped g;
+    grouped_make(&g, 100);
+    Model m;
+    Pack p = {0};
+    Err e = {0};
+    open_at(&m);
+    EXPECT(pack_add_group(&p, &m.c, &g.s[0], MEMBERS, g.shared[0], &e));
+    const TrainBatch *b = pack_batch(&p, true, 7, 0);
+    int64_t shared = g.shared[0];
+    EXPECT_INT(b->N, shared - 1 + 3 * 1 + 3 + 5 + 7);
+    for (int64_t i = 0; i < shared - 1; i++) EXPECT(b->keys[2 * i] == 100 && b->keys[2 * i + 1] == i);
+    for (int k = 0; k < MEMBERS; k++)
+        for (int64_t i = shared - 1; i < g.s[k].n; i++) {
+            const int32_t *key = b->keys + 2 * (p.places[k].row + i - shared + 1);
+            EXPECT(key[0] == 100 + k && key[1] == i);
+        }
+    // what is refused leaves the pack as it was
+    Pack before = p;
+    Sequence bad[2] = {g.s[0], g.s[1]};
+    g.x[1].ids[g.x[1].n - 1] = m.c.video_id;
+    EXPECT(!pack_add_group(&p, &m.c, bad, 2, shared, &e));
+    EXPECT_STR(e.code, "E-DS-10");
+    EXPECT(p.n == before.n && p.n_places == before.n_places && p.patches == before.patches && p.b.N == before.b.N &&
+           p.b.n_spans == before.b.n_spans && p.b.n_grids == before.b.n_grids);
+    pack_free(&p), model_free(&m);
+}
+
+// The slope of the loss along a random direction, at another temperature.
+TEST(the_gradient_at_a_temperature_is_the_slope) {
+    static Grouped g;
+    static GroupedResult r;
+    grouped_make(&g, 0);
+    Model m;
+    int64_t n, at;
+    trainable(&m, true, 0);
+    grouped_pass(&g, &m, false, false, 0, 0.6f, &r);
+    float *grad = flat(&m, false, &n), *start = flat(&m, true, &n);
+    double slope = 0, loss[2] = {0};
+    for (int64_t i = 0; i < n; i++) slope += grad[i] * (random_uniform(9, RANDOM_TEST, 0, (uint32_t)i) - 0.5);
+    for (int side = 0; side < 2; side++) {
+        at = 0;
+        for (int64_t i = 0; i < m.n_params; i++) {
+            const Param *p = &m.params[i];
+            if (!p->w->d.p) continue;
+            float *v = p->w->v.p;
+            for (int64_t k = 0; k < p->rows * p->cols; k++, at++)
+                v[k] = (float)(start[at] +
+                               (side ? 1e-3 : -1e-3) * (random_uniform(9, RANDOM_TEST, 0, (uint32_t)at) - 0.5));
+        }
+        grouped_pass(&g, &m, false, false, 0, 0.6f, &r);
+        for (int k = 0; k < MOST; k++)
+            for (int i = 0; i < MAX_N; i++)
+                loss[side] += r.lp[k][i] * (random_uniform(21, RANDOM_TEST, (uint64_t)k, (uint32_t)i) - 0.5);
+        for (int j = 0; j < MAX_N; j++) loss[side] += r.picture[j] * random_uniform(21, RANDOM_TEST, 99, (uint32_t)j);
     }
-    image_places(&m.c, x.ids, P, 0, at);
-    TrainBatch shared = {.N = N,
-                         .ids = flat_ids,
-                         .pos = pos,
-                         .spans = spans,
-                         .n_spans = 3,
-                         .pixels = x.pixels,
-                         .grids = &x.grid,
-                         .n_grids = 1,
-                         .image_at = at,
-                         .targets = targets};
-    model_zero_gradients(&m);
-    EXPECT(model_pass(&m, &shared, dlp, lp_shared, NULL, &e));
-    float *got = flat(&m, false, &n);
-    EXPECT_CLOSE("log-probabilities", lp_shared + P - 1, lp + P - 1, A, 1e-5);
-    EXPECT_CLOSE("log-probabilities", lp_shared + P - 1 + A, lp + P + A + P - 1, B, 1e-5);
-    EXPECT_CLOSE("gradients", got, want, n, 1e-5);
-    free(got), free(want), pack_free(&copies), model_free(&m);
+    EXPECT_NEAR((loss[1] - loss[0]) / 2e-3, slope, 1e-2 * fabs(slope));
+    free(grad), free(start), model_free(&m);
 }
 
 // ------------------------------------------------------------------------------------------------------------ optimizer
