@@ -369,7 +369,7 @@ void events_close(Events *t);
 // ends with EXIT_STOPPED in its own time. It has this process's folder, standard output and standard error, and dies with
 // it. E-IO-01 when it could not be started; an exit code of the child is no error.
 bool self_run(const char *const *argv, int *status, Err *e);
-// The same; `out` (a file, made or emptied) takes its standard output. NULL: as above.
+// The same; `out` (a file, made or emptied: E-WR-02) takes its standard output. NULL: as above.
 bool self_run_to(const char *out, const char *const *argv, int *status, Err *e);
 
 // ====================================================================================================== io/run.c
@@ -1078,7 +1078,7 @@ typedef struct SceneRecords {                            // how a frame becomes 
     bool truth;                                          // with the truth in every record
     int cell;                                            // > 0: "cells" in the first record, of so many pixels a side
     uint32_t tasks;                                      // bit by enum Task
-    int per_frame;                                       // 0: every question that the frame allows
+    int per_frame;                                       // 0: every question that the frame allows; else so many, tasks in turn
 } SceneRecords;
 // Adds the records of a frame, one JSON line each; returns how many. "The grasper" is asked for only when there is one.
 int scene_records(const Scene *s, const SceneRecords *how, Text *out);
@@ -1181,7 +1181,8 @@ typedef struct DataOptions {
     bool drop_long, drop_bad; // leave such samples out and count them; else refuse (E-DS-07, and whatever is bad)
     bool absolute_images;     // accept absolute paths
     bool trust_text;          // typed special tokens are special
-    bool group;               // samples that follow each other in a file and show the same pictures are one unit
+    bool group;               // samples that follow each other in a file and show the same pictures are one unit, up to
+                              // UNIT_SAMPLES of them; a sample without pictures is one
     bool align;               // read "cells": one word for each row of the picture (see Sample.align)
     ImageOptions image;
 } DataOptions;
@@ -1193,9 +1194,13 @@ typedef struct SampleInfo { // what the scan found, one per usable sample
     int64_t offset, bytes, line; // of its JSON text
     int64_t tokens, targets, patches;
     int32_t pictures;
-    int64_t aligned; // picture rows that have a target of their own
+    int64_t aligned; // picture rows that have a target of their own; 0 when an earlier sample of the same lead has them
+    int64_t shared;  // as in Sample
+    int64_t lead;    // first sample of its unit with the same `shared` ids in front; without `group` the sample itself
     double weight;
+    int32_t *kept; // private: its ids, while there is room
 } SampleInfo;
+enum { UNIT_SAMPLES = 64 };
 
 typedef struct Dataset {
     DataOptions options;
@@ -1205,7 +1210,9 @@ typedef struct Dataset {
     int64_t n;
     int64_t *units, n_units; // [n_units + 1] first sample of each unit of the order: without `group` every sample is one
     int64_t dropped_long, dropped_bad;
-    int64_t tokens, targets, patches, longest, most_patches; // sums; largest of one sample
+    int64_t tokens, targets, patches, aligned;               // sums
+    int64_t longest, most_patches;                           // of one sample: tokens, patches
+    size_t kept;                                             // bytes of ids that are held in memory
     char sha256[65];                                         // of the files' bytes, one after the other
     struct DataFile *files;                                  // private
 } Dataset;
@@ -1227,11 +1234,13 @@ typedef struct Sample {
     Grid grids[16];
     int n_grids;
     int32_t *align; // [picture rows] first token of the word that "cells" has for the row, -1: none; NULL: no cells
-    int64_t shared; // ids up to the end of its last picture: what samples of one unit may have in common; 0: no picture
+    int64_t shared; // ids up to the end of its last picture: what samples of one unit may have in common; 0: no picture,
+                    // or a target among them
 } Sample;
 // Reads sample i with its pictures. E-IO-05 when the file or the number of its tokens changed since the scan. Any number
 // of threads may load from one data set.
 bool sample_load(const Dataset *d, int64_t i, Sample *s, Err *e);
+bool sample_load_text(const Dataset *d, int64_t i, Sample *s, Err *e); // without pixels: for samples that share a picture
 void sample_free(Sample *s);
 // The ids of its prompt alone (up to the first trained turn, with the generation prompt), for sample completions. The
 // pictures of the prompt are the first *n_grids ones of the sample (n_grids may be NULL).
@@ -1768,10 +1777,67 @@ void eval_record_print(const Json *record, const char *more, const EvalAnswer *a
 void eval_legacy_text(const char *text, size_t len, Text *out);
 bool eval_legacy_right(const Text *said, const Text *label);
 
+// =============================================================================================== surgery/prompts.c
+// Records as prompts: their conversation up to the last question, for everyone who samples answers.
+
+enum EvalForm { EVAL_AS_WRITTEN, EVAL_OPEN, EVAL_CHOICE }; // options of a question: as its record has it, never, always
+typedef struct PromptOptions {
+    const char *system; // system turn, instead of the records' own; NULL: theirs
+    enum EvalForm form;
+    bool blind; // every picture in the mean colour of the preprocessor
+    bool trust_text;
+    int64_t new_tokens; // that must find room behind the prompt (E-ME-02)
+    ImageOptions image;
+} PromptOptions;
+typedef struct Prompt {
+    TaskRecord task; // its item has the size of the picture's file, also where the record lacks it
+    Record record;
+    char *text; // its JSON, [len]
+    size_t len;
+    char *question;      // private
+    int options;         // of the question: 1 shown, 0 not shown; -1: as the record has it
+    Ids ids;             // with the generation prompt
+    Grid grids[16];      // of all pictures of the record; the prompt's are the first n_grids
+    FrameSize sizes[16]; //
+    int64_t tokens[16];  // of each picture
+    int n_grids;
+    float *pixels; // [patches, .]; NULL when it was not decoded
+} Prompt;
+// decode: the pictures too; else only their headers are read. After a refusal there is nothing to free. E-DS-*, E-IM-*.
+bool prompt_read(Prompt *q, const Config *c, const Tokenizer *t, const PromptOptions *o, const char *file,
+                 const char *root, const Piece *p, bool decode, Err *e);
+void prompt_free(Prompt *q); // also of a zeroed one
+Request prompt_request(const Prompt *q, uint32_t stream, int completions);
+
+typedef struct PromptInfo { // what the scan found
+    char *id;
+    enum Task task;
+    int file;
+    uint32_t crc; // of its text
+    int64_t offset, bytes, line, number, tokens, patches;
+} PromptInfo;
+typedef struct PromptSet { // labelled prompts of several files
+    PromptOptions options;
+    const Tokenizer *t;
+    const Config *c;
+    const char *const *files;
+    int n_files, *fds;    // private
+    char (*roots)[1200];  // private
+    PromptInfo *prompts;  // [n]
+    int64_t n;            //
+    int64_t longest;      // tokens
+    int64_t most_patches; //
+    char sha256[65];      // of the files' bytes, one after the other
+} PromptSet;
+// Scans everything: a record without a label to reward refuses (E-DS-02). files, t and c must outlive s.
+bool prompts_open(PromptSet *s, const Tokenizer *t, const Config *c, const char *const *files, int n,
+                  const char *image_root, PromptOptions o, Err *e);
+void prompts_close(PromptSet *s);
+bool prompts_load(const PromptSet *s, int64_t i, Prompt *q, Err *e); // E-IO-05 when it changed since the scan
+
 // ========================================================================================= surgery/eval_generate.c
 // Answers of a model to a file of records.
 
-enum EvalForm { EVAL_AS_WRITTEN, EVAL_OPEN, EVAL_CHOICE }; // options of a question: as its record has it, never, always
 typedef struct EvalGenerate {
     const char *data, *image_root; // NULL: beside the records
     const char *out;    // predictions.jsonl, as eval_record_print; "options_shown" where form changed a question
