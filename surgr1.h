@@ -376,7 +376,7 @@ bool self_run_to(const char *out, const char *const *argv, int *status, Err *e);
 // A run folder and its checkpoints: made so that a process killed at any instant leaves a folder that resumes to the
 // same bytes (robustness.md section 2 is the protocol).
 //
-//   RUN/LOCK  config.json  run.jsonl  timing.jsonl  tensorboard/  export/
+//   RUN/LOCK  config.json  run.jsonl  rollouts.jsonl  timing.jsonl  tensorboard/  export/
 //   RUN/ckpt/step-000000400/{files, state.json, MANIFEST.json, local.json}   ckpt/LATEST (a hint)
 //   .tmp-* .trash-* in ckpt and export, RUN/.tmp-export*, .tmp-config.json-*: work in progress, removed at start
 //
@@ -388,7 +388,8 @@ typedef struct Run {
     char dir[1100];
     char id[65]; // SHA-256 of config.json without its free members; "" before run_config
     int lock;    // descriptor of LOCK, held by flock
-    Log log, timing;
+    bool with_rollouts;        // set before run_logs_open: there is a rollouts.jsonl too, as exact as run.jsonl
+    Log log, rollouts, timing; //
     Events events;
     int64_t *verified; // private: steps whose checkpoints were seen whole in this process
     int64_t n_verified;
@@ -398,7 +399,7 @@ typedef struct Checkpoint { // one that passed verification; step < 0: there is 
     char dir[1200];
     char sha256[65];                               // of its manifest
     char run[65];                                  // Run.id of the run that wrote it
-    int64_t log_bytes, timing_bytes, events_bytes; // lengths of the logs when it was written
+    int64_t log_bytes, rollouts_bytes, timing_bytes, events_bytes; // lengths of the logs when it was written
     JsonDoc state;                                 // its state.json
 } Checkpoint;
 bool folder_make_all(const char *path, Err *e); // with those above it; one that is there is fine. E-WR-01, -02
@@ -436,8 +437,8 @@ bool checkpoint_rotate(Run *r, int64_t keep, int64_t keep_every, int64_t best, E
 bool checkpoint_verify(const char *dir, Err *e); // E-CK-02, -03, -04
 // Every checkpoint of a run folder, without its lock; *count says how many.
 bool run_verify(const char *dir, int64_t *count, Err *e);
-// Compares what two runs must have in common byte for byte: ckpt/step-* (but local.json), run.jsonl, export/. Prints
-// the first difference (file, and tensor and element where it is one) on standard output.
+// Compares what two runs must have in common byte for byte: ckpt/step-* (but local.json), run.jsonl, rollouts.jsonl,
+// export/. Prints the first difference (file, and tensor and element where it is one) on standard output.
 bool run_compare(const char *a, const char *b, bool *same, Err *e);
 
 // =================================================================================================== tokenizer.c
@@ -1980,7 +1981,7 @@ typedef struct SftOptions {
     AdamOptions adam;
     Schedule schedule;  // its steps are those of the plan
     double warmup_part; // > 0: warm-up as a part of the steps
-    int64_t eval_every, eval_samples, patience;
+    int64_t eval_every, eval_samples, patience; // samples: units are taken whole
     double min_delta;
     int64_t save_every, keep_last, keep_every;
     int64_t sample_every, samples, sample_tokens;
@@ -1989,9 +1990,9 @@ typedef struct SftOptions {
     const char *export_type;                   // of whole weights: SaveOptions.type
 } SftOptions;
 typedef struct SftPlan {                       // of a whole run: what comes is known before it starts
-    int64_t steps, end;                        // updates; samples
-    int64_t samples, tokens, patches, targets; // largest of a micro-batch
-    int64_t all_tokens;
+    int64_t steps, end;                        // updates; units
+    int64_t units, samples, spans, tokens, patches, targets; // largest of a micro-batch, or a bound in long runs
+    int64_t all_tokens;                                      // about, in long runs; rows that are shared count once
 } SftPlan;
 void sft_plan(const Dataset *d, const SftOptions *o, SftPlan *p);
 void sft_eval_plan(const Dataset *d, const SftOptions *o, SftPlan *p); // of one evaluation on d

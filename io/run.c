@@ -170,7 +170,7 @@ static bool run_path(char *out, size_t size, const char *run, const char *name, 
 }
 
 bool run_open(Run *r, const char *dir, Err *e) {
-    *r = (Run){.lock = -1, .log.fd = -1, .timing.fd = -1, .events.fd = -1};
+    *r = (Run){.lock = -1, .log.fd = -1, .rollouts.fd = -1, .timing.fd = -1, .events.fd = -1};
     if ((int64_t)strlen(dir) + 100 > LIMIT_PATH_BYTES || !*dir) // room for what is made inside
         return err_set(e, "E-IO-01", AT(.file = dir), "expected a path of 1 to %" PRId64 " bytes; found %zu; do: %s",
                        LIMIT_PATH_BYTES - 100, strlen(dir), "give another folder");
@@ -190,10 +190,10 @@ bool run_open(Run *r, const char *dir, Err *e) {
 
 void run_close(Run *r) {
     if (!r->dir[0]) return; // never opened
-    log_close(&r->log), log_close(&r->timing), events_close(&r->events);
+    log_close(&r->log), log_close(&r->rollouts), log_close(&r->timing), events_close(&r->events);
     if (r->lock >= 0) (void)!close(r->lock); // the lock goes with it
     free(r->verified);
-    *r = (Run){.lock = -1, .log.fd = -1, .timing.fd = -1, .events.fd = -1};
+    *r = (Run){.lock = -1, .log.fd = -1, .rollouts.fd = -1, .timing.fd = -1, .events.fd = -1};
 }
 
 // ---------------------------------------------------------------------------------------------------- configuration
@@ -446,6 +446,7 @@ static bool verify(const char *dir, bool cold, Checkpoint *c, Text *files, Err *
     const Json *list = json_get(doc.root, "files"), *log = json_get(doc.root, "log");
     bool ok = json_int(&doc, doc.root, "step", true, 0, INT64_MAX, &step, e) &&
               json_int(&doc, log, "bytes", true, 0, INT64_MAX, &c->log_bytes, e) &&
+              json_int(&doc, json_get(doc.root, "rollouts"), "bytes", false, 0, INT64_MAX, &c->rollouts_bytes, e) &&
               copy_hex(&doc, doc.root, "run", c->run, e);
     ok = ok && ((list && list->type == JSON_ARRAY) || damaged(dir, "a list of files in " MANIFEST, "none", e));
     for (const Json *f = ok ? list->child : NULL; ok && f; f = f->next)
@@ -602,7 +603,10 @@ bool run_logs_open(Run *r, const Checkpoint *c, Err *e) {
     if (ok && !stat(path, &s) && (int64_t)s.st_size > keep_log)
         note("%s: %" PRId64 " bytes behind the checkpoint are cut off, those steps are done again (E-CK-07)", path,
              (int64_t)s.st_size - keep_log);
-    ok = ok && log_open(&r->log, path, keep_log, e) && run_path(path, sizeof path, r->dir, "timing.jsonl", e);
+    ok = ok && log_open(&r->log, path, keep_log, e);
+    ok = ok && (!r->with_rollouts || (run_path(path, sizeof path, r->dir, "rollouts.jsonl", e) &&
+                                      log_open(&r->rollouts, path, resumed ? c->rollouts_bytes : 0, e)));
+    ok = ok && run_path(path, sizeof path, r->dir, "timing.jsonl", e);
     if (ok && keep && !file_exists(path)) {
         warn("E-CK-07", AT(.file = path), "expected %" PRId64 " bytes of times; found none; do: %s", keep,
              "nothing, the file begins again here");
@@ -677,8 +681,8 @@ static bool write_sealed(const char *dir, const char *name, Text *t, char self[6
 }
 
 static bool flush_logs(Run *r, Err *e) { // those that were opened; one that was given up fails here
-    return (!r->log.path[0] || log_sync(&r->log, e)) && (!r->timing.path[0] || log_sync(&r->timing, e)) &&
-           (!r->events.path[0] || events_sync(&r->events, e));
+    return (!r->log.path[0] || log_sync(&r->log, e)) && (!r->rollouts.path[0] || log_sync(&r->rollouts, e)) &&
+           (!r->timing.path[0] || log_sync(&r->timing, e)) && (!r->events.path[0] || events_sync(&r->events, e));
 }
 
 // All of a checkpoint but its final name.
@@ -693,8 +697,12 @@ static bool complete(Run *r, int64_t step, const char *dir, const char *state_js
     else memset(run, '0', 64), run[64] = 0;
     text_addf(&manifest,
               "{\"format\":%d,\"program\":\"%s\",\"run\":\"%s\",\"step\":%" PRId64 ",\"log\":{\"bytes\":%" PRId64
-              ",\"lines\":%" PRId64 "},\"files\":",
+              ",\"lines\":%" PRId64 "},",
               FORMAT, SURGR1_VERSION, run, step, r->log.bytes, r->log.seq);
+    if (r->rollouts.path[0])
+        text_addf(&manifest, "\"rollouts\":{\"bytes\":%" PRId64 ",\"lines\":%" PRId64 "},", r->rollouts.bytes,
+                  r->rollouts.seq);
+    text_addf(&manifest, "\"files\":");
     if (ok) text_add(&manifest, files->p, files->len);
     text_addf(&local, "{\"format\":%d,\"timing_bytes\":%" PRId64 ",\"events_bytes\":%" PRId64, FORMAT, r->timing.bytes,
               r->events.bytes);
@@ -978,9 +986,9 @@ bool run_compare(const char *a, const char *b, bool *same, Err *e) {
     Comparison c = {.a = a, .b = b, .same = true};
     for (int i = 0; i < 2; i++)
         if (!folder_exists(i ? b : a)) return read_failed(i ? b : a, ENOENT, e);
-    static const char *const parts[] = {"run.jsonl", "export"};
+    static const char *const parts[] = {"run.jsonl", "rollouts.jsonl", "export"};
     bool ok = compare_checkpoints(&c, e);
-    for (int i = 0; ok && c.same && i < 2; i++) ok = compare_trees(&c, parts[i], 0, e);
+    for (int i = 0; ok && c.same && i < 3; i++) ok = compare_trees(&c, parts[i], 0, e);
     if (ok && c.same && !c.files)
         ok = err_set(e, "E-IO-01", AT(.file = a), "expected run folders with checkpoints or logs; found none; do: %s",
                      "give the folders that were made with --out");
