@@ -57,7 +57,7 @@ static const Command command_limits = {
 static const Command *const commands[] = {&command_ask,    &command_sft,     &command_merge,      &command_info,
                                           &command_check,  &command_compare, &command_trace_diff, &command_limits,
                                           &command_scenes, &command_synth,   &command_import,     &command_reward_check,
-                                          &command_eval,   &command_report};
+                                          &command_eval,   &command_report,  &command_recipe};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static int help_program(void) {
@@ -73,6 +73,17 @@ static int help_program(void) {
     return EXIT_OK;
 }
 
+const Command *command_named(const char *name, const char **nearest) {
+    int least = 3;
+    *nearest = NULL;
+    for (int i = 0; i < N_COMMANDS; i++) {
+        int d = word_distance(name, commands[i]->name);
+        if (!d) return commands[i];
+        if (d < least) least = d, *nearest = commands[i]->name;
+    }
+    return NULL;
+}
+
 int surgr1_main(int argc, char **argv) {
     // A closed pipe and a file-size limit come back as errors of the call instead of ending the process.
     signal(SIGPIPE, SIG_IGN);
@@ -81,16 +92,12 @@ int surgr1_main(int argc, char **argv) {
     int rc = -1;
     if (!strcmp(name, "--help") || !strcmp(name, "help")) rc = help_program();
     else if (!strcmp(name, "--version")) rc = (puts("surgr1 " VERSION ", devices: " DEVICES), EXIT_OK);
-    for (int i = 0; rc < 0 && i < N_COMMANDS; i++)
-        if (!strcmp(name, commands[i]->name)) rc = command_run(commands[i], argc - 2, argv + 2);
+    const char *nearest = NULL;
+    const Command *command = rc < 0 ? command_named(name, &nearest) : NULL;
+    if (command) rc = command_run(command, argc - 2, argv + 2);
     if (rc < 0) {
-        int best = 0, least = 99;
-        for (int i = 0; i < N_COMMANDS; i++) {
-            int d = word_distance(name, commands[i]->name);
-            if (d < least) least = d, best = i;
-        }
         char todo[80];
-        if (least < 3) snprintf(todo, sizeof todo, "write surgr1 %s", commands[best]->name);
+        if (nearest) snprintf(todo, sizeof todo, "write surgr1 %s", nearest);
         else snprintf(todo, sizeof todo, "see surgr1 --help");
         return usage(NULL, "a command", argc > 1 ? quoted(name, strlen(name)) : "none", todo);
     }

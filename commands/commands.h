@@ -58,6 +58,7 @@ extern const Command command_scenes;
 extern const Command command_import;
 extern const Command command_eval;
 extern const Command command_synth;
+extern const Command command_recipe;
 
 // Reads argv (without the program and the command) by the table of c and runs it; --help prints the table instead.
 // Returns the exit code. A wrong command line is exit 2 with one line that names the nearest option.
@@ -67,6 +68,11 @@ int usage(const char *field, const char *expected, const char *found, const char
 int choice_of(const char *words, const char *text);  // which of "a|b|c" text is; -1 when it is none
 int word_distance(const char *a, const char *b);     // Levenshtein, for "did you mean"
 Option *option_of(Option *table, const void *value); // the row whose value this is
+// For who writes command lines: the command of that name (NULL: none; *nearest may be what was meant, or NULL), its option,
+// and whether that takes the text. E-CF-02.
+const Command *command_named(const char *name, const char **nearest);
+const Option *option_named(const Command *c, const char *name, Where at, Err *e);
+bool option_takes(const Command *c, const Option *o, const char *text, Where at, Err *e);
 // One note with every option whose value came from `origin` ("" = the default).
 void list_options(const Option *options, const char *origin, const char *title);
 // Options as two JSON objects, name to value and name to origin ("default", "command line", a file's name).

@@ -55,8 +55,7 @@ static Option *find_option(const Command *c, const char *name, size_t len) {
     return NULL;
 }
 
-static int unknown_option(const Command *c, const char *given) {
-    char todo[160], field[80];
+static const char *nearest_option(const Command *c, const char *given) { // NULL when none is near
     const char *best = NULL;
     int least = 3; // two slips are a slip, three are another word
     Option *tables[2] = {c->options, common_options};
@@ -65,6 +64,12 @@ static int unknown_option(const Command *c, const char *given) {
             int d = strlen(given) > 3 && !strncmp(o->name, given, strlen(given)) ? 1 : word_distance(given, o->name);
             if (d < least) least = d, best = o->name;
         }
+    return best;
+}
+
+static int unknown_option(const Command *c, const char *given) {
+    char todo[160], field[80];
+    const char *best = nearest_option(c, given);
     if (best) snprintf(todo, sizeof todo, "write --%s, or see surgr1 %s --help", best, c->name);
     else snprintf(todo, sizeof todo, "see surgr1 %s --help", c->name);
     snprintf(field, sizeof field, "--%.60s", given);
@@ -103,20 +108,26 @@ static void value_text(const Option *o, char *out, size_t size) {
     }
 }
 
-// Stores the number when it is one and in range.
-static bool number_fits(Option *o, const char *text) {
+// The number when it is one and in range: into *number, and of OPT_INT into *whole.
+static bool number_read(const Option *o, const char *text, double *number, int64_t *whole) {
     char *end = NULL;
     errno = 0;
     double value = strtod(text, &end); // the C locale: nothing calls setlocale
     bool ok =
         *text && !*end && !errno && isfinite(value) && value >= o->min && value <= o->max && !strpbrk(text, " xX");
-    if (ok && o->kind == OPT_REAL) *(double *)o->value = value;
+    *number = value;
     if (o->kind == OPT_REAL) return ok;
     errno = 0;
-    int64_t whole = strtoll(text, &end, 10);
-    ok = ok && !*end && !errno;
-    if (ok) *(int64_t *)o->value = whole;
-    return ok;
+    *whole = strtoll(text, &end, 10);
+    return ok && !*end && !errno;
+}
+static bool number_fits(Option *o, const char *text) { // and stores it
+    double number;
+    int64_t whole = 0;
+    if (!number_read(o, text, &number, &whole)) return false;
+    if (o->kind == OPT_REAL) *(double *)o->value = number;
+    else *(int64_t *)o->value = whole;
+    return true;
 }
 
 static int set_number(Option *o, const char *field, const char *text) {
@@ -322,6 +333,29 @@ bool options_read(const Command *c, const char *path, JsonDoc *doc, Err *e) {
         o->origin = path;
     }
     return true;
+}
+
+const Option *option_named(const Command *c, const char *name, Where at, Err *e) {
+    const Option *o = find_option(c, name, strlen(name));
+    if (o) return o;
+    const char *best = nearest_option(c, name);
+    err_set(e, "E-CF-02", at, "expected an option of surgr1 %s; found %s; do: %s%s%s", c->name,
+            quoted(name, strlen(name)), best ? "write " : "see surgr1 ", best ? best : c->name, best ? "" : " --help");
+    return NULL;
+}
+
+bool option_takes(const Command *c, const Option *o, const char *text, Where at, Err *e) {
+    double number;
+    int64_t whole;
+    bool ok = *text != 0;
+    if (o->kind == OPT_INT || o->kind == OPT_REAL) ok = number_read(o, text, &number, &whole);
+    if (o->kind == OPT_CHOICE) ok = choice_of(o->arg, text) >= 0;
+    if (ok) return true;
+    char range[80] = "";
+    if (o->kind == OPT_INT) snprintf(range, sizeof range, ", whole, from %.0f to %.0f", o->min, o->max);
+    if (o->kind == OPT_REAL) snprintf(range, sizeof range, " from %g to %g", o->min, o->max);
+    return err_set(e, "E-CF-02", at, "expected what --%s takes (%s%s); found %s; do: see surgr1 %s --help", o->name,
+                   o->arg, range, quoted(text, strlen(text)), c->name);
 }
 
 Option *option_of(Option *table, const void *value) {
