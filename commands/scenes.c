@@ -28,7 +28,7 @@ static Option scenes_options[] = {
     INT("group", &scenes.group, "N", "frames of one patient", 1, 1e6),
     TEXT("split", &scenes.split, "NAME", "name of the split and of its files; default train"),
     TEXT("tasks", &scenes.tasks, "LIST", "tasks by name, with commas; default all"),
-    INT("per-frame", &scenes.per_frame, "N", "questions of a frame, drawn at random; 0 = all it allows", 0, 1000),
+    INT("per-frame", &scenes.per_frame, "N", "questions of a frame, drawn at random, its tasks in turn; 0 = all it allows", 0, 1000),
     FLAG("choices", &scenes.choices, "multiple choice where the answer is one of a vocabulary"),
     FLAG("compat", &scenes.compat, "questions in the shapes that the public Surg-R1 model knows"),
     FLAG("brief", &scenes.brief, "questions of a few words behind the picture, for small models"),

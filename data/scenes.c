@@ -2023,6 +2023,7 @@ typedef struct Writer {
     const SceneRecords *how;
     TaskItem item;
     Text *lines; // [n] one record each
+    int *tasks;  // [n] of which task
     int n, cap;
     const char *part; // ends the id where one tool has two questions of a task
 } Writer;
@@ -2080,8 +2081,9 @@ static void write_item(Writer *w, enum Task task, const char *slot, const char *
     if (w->n == w->cap) {
         w->cap = w->cap ? 2 * w->cap : 32;
         w->lines = grow_or_die(w->lines, (size_t)w->cap, sizeof *w->lines, "records");
+        w->tasks = grow_or_die(w->tasks, (size_t)w->cap, sizeof *w->tasks, "records");
     }
-    w->lines[w->n] = (Text){0};
+    w->lines[w->n] = (Text){0}, w->tasks[w->n] = (int)task;
     task_record_print(&item, wording, w->how->answers ? text.p : NULL, NULL, &w->lines[w->n++]);
     text_free(&text);
 }
@@ -2096,6 +2098,29 @@ static void write_line(const Writer *w, const Text *line, bool first, Text *out)
     text_addf(out, ",");
     cells_json(w->s, w->how->cell, out);
     text_addf(out, "}\n");
+}
+
+// Shuffles the lines, then lets the tasks take turns: every task has its first question before one has its second, so that
+// ten tissues do not crowd out two instruments.
+static void draw_in_turn(Writer *w, const char *name) {
+    for (int i = 0; i < w->n; i++) {
+        int k = i + task_pick(w->how->seed, name, (uint32_t)(100 + i), w->n - i), task = w->tasks[k];
+        Text line = w->lines[k];
+        w->lines[k] = w->lines[i], w->tasks[k] = w->tasks[i];
+        w->lines[i] = line, w->tasks[i] = task;
+    }
+    for (int at = 0; at < w->n;) { // [0, at) is in order
+        uint32_t had = 0;
+        for (int i = at; i < w->n; i++) {
+            if (had >> w->tasks[i] & 1) continue;
+            had |= 1u << w->tasks[i];
+            Text line = w->lines[i];
+            int task = w->tasks[i];
+            memmove(w->lines + at + 1, w->lines + at, (size_t)(i - at) * sizeof *w->lines);
+            memmove(w->tasks + at + 1, w->tasks + at, (size_t)(i - at) * sizeof *w->tasks);
+            w->lines[at] = line, w->tasks[at++] = task;
+        }
+    }
 }
 
 static bool only_one(const SceneTruth *t, int k) { // of its name: else "the grasper" is nobody in particular
@@ -2181,18 +2206,11 @@ int scene_records(const Scene *s, const SceneRecords *how, Text *out) {
         write_item(&w, TASK_PHASE, NULL, NULL, t->phase, NULL, 0, WORDS(phases));
         if (t->cvs_asked) write_item(&w, TASK_CVS, NULL, NULL, t->cvs ? "yes" : "no", NULL, 0, NULL, 0);
     }
-    // All of them, or per_frame drawn without return.
     int keep = how->per_frame > 0 && how->per_frame < w.n ? how->per_frame : w.n;
-    for (int i = 0; i < w.n; i++) {
-        if (i < keep) {
-            int k = i + task_pick(how->seed, name, (uint32_t)(100 + i), w.n - i);
-            Text chosen = w.lines[keep < w.n ? k : i];
-            if (keep < w.n) w.lines[k] = w.lines[i], w.lines[i] = chosen;
-            write_line(&w, &chosen, i == 0, out);
-        }
-    }
+    if (keep < w.n) draw_in_turn(&w, name);
+    for (int i = 0; i < keep; i++) write_line(&w, &w.lines[i], i == 0, out);
     for (int i = 0; i < w.n; i++) text_free(&w.lines[i]);
-    free(w.lines);
+    free(w.lines), free(w.tasks);
     text_free(&tools), text_free(&tissues), text_free(&triplets), text_free(&truth);
     return keep;
 }

@@ -308,6 +308,66 @@ static void clean_up(void) {
     if (system(command)) perror(command);
 }
 
+// "cells" of the first record against the owner of every pixel; the questions of few words begin with the picture; and
+// no task has a second question before each has its first.
+TEST(records_for_small_models) {
+    for (int64_t i = 0; i < 24; i++) {
+        Scene s = draw(5, i, 96, 96, SCENE_CLEAR, SCENE_CHOLEC);
+        SceneRecords how = {.seed = 5,
+                            .index = i,
+                            .split = "train",
+                            .image = "a.png",
+                            .answers = true,
+                            .tasks = (1u << TASKS) - 1,
+                            .per_frame = 10,
+                            .cell = 16};
+        how.wording.brief = true;
+        Text lines = {0};
+        Err e = {0};
+        int n = scene_records(&s, &how, &lines), by_task[TASKS] = {0}, k = 0;
+        how.per_frame = 0;
+        Text all = {0};
+        scene_records(&s, &how, &all);
+        uint32_t possible = 0, first = 0, all_of_them = 0;
+        for (char *p = all.p, *end; (end = strchr(p, '\n')); p = end + 1) {
+            TaskRecord r;
+            EXPECT(task_record_read(&r, p, (size_t)(end - p), "all", 1, &e));
+            possible |= 1u << r.item.task, all_of_them++;
+            task_record_free(&r);
+        }
+        for (char *p = lines.p, *end; (end = strchr(p, '\n')); p = end + 1, k++) {
+            TaskRecord r;
+            EXPECT(task_record_read(&r, p, (size_t)(end - p), "few", 1, &e));
+            EXPECT(!strncmp(r.prompt, "<image>", 7) && !strstr(r.prompt + 7, "<image>") && strlen(r.prompt) < 60);
+            if (by_task[r.item.task]++) EXPECT(first == possible || all_of_them == 10);
+            first |= 1u << r.item.task;
+            const Json *cells = json_get(r.doc.root, "cells");
+            EXPECT((cells != NULL) == (k == 0));
+            const Json *c = cells ? cells->child : NULL;
+            for (int at = 0; c; at++, c = c->next) {
+                int y = at / 6 * 16, x = at % 6 * 16, inside = 0, tool = 0;
+                EXPECT(c->type == JSON_STRING);
+                for (int q = 0; q < 256; q++) {
+                    int owner = s.owner[(y + q / 16) * 96 + x + q % 16];
+                    const char *name = scene_owner_name(&s, owner);
+                    size_t part = name ? strlen(name) - c->len : 0;
+                    inside += name && strlen(name) >= c->len && !strcmp(name + part, c->str) &&
+                              (!part || name[part - 1] == '_');
+                    tool += owner >= SCENE_TOOL_OWNER;
+                }
+                bool named = false; // after an instrument
+                for (int q = 0; q < s.truth.n_tools; q++) named |= json_is(c, s.truth.tools[q].name);
+                EXPECT(inside > 0 && (!named || 6 * inside >= 256) && (named || 6 * tool < 256 * s.truth.n_tools));
+            }
+            EXPECT(!cells || cells->count == 36);
+            task_record_free(&r);
+        }
+        EXPECT_INT(k, n);
+        EXPECT_INT(k, 10);
+        text_free(&lines), text_free(&all), scene_free(&s);
+    }
+}
+
 TEST(records_are_what_training_reads) {
     Err e = {0};
     Text lines = {0};
