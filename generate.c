@@ -5,9 +5,11 @@
 // What it is not: text (tokenizer.c) or training-time rollouts' rewards (those come on top of this).
 // Read before: model.c.  Read next: surgr1.c.
 //
-// The cache is a list of token slots per layer. A prompt of n tokens owns n slots in a row; completion g of it owns
-// max_new_tokens more. A new token sees its prompt's slots as prefix and its own earlier slots (ops.h, Span), so
-// nothing is ever copied or padded, and finished completions simply leave the batch.
+// The cache is a list of token slots per layer. A prompt of n tokens owns n - 1 slots in a row; completion g of it owns
+// max_new_tokens more, the first of them for the prompt's last token, which is computed once for each completion. A new
+// token sees its prompt's slots as prefix and its own earlier slots (ops.h, Span), so nothing is ever copied or padded,
+// and finished completions simply leave the batch. These are the spans of pack_add_group: a training pass over the same
+// tokens adds up the same numbers in the same order.
 #include "surgr1.h"
 
 bool cache_open(Cache *c, const Model *m, int64_t rows, Err *e) {
@@ -33,7 +35,7 @@ void cache_close(Cache *c, const Model *m) {
     memset(c, 0, sizeof *c);
 }
 
-void completion_free(Completion *c) { ids_free(&c->ids); }
+void completion_free(Completion *c) { ids_free(&c->ids), free(c->lp); }
 
 // ----------------------------------------------------------------------------------------------------------- settings
 
@@ -98,7 +100,7 @@ enum { PREFILL_TOKENS = 4096 }; // prompts are packed into passes of about this 
 // One completion on its way.
 typedef struct Row {
     int out;                                  // index into the caller's completions
-    int32_t prompt_first, prompt_last, first; // cache slots: the prompt's, and its own first
+    int32_t prompt_first, prompt_last, first; // cache slots: the prompt's but for its last token; that, then its own
     int64_t position;                         // of its next token
     int32_t last;                             // its newest token
     int64_t n;                                // tokens so far
@@ -110,25 +112,24 @@ typedef struct Batch {
     Cache cache;
     Row *rows; // [n_rows] those still running
     int64_t n_rows, capacity;
-    Arena arena;                        // the views below
-    Mat logits, row_logits;             // F32 [capacity, V]: one row per prompt, one per completion
-    Mat seen;                           // I32 [capacity, ceil(V/32)], one row per running completion
-    Mat tokens, streams, steps, spread; // I32 [capacity, 1]
-    Mat lp;                             // F32 [capacity, 1]
-    int32_t *host;                      // [capacity] for transfers
-    float *host_lp;
+    Arena arena;                // the views below
+    Mat logits;                 // F32 [capacity, V]
+    Mat seen;                   // I32 [capacity, ceil(V/32)], one row per running completion
+    Mat tokens, streams, steps; // I32 [capacity, 1]
+    Mat lp, scaled_lp;          // F32 [capacity, 1] at temperature 1 and at that of sampling
+    int32_t *host;              // [capacity] for transfers
+    float *host_lp, *host_scaled_lp;
 } Batch;
 
 static void batch_place(Batch *b, Arena *a) {
     int64_t n = b->capacity, V = b->m->c.V;
     b->logits = arena_mat(a, n, V, F32);
-    b->row_logits = arena_mat(a, n, V, F32);
     b->seen = arena_mat(a, n, (V + 31) / 32, I32);
     b->tokens = arena_mat(a, n, 1, I32);
     b->streams = arena_mat(a, n, 1, I32);
     b->steps = arena_mat(a, n, 1, I32);
-    b->spread = arena_mat(a, n, 1, I32);
     b->lp = arena_mat(a, n, 1, F32);
+    b->scaled_lp = arena_mat(a, n, 1, F32);
 }
 
 static bool is_stop(const GenerationConfig *g, int32_t id) {
@@ -137,14 +138,16 @@ static bool is_stop(const GenerationConfig *g, int32_t id) {
     return false;
 }
 
-// Draws one token for rows [first, first + n) from row_logits [n, V], records it, and drops the rows that are done.
+// Draws one token for rows [first, first + n) from logits [n, V], records it, and drops the rows that are done.
 // Returns false when the callback asks to stop.
 static bool draw(Batch *b, int64_t first, int64_t n, const Request *requests, const int *request_of, Completion *out,
                  TokenCallback on_token, void *ctx) {
     const Ops *d = b->m->d;
     SampleParams p = b->g->sample;
     Mat tokens = mat_rows(b->tokens, 0, n), streams = mat_rows(b->streams, 0, n), steps = mat_rows(b->steps, 0, n);
-    Mat logits = mat_rows(b->row_logits, 0, n), lp = mat_rows(b->lp, 0, n);
+    Mat logits = mat_rows(b->logits, 0, n), lp = mat_rows(b->lp, 0, n), scaled_lp = mat_rows(b->scaled_lp, 0, n);
+    bool scaled = p.do_sample && p.temperature != 1;
+    const float *own_lp = scaled ? b->host_scaled_lp : b->host_lp;
     const int32_t *host = b->host;
     for (int64_t i = 0; i < n; i++) {
         int o = b->rows[first + i].out, r = request_of[o], g = 0;
@@ -156,6 +159,10 @@ static bool draw(Batch *b, int64_t first, int64_t n, const Request *requests, co
     d->upload(steps, mat(b->host, n, 1, I32));
     sample(d, tokens, logits, mat_rows(b->seen, first, n), streams, steps, p);
     logprob_forward(d, lp, mat_none(), mat_none(), logits, tokens, 1);
+    if (scaled) {
+        logprob_forward(d, scaled_lp, mat_none(), mat_none(), logits, tokens, (float)(1 / p.temperature));
+        d->download(mat(b->host_scaled_lp, n, 1, F32), scaled_lp);
+    }
     d->download(mat(b->host, n, 1, I32), tokens);
     d->download(mat(b->host_lp, n, 1, F32), lp);
 
@@ -164,6 +171,9 @@ static bool draw(Batch *b, int64_t first, int64_t n, const Request *requests, co
     for (int64_t i = 0; i < n; i++) {
         Row *row = &b->rows[first + i];
         Completion *c = &out[row->out];
+        if (!(c->ids.n & (c->ids.n - 1))) // room for 1, 2, 4, 8, ...
+            c->lp = grow_or_die(c->lp, (size_t)(c->ids.n ? 2 * c->ids.n : 1), sizeof *c->lp, "log-probabilities");
+        c->lp[c->ids.n] = own_lp[i];
         ids_add(&c->ids, host[i]);
         c->logprob += (double)b->host_lp[i];
         row->last = host[i], row->n++;
@@ -181,17 +191,19 @@ static bool draw(Batch *b, int64_t first, int64_t n, const Request *requests, co
     return go_on;
 }
 
-// One packed pass over several prompts, on the host.
+// One packed pass over several prompts, on the host. Rows: a prompt without its last token, then that once for each of its
+// completions.
 typedef struct Pass {
-    int64_t N, images;                     // tokens and picture rows so far
-    int64_t all_N, all_images;             // of the whole pass
+    int64_t N, images, n;                  // rows, picture rows and completions so far
+    int64_t all_N, all_images, all_n;      // of the whole pass
     int32_t *ids, *pos, *slots, *image_at; // [all_N], [3, all_N], [all_N], [all_images]
-    int32_t *last;                         // [n] the last row of each prompt
-    Span *spans;                           // [n]
-    int n;
+    int32_t *last;                         // [all_n] the row of each completion
+    Span *spans;                           // [n_spans]
+    int64_t n_spans;
     Arena arena;
     Mat image_rows; // [all_images, C]
 } Pass;
+static int64_t pass_rows(const Request *q) { return q->n - 1 + q->completions; }
 
 static int64_t picture_rows(const Model *m, const Request *q) {
     int64_t rows = 0;
@@ -201,11 +213,14 @@ static int64_t picture_rows(const Model *m, const Request *q) {
 
 static bool pass_open(Pass *p, const Model *m, const Request *requests, int n, Err *e) {
     *p = (Pass){.arena = {.role = "picture rows"}, .image_rows = mat_none()};
-    for (int r = 0; r < n; r++) p->all_N += requests[r].n, p->all_images += picture_rows(m, &requests[r]);
-    p->ids = alloc_or_die((size_t)(5 * p->all_N + p->all_images + n), sizeof *p->ids, "prompts");
+    for (int r = 0; r < n; r++) {
+        p->all_N += pass_rows(&requests[r]), p->all_images += picture_rows(m, &requests[r]);
+        p->all_n += requests[r].completions;
+    }
+    p->ids = alloc_or_die((size_t)(5 * p->all_N + p->all_images + p->all_n), sizeof *p->ids, "prompts");
     p->pos = p->ids + p->all_N, p->slots = p->pos + 3 * p->all_N, p->image_at = p->slots + p->all_N;
     p->last = p->image_at + p->all_images;
-    p->spans = alloc_or_die((size_t)n, sizeof *p->spans, "attention spans");
+    p->spans = alloc_or_die((size_t)(n + p->all_n), sizeof *p->spans, "attention spans");
     if (!p->all_images) return true;
     Type type = m->d->act_type;
     if (!arena_reserve(&p->arena, m->d, (size_t)(p->all_images * m->c.C) * type_size(type) + 64, e)) return false;
@@ -218,25 +233,39 @@ static void pass_close(Pass *p, const Model *m) {
     free(p->ids), free(p->spans);
 }
 
-// Appends a prompt whose cache slots begin at `slot`; *next is the position of the first new token.
-static bool pass_add(Pass *p, Model *m, const Request *q, int32_t slot, int64_t *next, Err *e) {
+// Token t of the prompt as the next row.
+static void pass_row(Pass *p, const Request *q, int64_t t, const int32_t *pos, int32_t slot) {
+    for (int axis = 0; axis < 3; axis++) p->pos[axis * p->all_N + p->N] = pos[axis * q->n + t];
+    p->slots[p->N] = slot, p->ids[p->N++] = q->ids[t];
+}
+
+// Appends a prompt whose cache slots begin at `slot`; those of its completions follow, `own` for each. *next is the
+// position of the first new token.
+static bool pass_add(Pass *p, Model *m, const Request *q, int32_t slot, int64_t own, int64_t *next, Err *e) {
     int64_t images = picture_rows(m, q);
     int32_t *pos = alloc_or_die((size_t)(3 * q->n), sizeof *pos, "positions");
     bool ok = mrope_positions(&m->c, q->ids, q->n, q->n, q->grids, q->n_grids, pos, next, e);
-    for (int axis = 0; axis < 3; axis++)
-        memcpy(p->pos + axis * p->all_N + p->N, pos + axis * q->n, (size_t)q->n * sizeof *pos);
-    free(pos);
+    if (ok && images && q->ids[q->n - 1] == m->c.image_id)
+        ok = err_set(e, "E-DS-10", AT(.file = "prompt"),
+                     "expected a prompt that ends in text; found a picture at its end; do: end it as the chat template "
+                     "does");
     if (ok && images)
         ok = vision_forward(m->d, &m->vision, mat_rows(p->image_rows, p->images, images), q->pixels, q->grids,
                             q->n_grids, &m->activations, NULL, NULL, e);
-    if (!ok) return false;
-    memcpy(p->ids + p->N, q->ids, (size_t)q->n * sizeof *p->ids);
-    for (int64_t t = 0; t < q->n; t++) p->slots[p->N + t] = slot + (int32_t)t;
-    if (images) image_places(&m->c, q->ids, q->n, p->N, p->image_at + p->images);
-    p->spans[p->n] = (Span){(int32_t)p->N, (int32_t)(p->N + q->n), 0, 0, 1};
-    p->last[p->n++] = (int32_t)(p->N + q->n - 1);
-    p->N += q->n, p->images += images;
-    return true;
+    if (ok) {
+        int32_t first = (int32_t)p->N, last = (int32_t)(p->N + q->n - 1);
+        if (images) image_places(&m->c, q->ids, q->n, p->N, p->image_at + p->images);
+        if (first < last) p->spans[p->n_spans++] = (Span){first, last, 0, 0, 1};
+        for (int64_t t = 0; t < q->n - 1; t++) pass_row(p, q, t, pos, slot + (int32_t)t);
+        for (int64_t g = 0; g < q->completions; g++) {
+            p->last[p->n++] = (int32_t)p->N;
+            p->spans[p->n_spans++] = (Span){(int32_t)p->N, (int32_t)p->N + 1, first, last, 1};
+            pass_row(p, q, q->n - 1, pos, slot + (int32_t)(q->n - 1 + g * own));
+        }
+        p->images += images;
+    }
+    free(pos);
+    return ok;
 }
 
 // Prefills requests [r0, r1) in one packed pass and draws the first token of each of their completions. *slot: the next
@@ -245,37 +274,31 @@ static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first
                     const int *request_of, Completion *out, TokenCallback on_token, void *ctx, bool *go_on, Err *e) {
     Model *m = b->m;
     Pass p;
-    int64_t next, first_row = b->n_rows, drawn = 0;
+    int64_t next, first_row = b->n_rows, own = b->g->max_new_tokens;
     bool ok = pass_open(&p, m, requests + r0, r1 - r0, e);
     uint32_t *bits = alloc_or_die((size_t)b->seen.cols, sizeof *bits, "seen tokens");
     for (int r = r0; ok && r < r1; r++) {
         const Request *q = &requests[r];
         int32_t prompt = *slot;
-        ok = pass_add(&p, m, q, prompt, &next, e);
+        ok = pass_add(&p, m, q, prompt, own, &next, e);
         if (!ok) break;
-        *slot += (int32_t)q->n;
+        *slot += (int32_t)q->n - 1;
         memset(bits, 0, (size_t)b->seen.cols * sizeof *bits);
         for (int64_t t = 0; t < q->n; t++) bits[q->ids[t] / 32] |= 1u << (q->ids[t] % 32);
         for (int g = 0; g < q->completions; g++) {
             m->d->upload(mat_rows(b->seen, b->n_rows, 1), mat(bits, 1, b->seen.cols, I32));
-            b->rows[b->n_rows++] = (Row){first_out++, prompt, prompt + (int32_t)q->n, *slot, next, -1, 0};
-            b->host[drawn++] = r - r0; // every completion of a prompt starts from the same logits
-            *slot += (int32_t)b->g->max_new_tokens;
+            b->rows[b->n_rows++] = (Row){first_out++, prompt, prompt + (int32_t)q->n - 1, *slot, next, -1, 0};
+            *slot += (int32_t)own;
         }
     }
     if (ok) {
-        TextInput in = {.ids = p.ids, .N = p.N, .pos = p.pos, .spans = p.spans, .n_spans = p.n};
+        TextInput in = {.ids = p.ids, .N = p.N, .pos = p.pos, .spans = p.spans, .n_spans = p.n_spans};
         in.image_rows = p.image_rows, in.image_at = p.image_at;
         in.head_rows = p.last, in.n_head = p.n;
         in.cache = &b->cache, in.slots = p.slots;
         ok = text_forward(m, &in, mat_rows(b->logits, 0, p.n), NULL, NULL, e);
     }
-    if (ok) {
-        m->d->upload(mat_rows(b->spread, 0, drawn), mat(b->host, drawn, 1, I32));
-        gather_rows(m->d, mat_rows(b->row_logits, 0, drawn), mat_rows(b->logits, 0, p.n),
-                    mat_rows(b->spread, 0, drawn));
-        *go_on = draw(b, first_row, drawn, requests, request_of, out, on_token, ctx);
-    }
+    if (ok) *go_on = draw(b, first_row, p.n, requests, request_of, out, on_token, ctx);
     pass_close(&p, m);
     free(bits);
     return ok;
@@ -289,7 +312,7 @@ static bool decode(Batch *b, const Request *requests, const int *request_of, Com
     Span *spans = alloc_or_die((size_t)n, sizeof *spans, "attention spans");
     for (int64_t i = 0; i < n; i++) {
         Row *row = &b->rows[i];
-        int32_t slot = row->first + (int32_t)row->n - 1;
+        int32_t slot = row->first + (int32_t)row->n;
         ids[i] = row->last, slots[i] = slot;
         pos[i] = pos[n + i] = pos[2 * n + i] = (int32_t)row->position++;
         spans[i] = (Span){row->first, slot + 1, row->prompt_first, row->prompt_last, 0};
@@ -302,7 +325,7 @@ static bool decode(Batch *b, const Request *requests, const int *request_of, Com
                     .cache = &b->cache,
                     .slots = slots,
                     .decode = true};
-    bool ok = text_forward(b->m, &in, mat_rows(b->row_logits, 0, n), NULL, NULL, e);
+    bool ok = text_forward(b->m, &in, mat_rows(b->logits, 0, n), NULL, NULL, e);
     if (ok) *go_on = draw(b, 0, n, requests, request_of, out, on_token, ctx);
     free(ids), free(spans);
     return ok;
@@ -320,7 +343,7 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
                            (long long)context, (long long)requests[r].n, (long long)g->max_new_tokens);
         CHECK(requests[r].completions > 0, "generate: %d completions", requests[r].completions);
         b.capacity += requests[r].completions;
-        slots += requests[r].n + requests[r].completions * g->max_new_tokens;
+        slots += requests[r].n - 1 + requests[r].completions * g->max_new_tokens;
     }
     if (slots > INT32_MAX)
         return err_set(e, "E-ME-02", AT(.file = "prompt"),
@@ -329,7 +352,8 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
     int *request_of = alloc_or_die((size_t)b.capacity + 1, sizeof *request_of, "batch");
     b.rows = alloc_or_die((size_t)b.capacity + 1, sizeof *b.rows, "batch");
     b.host = alloc_or_die((size_t)b.capacity + 1, sizeof *b.host, "batch");
-    b.host_lp = alloc_or_die((size_t)b.capacity + 1, sizeof *b.host_lp, "batch");
+    b.host_lp = alloc_or_die(2 * (size_t)b.capacity + 1, sizeof *b.host_lp, "batch");
+    b.host_scaled_lp = b.host_lp + b.capacity;
     for (int r = 0, o = 0; r < n; r++)
         for (int k = 0; k < requests[r].completions; k++, o++) request_of[o] = r, out[o] = (Completion){0};
 
@@ -340,8 +364,9 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
     int32_t next_slot = 0;
     for (int r = 0, o = 0; ok && go_on && r < n;) {
         int last = r, first_out = o;
-        for (int64_t tokens = 0; last < n && (last == r || tokens + requests[last].n <= PREFILL_TOKENS); last++)
-            tokens += requests[last].n, o += requests[last].completions;
+        for (int64_t tokens = 0; last < n && (last == r || tokens + pass_rows(&requests[last]) <= PREFILL_TOKENS);
+             last++)
+            tokens += pass_rows(&requests[last]), o += requests[last].completions;
         ok = prefill(&b, requests, r, last, first_out, &next_slot, request_of, out, on_token, ctx, &go_on, e);
         r = last;
     }

@@ -890,8 +890,9 @@ typedef struct Request { // one prompt
 typedef struct Completion {
     Ids ids;        // with the end token when it came
     double logprob; // sum over its tokens, of the full distribution at temperature 1
-    float *lp;      // [ids.n] of each token, of softmax(logits / T) with the sampling temperature T (1 when greedy):
-                    // the bits of a training pass with inv_temperature 1/T
+    float *lp;      // [ids.n] of each token, of softmax(logits / T) with the sampling temperature T (1 when greedy). On
+                    // ref and cpu the bits of a training pass over pack_add_group of the answers, shared = all of the
+                    // prompt, with inv_temperature (float)(1 / T); packed otherwise, or on cuda, to rounding
     bool stopped;   // ended by an end token (else by the length limit)
 } Completion;
 // Called for every new token, in order of completions within a step. Return false to stop everything.

@@ -405,6 +405,98 @@ TEST(a_batch_gives_each_prompt_what_it_gets_alone_bit_for_bit) {
     model_free(&m);
 }
 
+// The log-probabilities of generation, and those of a pass over the packed groups: scoring, and training with blocks kept
+// and computed again. Prompts are longer than a block of keys, answers too; one prompt is a single token.
+static void lp_bits(const Ops *d, const char *isa, double temperature, bool lora) {
+    enum { NEW = 90, LONG = 75, ANSWERS = 6 };
+    Model m; // filled where it stays: the parameter table points into it
+    Err e = {0};
+    EXPECT(model_load(&m, checkpoint(FLAT, false), d, (LoadOptions){0}, &e));
+    float *pixels = picture(&m);
+    int32_t prompt[LONG], ids[ANSWERS][LONG + NEW];
+    uint8_t trained[ANSWERS][LONG + NEW] = {{0}};
+    for (int i = 0; i < LONG; i++) prompt[i] = i < N_PROMPT ? PROMPT[i] : (7 * i) % 39;
+    Request all[] = {{prompt, LONG, pixels, &GRID, 1, 7, 3},
+                     {prompt + 20, 1, NULL, NULL, 0, 100, 1},
+                     {prompt + 15, 40, NULL, NULL, 0, 200, 2}};
+    GenerationConfig g = {.sample = {.repetition_penalty = 1.05,
+                                     .do_sample = temperature > 0,
+                                     .temperature = temperature,
+                                     .top_k = 20,
+                                     .top_p = 0.98,
+                                     .seed = 3},
+                          .max_new_tokens = NEW,
+                          .stop = {44},
+                          .n_stop = 1};
+    if (lora) {
+        LoraOptions o = {.targets = "decoder,vision,merger", .r = 3, .alpha = 6, .dropout = 0.2, .seed = 3};
+        EXPECT(lora_init(&m, &o, &e));
+        for (int64_t i = 0; i < m.n_params; i++)
+            if (m.params[i].kind == PARAM_LORA_B)
+                for (int64_t k = 0; k < m.params[i].rows * m.params[i].cols; k++)
+                    ((float *)m.params[i].w->v.p)[k] =
+                        (float)(0.1 * random_uniform(4, RANDOM_TEST, (uint64_t)i, (uint32_t)k));
+        EXPECT(model_train_open(&m, &e));
+    }
+    Completion c[ANSWERS];
+    run(&m, all, 3, g, c);
+    Pack p = {0};
+    Sequence s[ANSWERS];
+    int64_t tokens = 0;
+    for (int r = 0, k = 0; r < 3; r++) {
+        for (int i = 0; i < all[r].completions; i++, k++) {
+            int64_t n = all[r].n;
+            memcpy(ids[k], all[r].ids, (size_t)n * 4), memcpy(ids[k] + n, c[k].ids.p, (size_t)c[k].ids.n * 4);
+            memset(trained[k] + n, 1, (size_t)c[k].ids.n);
+            s[k] = (Sequence){.ids = ids[k],
+                              .n = n + c[k].ids.n,
+                              .n_prompt = n,
+                              .trained = trained[k],
+                              .pixels = all[r].pixels,
+                              .grids = all[r].grids,
+                              .n_grids = all[r].n_grids};
+            tokens += c[k].ids.n;
+        }
+        EXPECT(pack_add_group(&p, &m.c, s + k - all[r].completions, all[r].completions, all[r].n, &e));
+    }
+    EXPECT(tokens > 200);
+    float lp[ANSWERS * (LONG + NEW)], dlp[ANSWERS * (LONG + NEW)] = {0};
+    for (int64_t keep = 0; keep < (lora ? 2 : 1); keep++)
+        for (int backward = 0; backward <= lora; backward++) {
+            pack_batch(&p, false, 0, keep);
+            p.b.inv_temperature = temperature > 0 ? (float)(1 / temperature) : 0;
+            EXPECT(model_pass(&m, &p.b, backward ? dlp : NULL, lp, NULL, &e));
+            int64_t same = 0;
+            double most = 0, sum = 0;
+            for (int k = 0; k < ANSWERS; k++)
+                for (int64_t i = 0; i < c[k].ids.n; i++) {
+                    float x = lp[p.places[k].row + i], y = c[k].lp[i];
+                    same += x == y, most = fmax(most, fabs((double)x - y)), sum += x;
+                }
+            if (same != tokens)
+                FAIL("%s, temperature %g, lora %d, keep %lld: %lld of %lld are the same, the rest differ by up to %.3g",
+                     isa, temperature, lora, (long long)keep, (long long)same, (long long)tokens, most);
+            EXPECT(sum < -10);
+        }
+    // at temperature 1 they add up to logprob; at another they do not
+    double sum = 0;
+    for (int64_t i = 0; i < c[0].ids.n; i++) sum += c[0].lp[i];
+    EXPECT((fabs(sum - c[0].logprob) < 1e-3) == (temperature == 0 || temperature == 1));
+    for (int k = 0; k < ANSWERS; k++) completion_free(&c[k]);
+    pack_free(&p), free(pixels), model_free(&m);
+}
+TEST(log_probabilities_of_generation_are_those_of_the_training_pass_to_the_bit) {
+    static const double temperatures[] = {0, 1, 0.7};
+    static const char *const sets[] = {"scalar", "avx2", "avx512"};
+    for (int t = 0; t < 3; t++) {
+        lp_bits(ops_ref(), "ref", temperatures[t], t == 2);
+        for (int k = 0; k < 3; k++)
+            if (cpu_isa_set(sets[k]))
+                for (int lora = 0; lora < 2; lora++) lp_bits(ops_cpu(), sets[k], temperatures[t], lora);
+        cpu_isa_set(NULL);
+    }
+}
+
 TEST(generation_stops_at_an_end_token_or_the_limit) {
     Model m = open_model(checkpoint(FLAT, false), ops_ref());
     int32_t prompt[] = {3, 4, 5};
