@@ -1,7 +1,9 @@
 // sft.c - supervised fine-tuning: stages 1 and 2 of Surg-R1, the first stage of Surgery-R1.
 //
 // What it is:  equation 1 of the Surg-R1 paper, L = -1/T sum_t log p(y_t | x, y_<t) over the T target tokens of an update,
-//              and the loop around it: order, packing, accumulation, evaluation, completions, checkpoints, resume.
+//              and the loop around it: order, packing, accumulation, evaluation, completions, checkpoints, resume. Two
+//              variants for models that learn to see: the mean may be taken answer by answer (per_answer), and rows of a
+//              picture may have targets of their own (align).
 // What it is not: the step itself (train.c, model.c) or the samples (data/samples.c).
 // Read before: train.c.  Read next: commands/sft.c, which fills the options.
 //
@@ -11,49 +13,149 @@
 
 // --------------------------------------------------------------------------------------------------------------- plan
 
-static int64_t sample_at(const Dataset *d, const SftOptions *o, int64_t seen) {
-    int64_t index = seen % d->n;
-    return o->in_order ? index : shuffled(o->seed, seen / d->n, index, d->n);
+// The order of a run over the units of a data set: place `seen` is place seen mod n of epoch seen / n. Places are looked up
+// again and again, and one costs a thousand cipher rounds: those of the last two epochs are remembered.
+typedef struct Order {
+    const Dataset *d;
+    const SftOptions *o;
+    bool in_order;
+    struct {
+        int64_t epoch, *at; // at [n_units], -1: not asked for yet
+    } known[2];             // by epoch mod 2
+} Order;
+
+static Order order_of(const Dataset *d, const SftOptions *o) {
+    return (Order){.d = d, .o = o, .in_order = o->in_order, .known = {{.epoch = -1}, {.epoch = -1}}};
+}
+static void order_free(Order *w) { free(w->known[0].at), free(w->known[1].at); }
+
+static int64_t unit_at(Order *w, int64_t seen) {
+    int64_t n = w->d->n_units, index = seen % n, epoch = seen / n;
+    if (w->in_order) return index;
+    int half = (int)(epoch % 2);
+    if (w->known[half].epoch != epoch) {
+        if (!w->known[half].at) w->known[half].at = alloc_or_die((size_t)n, sizeof(int64_t), "the order of an epoch");
+        memset(w->known[half].at, 0xFF, (size_t)n * sizeof(int64_t));
+        w->known[half].epoch = epoch;
+    }
+    int64_t *at = &w->known[half].at[index];
+    if (*at < 0) *at = shuffled(w->o->seed, epoch, index, n);
+    return *at;
 }
 
-// How many samples from the seen-th on go into the next micro-batch: at most `batch`, and with a limit of tokens as many
+// What units bring into a pass. Rows of a beginning that samples share count once.
+typedef struct Size {
+    int64_t units, samples, spans, rows, patches, targets, aligned;
+    double total; // the normaliser of the text loss: sum of weights, over targets or over samples
+} Size;
+
+static void add_unit(Size *s, const Order *w, int64_t unit) {
+    const Dataset *d = w->d;
+    int64_t first = d->units[unit], end = d->units[unit + 1];
+    for (int64_t i = first; i < end; i++) {
+        const SampleInfo *x = &d->samples[i];
+        bool leads = x->lead == i;
+        s->rows += x->tokens - (leads ? 0 : x->shared - 1);
+        s->spans += leads && end > first + 1 ? 2 : 1; // a shared beginning is a span of its own
+        s->patches += leads ? x->patches : 0;
+        s->targets += x->targets, s->aligned += w->o->align > 0 ? x->aligned : 0;
+        s->total += x->weight * (w->o->per_answer ? 1 : (double)x->targets);
+    }
+    s->units++, s->samples += end - first;
+}
+
+// How many units from the seen-th on go into the next micro-batch: at most `batch`, and with a limit of tokens as many
 // as fit (always one). None is taken at or behind `end`.
-static int64_t micro_batch(const Dataset *d, const SftOptions *o, int64_t seen, int64_t end) {
-    int64_t tokens = 0, n = 0;
-    for (; n < o->batch && seen + n < end; n++) {
-        tokens += d->samples[sample_at(d, o, seen + n)].tokens;
-        if (n && o->pack_tokens && tokens > o->pack_tokens) break;
+static int64_t micro_batch(Order *w, int64_t seen, int64_t end) {
+    Size size = {0};
+    int64_t n = 0;
+    for (; n < w->o->batch && seen + n < end; n++) {
+        if (!w->o->pack_tokens) continue;
+        add_unit(&size, w, unit_at(w, seen + n));
+        if (n && size.rows > w->o->pack_tokens) break;
     }
     return n;
 }
 
-void sft_plan(const Dataset *d, const SftOptions *o, SftPlan *p) {
-    *p = (SftPlan){.end = o->steps ? INT64_MAX : (int64_t)ceil(o->epochs * (double)d->n)};
+static int by_size(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return x > y ? -1 : x < y;
+}
+// The sum of the `batch` largest values.
+static int64_t largest_sum(int64_t *values, int64_t n, int64_t batch) {
+    int64_t sum = 0;
+    qsort(values, (size_t)n, sizeof *values, by_size);
+    for (int64_t i = 0; i < n && i < batch; i++) sum += values[i];
+    return batch > n ? sum * ((batch + n - 1) / n) : sum;
+}
+static void at_least(int64_t *most, int64_t value) { *most = value > *most ? value : *most; }
+
+// What no micro-batch of the run can exceed, whatever the order. (A limit of tokens only makes them smaller.)
+static void plan_bound(const Order *w, SftPlan *p) {
+    const Dataset *d = w->d;
+    int64_t *values = alloc_or_die((size_t)d->n_units, 5 * sizeof *values, "the plan"), n = d->n_units,
+            batch = w->o->batch;
+    for (int64_t u = 0; u < n; u++) {
+        Size s = {0};
+        add_unit(&s, w, u);
+        int64_t of_unit[] = {s.rows, s.patches, s.targets + s.aligned, s.samples, s.spans};
+        for (int k = 0; k < 5; k++) values[k * n + u] = of_unit[k];
+    }
+    int64_t *most[] = {&p->tokens, &p->patches, &p->targets, &p->samples, &p->spans};
+    for (int k = 0; k < 5; k++) at_least(most[k], largest_sum(values + k * n, n, batch));
+    at_least(&p->units, batch);
+    free(values);
+}
+
+// Long runs are walked so far; of the rest only bounds are wanted, and counting, where no limit of tokens cuts.
+enum { PLAN_WALK = 200000 };
+
+static void plan_units(const Dataset *d, const SftOptions *o, bool in_order, int64_t end, int64_t steps, SftPlan *p) {
+    Order w = order_of(d, o);
+    w.in_order |= in_order;
+    *p = (SftPlan){.end = end};
     int64_t seen = 0;
-    while (seen < p->end && (!o->steps || p->steps < o->steps)) {
-        for (int64_t k = 0; k < o->accumulate && seen < p->end; k++) {
-            int64_t n = micro_batch(d, o, seen, p->end), tokens = 0, patches = 0, targets = 0;
-            for (int64_t i = 0; i < n; i++) {
-                const SampleInfo *s = &d->samples[sample_at(d, o, seen + i)];
-                tokens += s->tokens, patches += s->patches, targets += s->targets;
-            }
-            if (tokens > p->tokens) p->tokens = tokens;
-            if (patches > p->patches) p->patches = patches;
-            if (targets > p->targets) p->targets = targets;
-            if (n > p->samples) p->samples = n;
-            seen += n, p->all_tokens += tokens;
+    while (seen < end && (!steps || p->steps < steps)) {
+        if (seen >= PLAN_WALK && (steps || !o->pack_tokens)) {
+            int64_t each = o->batch * o->accumulate, left = (end - seen - 1) / each + 1;
+            int64_t walked = seen, more = steps && steps - p->steps < left ? steps - p->steps : left;
+            seen = more <= (end - seen) / each ? seen + more * each : end;
+            p->steps += more;
+            p->all_tokens = (int64_t)((double)p->all_tokens / (double)walked * (double)seen);
+            plan_bound(&w, p);
+            break;
+        }
+        for (int64_t k = 0; k < o->accumulate && seen < end; k++) {
+            Size s = {0};
+            for (int64_t n = micro_batch(&w, seen, end); n; n--) add_unit(&s, &w, unit_at(&w, seen++));
+            at_least(&p->tokens, s.rows), at_least(&p->patches, s.patches),
+                at_least(&p->targets, s.targets + s.aligned);
+            at_least(&p->units, s.units), at_least(&p->samples, s.samples), at_least(&p->spans, s.spans);
+            p->all_tokens += s.rows;
         }
         p->steps++;
     }
     if (p->end > seen) p->end = seen;
+    order_free(&w);
+}
+
+// How far an evaluation goes: whole units, until they hold as many samples as it wants.
+static int64_t eval_units(const Dataset *d, const SftOptions *o) {
+    int64_t n = d->n_units;
+    if (o->eval_samples && o->eval_samples < d->n)
+        for (n = 0; d->units[n] < o->eval_samples;) n++;
+    return n;
+}
+
+void sft_plan(const Dataset *d, const SftOptions *o, SftPlan *p) {
+    int64_t end = o->steps ? INT64_MAX : (int64_t)ceil(o->epochs * (double)d->n_units);
+    plan_units(d, o, false, end, o->steps, p);
 }
 
 void sft_eval_plan(const Dataset *d, const SftOptions *o, SftPlan *p) {
     SftOptions once = *o;
-    bool part = o->eval_samples && o->eval_samples < d->n;
-    once.in_order = true, once.steps = 0, once.accumulate = 1;
-    once.epochs = part ? (double)o->eval_samples / (double)d->n : 1;
-    sft_plan(d, &once, p);
+    once.accumulate = 1;
+    plan_units(d, &once, true, eval_units(d, o), 0, p);
 }
 
 // -------------------------------------------------------------------------------------------------------------- state
@@ -65,12 +167,13 @@ typedef struct Sft {
     Run *run;
     const SftOptions *o;
     SftPlan plan;
+    Order order, eval_order;
     Schedule schedule;
     Optimizer opt;
     Pack pack;
     float *dlp, *lp, *entropy; // of one micro-batch
     int64_t cap;
-    // what a checkpoint holds
+    // what a checkpoint holds; seen: units, which are samples where nothing is grouped
     int64_t step, seen, skipped, in_a_row, outliers;
     int64_t skips[64], n_skips; // the latest steps that were skipped
     Window losses, norms;
@@ -86,8 +189,8 @@ static void state_print(const Sft *s, Text *out) {
               "{\"format\":1,\"step\":%lld,\"seen\":%lld,\"epoch\":%lld,\"index\":%lld,\"updates\":[%lld,%lld,%lld],"
               "\"skipped\":%lld,"
               "\"in_a_row\":%lld,\"outliers\":%lld,\"skips\":[",
-              (long long)s->step, (long long)s->seen, (long long)(s->seen / s->train->n),
-              (long long)(s->seen % s->train->n), (long long)s->opt.updates[0], (long long)s->opt.updates[1],
+              (long long)s->step, (long long)s->seen, (long long)(s->seen / s->train->n_units),
+              (long long)(s->seen % s->train->n_units), (long long)s->opt.updates[0], (long long)s->opt.updates[1],
               (long long)s->opt.updates[2], (long long)s->skipped, (long long)s->in_a_row, (long long)s->outliers);
     for (int64_t i = 0; i < s->n_skips; i++) text_addf(out, "%s%lld", i ? "," : "", (long long)s->skips[i]);
     text_addf(out, "],\"best\":\"%a\",\"best_step\":%lld,\"stale\":%lld,\"losses\":", s->best, (long long)s->best_step,
@@ -142,59 +245,152 @@ static bool scalar(Sft *s, const char *tag, double v, Err *e) {
 // -------------------------------------------------------------------------------------------------------------- passes
 
 typedef struct Sums { // over the sequences of an update or an evaluation
-    double loss, weight, entropy;
-    int64_t tokens, targets, sequences;
+    double loss, weight, entropy, align;
+    int64_t rows, targets, sequences, aligned;
     Text ids, bad; // of the first sequences; of those whose loss is not finite
 } Sums;
 
-// Samples seen .. seen + n of d in one pass. total > 0: gradients of sum(weight -lp) / total are added; else it only scores.
-static bool pass(Sft *s, const Dataset *d, int64_t seen, int64_t n, bool in_order, double total, Sums *sums, Err *e) {
-    char(*ids)[260] = alloc_or_die((size_t)n, sizeof *ids, "a micro-batch");
-    double *weights = alloc_or_die((size_t)n, sizeof *weights, "a micro-batch");
+typedef struct Loading { // samples of a micro-batch
+    const Dataset *d;
+    const int64_t *index; // [n] which of d
+    const bool *pixels;   // [n] with its pictures
+    Sample *x;            // [n]
+    Err *e;               // [n]
+    bool *ok;             // [n]
+} Loading;
+static void load_one(void *ctx, int64_t k, int thread) {
+    Loading *l = ctx;
+    (void)thread;
+    l->ok[k] = (l->pixels[k] ? sample_load : sample_load_text)(l->d, l->index[k], &l->x[k], &l->e[k]);
+}
+
+static Sequence sequence(const Sample *x, const Sample *pictures, const SftOptions *o, uint32_t key) {
+    return (Sequence){.ids = x->ids.p,
+                      .n = x->ids.n,
+                      .n_prompt = x->ids.n,
+                      .trained = x->trained,
+                      .pixels = pictures->pixels,
+                      .grids = x->grids,
+                      .n_grids = x->n_grids,
+                      .key = key,
+                      .align = o->align > 0 ? x->align : NULL};
+}
+
+// Samples [first, end) of a unit, which stand at x: those of one lead share the rows of their beginning. Writes at *place
+// which of all samples each sequence of the pack is; `base` is the number of x[0] among them.
+static bool pack_unit(Sft *s, const Order *w, int64_t first, int64_t end, const Sample *x, int64_t base, int64_t seen,
+                      int64_t **place, Err *e) {
+    Sequence q[UNIT_SAMPLES];
+    int64_t n_units = w->d->n_units, epoch = seen / n_units;
     bool ok = true;
-    pack_clear(&s->pack);
-    for (int64_t k = 0; ok && k < n; k++) {
-        Sample x;
-        int64_t i = in_order ? seen + k : sample_at(d, s->o, seen + k);
-        if (!(ok = sample_load(d, i, &x, e))) break;
-        Sequence q = {.ids = x.ids.p,
-                      .n = x.ids.n,
-                      .n_prompt = x.ids.n,
-                      .trained = x.trained,
-                      .pixels = x.pixels,
-                      .grids = x.grids,
-                      .n_grids = x.n_grids,
-                      .key = (uint32_t)(seen + k)};
-        ok = pack_add(&s->pack, &s->m->c, &q, e);
-        weights[k] = x.weight;
-        memcpy(ids[k], x.id, sizeof *ids);
-        sample_free(&x);
+    for (int64_t lead = first; ok && lead < end; lead++) {
+        int n = 0;
+        const int32_t *align = NULL;
+        if (w->d->samples[lead].lead != lead) continue;
+        for (int64_t i = lead; i < end; i++) {
+            if (w->d->samples[i].lead != lead) continue;
+            // the visit of a sample names its dropout mask; with one sample a unit it is `seen` itself
+            int64_t key = n_units == w->d->n ? seen : epoch * w->d->n + i;
+            q[n] = sequence(&x[i - first], &x[0], s->o, (uint32_t)key);
+            if (q[n].align) align = q[n].align;
+            n++, *(*place)++ = base + i - first;
+        }
+        q[0].align = align;
+        ok = n == 1 ? pack_add(&s->pack, &s->m->c, q, e)
+                    : pack_add_group(&s->pack, &s->m->c, q, n, w->d->samples[lead].shared, e);
     }
+    return ok;
+}
+
+// Loads and packs units seen .. seen + n. samples [count] are the caller's to free, place [count] says which of them each
+// sequence of the pack is. Samples are read by all threads, pictures once a unit: nothing depends on who reads which.
+static bool pack_units(Sft *s, Order *w, int64_t seen, int64_t n, Sample *x, int64_t count, int64_t *place, Err *e) {
+    const Dataset *d = w->d;
+    int64_t *index = alloc_or_die((size_t)count, sizeof *index, "a micro-batch"), k = 0;
+    bool *flags = alloc_or_die((size_t)count, 2 * sizeof *flags, "a micro-batch"), ok = true;
+    Err *errors = alloc_or_die((size_t)count, sizeof *errors, "a micro-batch");
+    for (int64_t u = 0; u < n; u++) {
+        int64_t unit = unit_at(w, seen + u), first = d->units[unit];
+        for (int64_t i = first; i < d->units[unit + 1]; i++) flags[k] = i == first, index[k++] = i;
+    }
+    Loading l = {.d = d, .index = index, .pixels = flags, .x = x, .e = errors, .ok = flags + count};
+    parallel_for(count, load_one, &l);
+    for (k = 0; ok && k < count; k++)
+        if (!(ok = l.ok[k])) *e = errors[k];
+    pack_clear(&s->pack);
+    k = 0;
+    for (int64_t u = 0; ok && u < n; u++) {
+        int64_t unit = unit_at(w, seen + u), first = d->units[unit], end = d->units[unit + 1];
+        ok = pack_unit(s, w, first, end, x + k, k, seen + u, &place, e);
+        k += end - first;
+    }
+    free(index), free(flags), free(errors);
+    return ok;
+}
+
+// Whether row i of the batch is one of the text of its sequence; the others are a picture's with targets of their own.
+static bool of_text(const PackPlace *p, int64_t i) { return i < p->align_row || i >= p->align_row + p->n_align; }
+
+// The gradient of the loss with respect to every log-probability:
+//   -sum weight lp / total over targets of the text, -align / aligned over those of pictures.
+static void weigh(const Sft *s, const TrainBatch *b, const Sample *x, const int64_t *place, const Size *all) {
+    memset(s->dlp, 0, (size_t)b->N * sizeof *s->dlp);
+    for (int64_t k = 0; k < s->pack.n; k++) {
+        const PackPlace *p = &s->pack.places[k];
+        const Sample *q = &x[place[k]];
+        double weight = s->o->per_answer ? q->weight / (double)q->targets : q->weight;
+        for (int64_t i = p->row; i < p->row + p->n - p->from; i++)
+            s->dlp[i] = b->targets[i] < 0 ? 0 : (float)(-weight / (all->total > 0 ? all->total : 1));
+        for (int64_t i = p->align_row; i < p->align_row + p->n_align; i++)
+            s->dlp[i] = b->targets[i] < 0 ? 0 : (float)(-s->o->align / (double)all->aligned);
+    }
+}
+
+static void add_sums(const Sft *s, const TrainBatch *b, const Sample *x, const int64_t *place, bool per_answer,
+                     Sums *sums) {
+    for (int64_t k = 0; k < s->pack.n; k++) {
+        const PackPlace *p = &s->pack.places[k];
+        const Sample *q = &x[place[k]];
+        double loss = 0, entropy = 0, align = 0;
+        int64_t targets = 0;
+        for (int64_t i = p->row; i < p->row + p->n - p->from; i++)
+            if (of_text(p, i)) loss -= s->lp[i], entropy += s->entropy[i], targets += b->targets[i] >= 0;
+        for (int64_t i = p->align_row; i < p->align_row + p->n_align; i++)
+            if (b->targets[i] >= 0) align -= s->lp[i], sums->aligned++;
+        if (sums->ids.len < 160) text_addf(&sums->ids, "%s%s", sums->ids.len ? ", " : "", q->id);
+        if (!isfinite(loss) || !isfinite(align)) text_addf(&sums->bad, "%s%s", sums->bad.len ? ", " : "", q->id);
+        sums->loss += (per_answer ? q->weight / (double)q->targets : q->weight) * loss;
+        sums->weight += q->weight * (double)targets, sums->entropy += entropy, sums->align += align;
+        sums->targets += targets, sums->sequences++;
+    }
+    sums->rows += b->N;
+}
+
+// Units seen .. seen + n in one pass. With `all`, what the whole update holds, gradients of the loss are added; without it
+// only scores.
+static bool pass(Sft *s, Order *w, int64_t seen, int64_t n, const Size *all, Sums *sums, Err *e) {
+    int64_t count = 0;
+    for (int64_t u = 0; u < n; u++) {
+        int64_t unit = unit_at(w, seen + u);
+        count += w->d->units[unit + 1] - w->d->units[unit];
+    }
+    Sample *x = alloc_or_die((size_t)count, sizeof *x, "a micro-batch");
+    int64_t *place = alloc_or_die((size_t)count, sizeof *place, "a micro-batch");
+    bool ok = pack_units(s, w, seen, n, x, count, place, e);
     if (ok) {
-        const TrainBatch *b = pack_batch(&s->pack, total > 0 && s->o->dropout, s->o->seed, s->o->keep);
+        const TrainBatch *b = pack_batch(&s->pack, all && s->o->dropout, s->o->seed, s->o->keep);
         if (b->N > s->cap) {
             s->cap = b->N;
             s->dlp = grow_or_die(s->dlp, (size_t)s->cap, sizeof *s->dlp, "the loss");
             s->lp = grow_or_die(s->lp, (size_t)s->cap, sizeof *s->lp, "the loss");
             s->entropy = grow_or_die(s->entropy, (size_t)s->cap, sizeof *s->entropy, "the loss");
         }
-        for (int64_t k = 0; k < n; k++)
-            for (int64_t i = b->spans[k].first; i < b->spans[k].last; i++)
-                s->dlp[i] = b->targets[i] < 0 ? 0 : (float)(-weights[k] / total);
-        ok = model_pass(s->m, b, total > 0 ? s->dlp : NULL, s->lp, s->entropy, e);
-        for (int64_t k = 0; ok && k < n; k++) {
-            double loss = 0, entropy = 0;
-            int64_t targets = 0;
-            for (int64_t i = b->spans[k].first; i < b->spans[k].last; i++)
-                loss -= s->lp[i], entropy += s->entropy[i], targets += b->targets[i] >= 0;
-            if (sums->ids.len < 160) text_addf(&sums->ids, "%s%s", sums->ids.len ? ", " : "", ids[k]);
-            if (!isfinite(loss)) text_addf(&sums->bad, "%s%s", sums->bad.len ? ", " : "", ids[k]);
-            sums->loss += weights[k] * loss, sums->weight += weights[k] * (double)targets, sums->entropy += entropy;
-            sums->targets += targets, sums->sequences++;
-        }
-        sums->tokens += ok ? b->N : 0;
+        if (all) weigh(s, b, x, place, all);
+        ok = model_pass(s->m, b, all ? s->dlp : NULL, s->lp, s->entropy, e);
+        if (ok) add_sums(s, b, x, place, all && s->o->per_answer, sums);
     }
-    free(ids), free(weights);
+    for (int64_t k = 0; k < count; k++) sample_free(&x[k]);
+    free(x), free(place);
     return ok;
 }
 
@@ -220,8 +416,8 @@ static bool find_culprit(Sft *s, int64_t first, int64_t end, Culprit *c, Err *e)
     bool ok = true;
     op_trace_set(look_for_nonfinite, c);
     for (int64_t seen = first, n; ok && seen < end && !c->op[0]; seen += n) {
-        n = micro_batch(s->train, s->o, seen, end);
-        ok = pass(s, s->train, seen, n, false, 0, &sums, e);
+        n = micro_batch(&s->order, seen, end);
+        ok = pass(s, &s->order, seen, n, NULL, &sums, e);
     }
     op_trace_set(NULL, NULL);
     text_free(&sums.ids), text_free(&sums.bad);
@@ -230,21 +426,15 @@ static bool find_culprit(Sft *s, int64_t first, int64_t end, Culprit *c, Err *e)
 
 // ---------------------------------------------------------------------------------------------------------- evaluation
 
-static int64_t eval_samples(const Sft *s) {
-    return s->o->eval_samples && s->o->eval_samples < s->eval->n ? s->o->eval_samples : s->eval->n;
-}
-
 static bool evaluate(Sft *s, double *loss, Err *e) {
     Sums sums = {0};
     double started = clock_seconds();
-    int64_t end = eval_samples(s);
-    SftOptions in_order = *s->o;
-    in_order.in_order = true;
+    int64_t end = eval_units(s->eval, s->o);
     bool ok = true;
     for (int64_t seen = 0, n; ok && seen < end; seen += n) {
         progress("evaluation", seen, end, started);
-        n = micro_batch(s->eval, &in_order, seen, end);
-        ok = pass(s, s->eval, seen, n, true, 0, &sums, e);
+        n = micro_batch(&s->eval_order, seen, end);
+        ok = pass(s, &s->eval_order, seen, n, NULL, &sums, e);
     }
     progress("evaluation", end, end, started);
     text_free(&sums.ids), text_free(&sums.bad);
@@ -425,57 +615,57 @@ static bool report_skip(Sft *s, const Sums *sums, int64_t first, double norm, Er
         (long long)s->in_a_row, (long long)s->skipped, found);
 }
 
-static bool report_step(Sft *s, const Sums *sums, double loss, double norm, double factor, bool far, double seconds,
-                        Err *e) {
+static bool report_step(Sft *s, const Sums *sums, double loss, double align, double norm, double factor, bool far,
+                        double seconds, Err *e) {
     const AdamOptions *a = &s->o->adam;
     double lr = a->lr[TOWER_DECODER] * factor, entropy = sums->targets ? sums->entropy / (double)sums->targets : 0;
     double spent = clock_seconds() - s->started;
     int64_t done = s->step - s->first_step, left = s->plan.steps - s->step;
     double eta = done > 0 ? spent / (double)done * (double)left : 0;
     int width = snprintf(NULL, 0, "%lld", (long long)s->plan.steps);
-    note("step %*lld/%lld  loss %8.4f  norm %8.3f  lr %9.3e  tokens %6lld  targets %5lld  %6.2f s  %7.0f tok/s  left "
+    char aligned[40] = "";
+    if (s->o->align > 0) snprintf(aligned, sizeof aligned, "  align %8.4f", align);
+    note("step %*lld/%lld  loss %8.4f%s  norm %8.3f  lr %9.3e  tokens %6lld  targets %5lld  %6.2f s  %7.0f tok/s  left "
          "%d:%02d",
-         width, (long long)s->step, (long long)s->plan.steps, loss, norm, lr, (long long)sums->tokens,
-         (long long)sums->targets, seconds, (double)sums->tokens / seconds, (int)(eta / 60), (int)fmod(eta, 60));
+         width, (long long)s->step, (long long)s->plan.steps, loss, aligned, norm, lr, (long long)sums->rows,
+         (long long)sums->targets, seconds, (double)sums->rows / seconds, (int)(eta / 60), (int)fmod(eta, 60));
     Text t = {0}, timing = {0};
     text_addf(&t, "\"ev\":\"step\",\"step\":%lld", (long long)s->step);
-    number(&t, "loss", loss), number(&t, "grad_norm", norm), number(&t, "learning_rate", lr),
-        number(&t, "entropy", entropy);
-    number(&t, "epoch", (double)s->seen / (double)s->train->n);
-    text_addf(&t, ",\"tokens\":%lld,\"targets\":%lld,\"samples\":%lld,\"outlier\":%s", (long long)sums->tokens,
+    number(&t, "loss", loss);
+    if (s->o->align > 0) number(&t, "align_loss", align);
+    number(&t, "grad_norm", norm), number(&t, "learning_rate", lr), number(&t, "entropy", entropy);
+    number(&t, "epoch", (double)s->seen / (double)s->train->n_units);
+    text_addf(&t, ",\"tokens\":%lld,\"targets\":%lld,\"samples\":%lld,\"outlier\":%s", (long long)sums->rows,
               (long long)sums->targets, (long long)sums->sequences, far ? "true" : "false");
     text_addf(&timing, "\"ev\":\"step\",\"step\":%lld", (long long)s->step);
-    number(&timing, "seconds", seconds), number(&timing, "tokens_per_second", (double)sums->tokens / seconds);
+    number(&timing, "seconds", seconds), number(&timing, "tokens_per_second", (double)sums->rows / seconds);
     bool ok = log_event(s, &t, e) && log_write(&s->run->timing, timing.p, e) && scalar(s, "train/loss", loss, e) &&
-              scalar(s, "train/grad_norm", norm, e) && scalar(s, "train/learning_rate", lr, e) &&
-              scalar(s, "train/entropy", entropy, e) &&
-              scalar(s, "speed/tokens_per_second", (double)sums->tokens / seconds, e);
+              (s->o->align <= 0 || scalar(s, "train/align_loss", align, e)) && scalar(s, "train/grad_norm", norm, e) &&
+              scalar(s, "train/learning_rate", lr, e) && scalar(s, "train/entropy", entropy, e) &&
+              scalar(s, "speed/tokens_per_second", (double)sums->rows / seconds, e);
     text_free(&timing);
     return ok;
 }
 
 // One update: accumulate, look, clip, apply. s->step and s->seen advance whatever comes of it.
 static bool update(Sft *s, Err *e) {
-    double started = clock_seconds(), total = 0;
+    double started = clock_seconds();
     int64_t first = s->seen, end = s->seen, micros = 0;
-    for (; micros < s->o->accumulate && end < s->plan.end; micros++)
-        end += micro_batch(s->train, s->o, end, s->plan.end);
-    for (int64_t i = first; i < end; i++) {
-        const SampleInfo *x = &s->train->samples[sample_at(s->train, s->o, i)];
-        total += x->weight * (double)x->targets;
-    }
+    for (; micros < s->o->accumulate && end < s->plan.end; micros++) end += micro_batch(&s->order, end, s->plan.end);
+    Size all = {0};
+    for (int64_t seen = first; seen < end; seen++) add_unit(&all, &s->order, unit_at(&s->order, seen));
     Sums sums = {0};
     model_zero_gradients(s->m);
     for (int64_t k = 0; k < micros; k++) {
         progress("update", k, micros, started);
-        int64_t n = micro_batch(s->train, s->o, s->seen, end);
-        if (!pass(s, s->train, s->seen, n, false, total > 0 ? total : 1, &sums, e))
-            return text_free(&sums.ids), text_free(&sums.bad), false;
+        int64_t n = micro_batch(&s->order, s->seen, end);
+        if (!pass(s, &s->order, s->seen, n, &all, &sums, e)) return text_free(&sums.ids), text_free(&sums.bad), false;
         s->seen += n;
     }
     progress("update", micros, micros, started);
 
-    double loss = total > 0 ? sums.loss / total : 0, norm = gradient_norm(&s->opt, s->m);
+    double loss = all.total > 0 ? sums.loss / all.total : 0, norm = gradient_norm(&s->opt, s->m);
+    double align = sums.aligned ? sums.align / (double)sums.aligned : 0;
     double factor = schedule_factor(&s->schedule, s->step++);
     bool ok = true, far = false;
     if (sums.bad.len || !isfinite(norm)) ok = report_skip(s, &sums, first, norm, e);
@@ -492,7 +682,7 @@ static bool update(Sft *s, Err *e) {
                  skip ? "look at its samples (the step is skipped)" : "look at its samples when it comes often");
         if (skip) s->skipped++;
         else optimizer_step(&s->opt, s->m, factor, norm);
-        ok = report_step(s, &sums, loss, norm, factor, far, fmax(clock_seconds() - started, 1e-6), e);
+        ok = report_step(s, &sums, loss, align, norm, factor, far, fmax(clock_seconds() - started, 1e-6), e);
     }
     text_free(&sums.ids), text_free(&sums.bad);
     return ok;
@@ -547,6 +737,8 @@ bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *
     Sft s = {.m = m, .t = t, .train = train, .eval = eval, .run = run, .o = o, .best = INFINITY, .best_step = -1};
     *finished = false;
     sft_plan(train, o, &s.plan);
+    s.order = order_of(train, o);
+    s.eval_order = (Order){.d = eval, .o = o, .in_order = true};
     s.schedule = o->schedule;
     s.schedule.steps = s.plan.steps;
     if (o->warmup_part > 0) s.schedule.warmup = (int64_t)ceil(o->warmup_part * (double)s.plan.steps);
@@ -579,7 +771,7 @@ bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *
         *finished = ok;
     }
     optimizer_close(&s.opt, m);
-    pack_free(&s.pack);
+    pack_free(&s.pack), order_free(&s.order);
     free(s.dlp), free(s.lp), free(s.entropy);
     return ok;
 }

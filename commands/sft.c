@@ -207,13 +207,13 @@ static void row(const char *role, size_t bytes, const char *what) {
 static PassBytes plan_bytes(const Session *s, const SftPlan *p, bool backward, int64_t keep) {
     int32_t *targets = alloc_or_die((size_t)p->tokens, sizeof *targets, "the memory table");
     for (int64_t i = p->targets; i < p->tokens; i++) targets[i] = -1;
-    Span *spans = alloc_or_die((size_t)p->samples, sizeof *spans, "the memory table");
+    Span *spans = alloc_or_die((size_t)p->spans, sizeof *spans, "the memory table");
     // one picture of as many patches stands for all of them
     Grid grid = {1, s->c.vision.merge, p->patches / s->c.vision.merge};
     TrainBatch b = {.N = p->tokens,
                     .targets = targets,
                     .spans = spans,
-                    .n_spans = p->samples,
+                    .n_spans = p->spans,
                     .grids = &grid,
                     .n_grids = p->patches > 0,
                     .keep = keep};

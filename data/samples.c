@@ -2,13 +2,17 @@
 // comes.
 //
 // What it is:  the scan (sizes from image headers, ids by really encoding, so that lengths are known and nothing is ever
-//              cut), the loss mask, the loading of one sample, and the order of an epoch.
+//              cut), the loss mask, units of samples that show the same pictures, the loading of one sample, and the order
+//              of an epoch.
 // What it is not: forms (forms.c), packing of samples into batches or the loss (train.c).
 // Read before: surgr1.h, section data/samples.c; forms.c.  Read next: ../train.c.
 //
 // The loss mask. A target is an id of a trained turn's text or the <|im_end|> that closes it. Trained turns are tokenised
 // apart (chat_encode_turns), so their ids are known by construction and are those a sampler would have to draw after the
 // same prompt. The header "<|im_start|>assistant\n", the newline behind <|im_end|>, other turns and pictures are context.
+//
+// The scan has every sample's ids in its hands. It keeps them, up to KEPT_BYTES, so that a step of many short questions
+// does not parse and tokenise the same records again and again.
 #include "../surgr1.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -20,6 +24,8 @@ typedef struct DataFile {
     int fd;
     struct stat seen; // when it was scanned
 } DataFile;
+
+enum { KEPT_BYTES = 256 << 20 };
 
 static bool same_file(const struct stat *a, const struct stat *b) {
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
@@ -111,6 +117,7 @@ static void picture_name(char *name, size_t size, const Record *r, int k) { // f
 
 // ----------------------------------------------------------------------------------------------------- measurement
 typedef struct Measured {
+    FrameSize sizes[16];
     Grid grids[16];
     int64_t tokens[16], patches;
     float *pixels; // when decoded
@@ -149,22 +156,24 @@ static bool picture_decode(const DataFile *f, const char *path, const char *name
     return ok;
 }
 
-// Sizes, grids and tokens of all pictures of a record, with `decode` the patches too; then its boxes are placed.
-static bool measure(const Dataset *d, const DataFile *f, Record *r, bool decode, Measured *m, Err *e) {
+// Sizes, grids and tokens of all pictures of a record, with `decode` the patches too; then its boxes are placed. known: the
+// sizes, where they were measured already, or NULL.
+static bool measure(const Dataset *d, const DataFile *f, Record *r, const FrameSize *known, bool decode, Measured *m,
+                    Err *e) {
     const VisionConfig *v = &d->c->vision;
     size_t row = (size_t)(v->channels * v->temporal * v->patch * v->patch);
-    FrameSize sizes[16] = {{0}};
     Where at = AT(.file = f->path, .line = r->line, .sample = r->id);
     *m = (Measured){0};
     for (int k = 0; k < r->n_images; k++) {
-        FrameSize *s = &sizes[k];
+        FrameSize *s = &m->sizes[k];
         Grid *g = &m->grids[k];
         char name[1400];
         picture_name(name, sizeof name, r, k);
+        if (known) *s = known[k];
         if (!decode) {
-            if (!picture_size(f, r->images[k], name, at, d->options.image, s, e) ||
-                !smart_resize(s->height, s->width, v->patch * v->merge, v->min_pixels, v->max_pixels,
-                              &s->resized_height, &s->resized_width, name, e))
+            if (!known && (!picture_size(f, r->images[k], name, at, d->options.image, s, e) ||
+                           !smart_resize(s->height, s->width, v->patch * v->merge, v->min_pixels, v->max_pixels,
+                                         &s->resized_height, &s->resized_width, name, e)))
                 return false;
             *g = (Grid){1, s->resized_height / v->patch, s->resized_width / v->patch};
         } else {
@@ -183,7 +192,7 @@ static bool measure(const Dataset *d, const DataFile *f, Record *r, bool decode,
         m->patches += grid_patches(*g);
         m->tokens[k] = grid_patches(*g) / (v->merge * v->merge);
     }
-    return record_place_boxes(r, sizes, e);
+    return record_place_boxes(r, m->sizes, e);
 }
 
 // Ids and, with `trained`, the loss mask of a record. Returns through *targets how many ids are targets.
@@ -205,19 +214,171 @@ static bool encode(const Dataset *d, const Record *r, const Measured *m, Ids *id
     return ok;
 }
 
+// Ids up to the end of the last picture: what samples with the same pictures may have in common. 0 when there is none, or a
+// target in front of it: several samples then learn there, and one computed row cannot stand for all.
+static int64_t beginning(const Dataset *d, const Ids *ids, const uint8_t *trained) {
+    int32_t pad = tokenizer_added(d->t, "<|image_pad|>"), end = tokenizer_added(d->t, "<|vision_end|>");
+    int64_t n = ids->n;
+    while (n > 0 && ids->p[n - 1] != pad) n--;
+    if (n && n < ids->n && ids->p[n] == end) n++;
+    return n < ids->n && !(n && memchr(trained, 1, (size_t)n)) ? n : 0;
+}
+
+static bool bad_cells(const Record *r, const Json *v, Err *e, int64_t rows, const char *found) {
+    return err_set(
+        e, "E-DS-02", json_at(&r->doc, v, "cells"),
+        "expected one picture and a list of %lld words or nulls, one for each of its rows; found %s; do: write "
+        "them from left to right and from top to bottom",
+        (long long)rows, found);
+}
+
+// The word of a cell as the model would begin to say it: behind a space, and "cystic_duct" in two words.
+static int32_t word_id(const Dataset *d, const char *word, size_t len) {
+    Text text = {0};
+    Ids ids = {0};
+    text_add(&text, " ", 1), text_add(&text, word, len);
+    for (size_t i = 1; i < text.len; i++)
+        if (text.p[i] == '_') text.p[i] = ' ';
+    tokenizer_encode(d->t, text.p, text.len, false, &ids);
+    int32_t id = ids.n ? ids.p[0] : -1;
+    text_free(&text), ids_free(&ids);
+    return id;
+}
+
+// The member "cells": *align [rows] has the id that each row of the picture is to predict, -1 for null, and *aligned counts
+// the others. NULL and 0 when the record has none, or when nobody asked.
+static bool read_cells(const Dataset *d, const Record *r, const Measured *m, int32_t **align, int64_t *aligned,
+                       Err *e) {
+    const Json *cells = d->options.align ? json_get(r->doc.root, "cells") : NULL;
+    char found[80];
+    *align = NULL, *aligned = 0;
+    if (!cells || cells->type == JSON_NULL) return true;
+    if (r->n_images != 1) {
+        snprintf(found, sizeof found, "%d pictures", r->n_images);
+        return bad_cells(r, cells, e, m->tokens[0], found);
+    }
+    int64_t rows = m->tokens[0], k = 0;
+    snprintf(found, sizeof found, "%u entries", cells->count);
+    if (cells->type != JSON_ARRAY || cells->count != rows)
+        return bad_cells(r, cells, e, rows, cells->type == JSON_ARRAY ? found : json_shown(cells));
+    int32_t *ids = alloc_or_die((size_t)rows, sizeof *ids, "the cells of a sample");
+    const Json *known[16] = {0}; // words come again and again: each is looked up once while the list is short
+    int32_t known_ids[16];
+    int n_known = 0;
+    for (const Json *v = cells->child; v; v = v->next, k++) {
+        int w = 0;
+        ids[k] = -1;
+        if (v->type == JSON_NULL) continue;
+        if (v->type != JSON_STRING || !v->len || v->len > 100) {
+            free(ids);
+            return bad_cells(r, v, e, rows, json_shown(v));
+        }
+        while (w < n_known && (known[w]->len != v->len || memcmp(known[w]->str, v->str, v->len))) w++;
+        ids[k] = w < n_known ? known_ids[w] : word_id(d, v->str, v->len);
+        if (w == n_known && w < 16) known[w] = v, known_ids[w] = ids[k], n_known++;
+        *aligned += ids[k] >= 0;
+    }
+    *align = ids;
+    return true;
+}
+
+// ------------------------------------------------------------------------------------------------------------ kept
+// What the scan made of a record, in one piece: grids (t, h, w), ids (an id that is trained as ~id), targets of the
+// picture's rows.
+static size_t kept_size(const SampleInfo *info, int64_t rows) {
+    return (size_t)(3 * info->pictures + info->tokens + (info->aligned ? rows : 0)) * sizeof(int32_t);
+}
+static int64_t picture_rows(const Dataset *d, int64_t patches) {
+    return patches / (d->c->vision.merge * d->c->vision.merge);
+}
+
+static void keep(Dataset *d, SampleInfo *info, const Measured *m, const Ids *ids, const uint8_t *trained,
+                 const int32_t *align) {
+    int64_t rows = picture_rows(d, info->patches);
+    size_t bytes = kept_size(info, rows);
+    if (d->kept + bytes > KEPT_BYTES) return;
+    int32_t *p = info->kept = alloc_or_die(bytes, 1, "the ids of a sample");
+    d->kept += bytes;
+    for (int k = 0; k < info->pictures; k++) {
+        *p++ = (int32_t)m->grids[k].t, *p++ = (int32_t)m->grids[k].h, *p++ = (int32_t)m->grids[k].w;
+    }
+    for (int64_t i = 0; i < ids->n; i++) *p++ = trained[i] ? ~ids->p[i] : ids->p[i];
+    if (info->aligned) memcpy(p, align, (size_t)rows * sizeof *p);
+}
+
+static void take_kept(const Dataset *d, const SampleInfo *info, Sample *s) {
+    const int32_t *p = info->kept;
+    int64_t rows = picture_rows(d, info->patches);
+    for (int k = 0; k < info->pictures; k++, p += 3) s->grids[k] = (Grid){p[0], p[1], p[2]};
+    s->n_grids = info->pictures;
+    s->ids = (Ids){alloc_or_die((size_t)info->tokens, sizeof *s->ids.p, "a sample"), info->tokens, info->tokens};
+    s->trained = alloc_or_die((size_t)info->tokens, 1, "the loss mask of a sample");
+    for (int64_t i = 0; i < info->tokens; i++, p++)
+        s->ids.p[i] = *p < 0 ? ~*p : *p, s->trained[i] = *p < 0, s->targets += *p < 0;
+    if (!info->aligned) return;
+    s->align = alloc_or_die((size_t)rows, sizeof *s->align, "the cells of a sample");
+    memcpy(s->align, p, (size_t)rows * sizeof *p);
+}
+
 // ------------------------------------------------------------------------------------------------------------ scan
+enum { BEGINNINGS = 8 };
+typedef struct Beginning { // of samples of one unit
+    int64_t lead, n;       // the first of them; ids
+    int32_t *ids;          // [n]
+    bool cells;            // one of them brought targets for the picture
+} Beginning;
 typedef struct Scan {
     Dataset *d;
     int file;
-    int64_t cap, limit;
+    int64_t cap, units_cap, limit;
     Err fatal, first_bad;
+    // of the record before: its pictures, each path with its zero; their sizes
+    Text pictures;
+    FrameSize sizes[16];
+    int64_t in_unit; // samples with these pictures so far, in the last unit; 0: a new one begins
+    Beginning begun[BEGINNINGS];
+    int n_begun;
 } Scan;
+
+// Where the next sample belongs: a new unit or the last one, and in it beside the first sample whose beginning is the same.
+static void place_in_unit(Scan *s, SampleInfo *info, const Ids *ids) {
+    Dataset *d = s->d;
+    info->lead = d->n;
+    if (!d->options.group || !info->pictures || s->in_unit == UNIT_SAMPLES) s->in_unit = 0;
+    if (!s->in_unit++) {
+        if (d->n_units + 1 >= s->units_cap) {
+            s->units_cap = s->units_cap ? 2 * s->units_cap : 256;
+            d->units = grow_or_die(d->units, (size_t)s->units_cap, sizeof *d->units, "the list of units");
+        }
+        d->units[d->n_units++] = d->n, s->n_begun = 0;
+    }
+    if (!d->options.group || !info->shared) return;
+    size_t bytes = (size_t)info->shared * sizeof *ids->p;
+    int k = 0;
+    while (k < s->n_begun && (s->begun[k].n != info->shared || memcmp(s->begun[k].ids, ids->p, bytes))) k++;
+    Beginning *b = k < BEGINNINGS ? &s->begun[k] : NULL;
+    if (!b) return; // too many kinds: this one stands alone
+    if (k == s->n_begun) {
+        s->n_begun++;
+        b->lead = d->n, b->n = info->shared, b->cells = false;
+        b->ids = grow_or_die(b->ids, (size_t)b->n, sizeof *b->ids, "the beginning of a sample");
+        memcpy(b->ids, ids->p, bytes);
+    }
+    info->lead = b->lead;
+    if (b->cells) info->aligned = 0; // the picture is computed once
+    b->cells |= info->aligned > 0;
+}
+
+static void scan_free(Scan *s) {
+    text_free(&s->pictures);
+    for (int k = 0; k < BEGINNINGS; k++) free(s->begun[k].ids);
+}
 
 // Whether every picture has its place among the ids: what the model would refuse in the middle of a run. An error of the
 // prompt gets the place of the sample.
-static bool encode_whole(const Dataset *d, const Record *r, const Measured *m, Where at, Ids *ids, int64_t *targets,
-                         Err *e) {
-    bool ok = encode(d, r, m, ids, NULL, targets, e);
+static bool encode_whole(const Dataset *d, const Record *r, const Measured *m, Where at, Ids *ids, uint8_t **trained,
+                         int64_t *targets, Err *e) {
+    bool ok = encode(d, r, m, ids, trained, targets, e);
     if (ok) {
         int64_t next;
         int32_t *pos = alloc_or_die((size_t)(3 * ids->n), sizeof *pos, "the positions of a sample");
@@ -231,35 +392,10 @@ static bool encode_whole(const Dataset *d, const Record *r, const Measured *m, W
     return false;
 }
 
-static bool scan_record(void *ctx, Record *r, Err *e) {
-    Scan *s = ctx;
+// One usable sample more.
+static void add_sample(Scan *s, SampleInfo info, const Record *r, const Measured *m, const Ids *ids,
+                       const uint8_t *trained, const int32_t *align) {
     Dataset *d = s->d;
-    const DataFile *f = &d->files[s->file];
-    Where at = AT(.file = f->path, .line = r->line, .sample = r->id);
-    Measured m;
-    Ids ids = {0};
-    SampleInfo info = {.file = s->file, .offset = r->offset, .bytes = r->bytes, .line = r->line, .weight = r->weight};
-    if (s->fatal.code[0]) return true; // the scan failed: nothing more counts
-    if (!measure(d, f, r, false, &m, e) || !encode_whole(d, r, &m, at, &ids, &info.targets, e)) {
-        ids_free(&ids);
-        return false;
-    }
-    info.tokens = ids.n, info.patches = m.patches, info.pictures = r->n_images;
-    ids_free(&ids);
-    if (!info.targets)
-        return err_set(e, "E-DS-02", at,
-                       "expected an answer to learn; found %s; do: add an assistant turn that is not \"loss\": false",
-                       strcmp(r->messages[r->n - 1].role, "assistant") ? "a conversation that ends with a question"
-                                                                       : "no trained turn");
-    if (info.tokens > s->limit) {
-        if (d->options.drop_long) return d->dropped_long++, true;
-        int64_t pictures = 0;
-        for (int k = 0; k < r->n_images; k++) pictures += m.tokens[k];
-        return err_set(e, "E-DS-07", at,
-                       "expected at most %lld tokens; found %lld (%lld of pictures); do: raise the limit, lower "
-                       "--max-pixels, or drop long samples",
-                       (long long)s->limit, (long long)info.tokens, (long long)pictures);
-    }
     if (d->n == s->cap) {
         s->cap = s->cap ? 2 * s->cap : 256;
         d->samples = grow_or_die(d->samples, (size_t)s->cap, sizeof *d->samples, "the list of samples");
@@ -267,11 +403,62 @@ static bool scan_record(void *ctx, Record *r, Err *e) {
     size_t id = strlen(r->id) + 1;
     info.id = alloc_or_die(id, 1, "the id of a sample");
     memcpy(info.id, r->id, id), info.named = r->named;
+    place_in_unit(s, &info, ids);
+    keep(d, &info, m, ids, trained, align);
     d->samples[d->n++] = info;
-    d->tokens += info.tokens, d->targets += info.targets, d->patches += info.patches;
+    d->tokens += info.tokens, d->targets += info.targets, d->patches += info.patches, d->aligned += info.aligned;
     if (info.tokens > d->longest) d->longest = info.tokens;
     if (info.patches > d->most_patches) d->most_patches = info.patches;
-    return true;
+}
+
+// Sizes of the record's pictures; those of the record before are taken again when it shows the same.
+static bool scan_pictures(Scan *s, Record *r, Measured *m, Err *e) {
+    Text pictures = {0};
+    for (int k = 0; k < r->n_images; k++) text_add(&pictures, r->images[k], strlen(r->images[k]) + 1);
+    bool same = r->n_images && pictures.len == s->pictures.len && !memcmp(pictures.p, s->pictures.p, pictures.len);
+    bool ok = measure(s->d, &s->d->files[s->file], r, same ? s->sizes : NULL, false, m, e);
+    if (ok && !same) {
+        text_free(&s->pictures);
+        s->pictures = pictures, s->in_unit = 0;
+        memcpy(s->sizes, m->sizes, sizeof s->sizes);
+    } else text_free(&pictures);
+    return ok;
+}
+
+static bool scan_record(void *ctx, Record *r, Err *e) {
+    Scan *s = ctx;
+    Dataset *d = s->d;
+    const DataFile *f = &d->files[s->file];
+    Where at = AT(.file = f->path, .line = r->line, .sample = r->id);
+    Measured m;
+    Ids ids = {0};
+    uint8_t *trained = NULL;
+    int32_t *align = NULL;
+    SampleInfo info = {.file = s->file, .offset = r->offset, .bytes = r->bytes, .line = r->line, .weight = r->weight};
+    if (s->fatal.code[0]) return true; // the scan failed: nothing more counts
+    bool ok = scan_pictures(s, r, &m, e) && encode_whole(d, r, &m, at, &ids, &trained, &info.targets, e) &&
+              read_cells(d, r, &m, &align, &info.aligned, e);
+    info.tokens = ids.n, info.patches = m.patches, info.pictures = r->n_images;
+    if (ok && !info.targets)
+        ok = err_set(e, "E-DS-02", at,
+                     "expected an answer to learn; found %s; do: add an assistant turn that is not \"loss\": false",
+                     strcmp(r->messages[r->n - 1].role, "assistant") ? "a conversation that ends with a question"
+                                                                     : "no trained turn");
+    if (ok && info.tokens > s->limit) {
+        int64_t pictures = 0;
+        for (int k = 0; k < r->n_images; k++) pictures += m.tokens[k];
+        if (d->options.drop_long) d->dropped_long++;
+        else
+            ok = err_set(e, "E-DS-07", at,
+                         "expected at most %lld tokens; found %lld (%lld of pictures); do: raise the limit, lower "
+                         "--max-pixels, or drop long samples",
+                         (long long)s->limit, (long long)info.tokens, (long long)pictures);
+    } else if (ok) {
+        info.shared = beginning(d, &ids, trained);
+        add_sample(s, info, r, &m, &ids, trained, align);
+    }
+    ids_free(&ids), free(trained), free(align);
+    return ok;
 }
 
 // What is wrong with one sample alone may be dropped with it; a full memory, a broken tokenizer or a changing file may not,
@@ -302,6 +489,8 @@ static bool file_scan(Scan *s, Sha256 *hash, Err *e) {
     Dataset *d = s->d;
     DataFile *f = &d->files[s->file];
     const char *path = d->options.files[s->file];
+    text_free(&s->pictures); // another file may have another root
+    s->in_unit = 0;
     RecordOptions options = {.boxes = true, .absolute_images = d->options.absolute_images, .data_images = true};
     struct stat now;
     if (strlen(path) >= sizeof f->path || (d->options.image_root && strlen(d->options.image_root) >= sizeof f->root))
@@ -326,9 +515,12 @@ static bool scan_all(Dataset *d, Err *e) {
     Sha256 hash;
     sha256_start(&hash);
     if (s.limit < 1) s.limit = d->c->context < LIMIT_CONTEXT ? d->c->context : LIMIT_CONTEXT;
-    for (s.file = 0; s.file < d->options.n_files; s.file++)
-        if (!file_scan(&s, &hash, e)) return false;
+    bool ok = true;
+    for (s.file = 0; ok && s.file < d->options.n_files; s.file++) ok = file_scan(&s, &hash, e);
     sha256_finish(&hash, d->sha256);
+    scan_free(&s);
+    if (!ok) return false;
+    if (d->n_units) d->units[d->n_units] = d->n;
     int64_t all = d->n + d->dropped_long + d->dropped_bad;
     const Err *b = &s.first_bad;
     if (d->dropped_bad > 10 && d->dropped_bad * 100 > all)
@@ -370,20 +562,23 @@ int64_t dataset_shared(const Dataset *a, const Dataset *b, const char **first) {
 void dataset_close(Dataset *d) {
     for (int i = 0; d->files && i < d->options.n_files; i++)
         if (d->files[i].fd >= 0) close(d->files[i].fd);
-    for (int64_t i = 0; i < d->n; i++) free(d->samples[i].id);
-    free(d->files);
+    for (int64_t i = 0; i < d->n; i++) free(d->samples[i].id), free(d->samples[i].kept);
+    free(d->files), free(d->units);
     free(d->samples);
     memset(d, 0, sizeof *d);
 }
 
 // --------------------------------------------------------------------------------------------------------- samples
+static bool unchanged(const DataFile *f, const SampleInfo *info, Err *e) {
+    struct stat now;
+    return (!fstat(f->fd, &now) && same_file(&now, &f->seen)) || file_changed(f, info->line, e);
+}
+
 // The record of sample i, read from its place in the file.
 static bool record_again(const Dataset *d, int64_t i, Record *r, Err *e) {
-    CHECK(i >= 0 && i < d->n, "sample %lld of %lld", (long long)i, (long long)d->n);
     const SampleInfo *info = &d->samples[i];
     const DataFile *f = &d->files[info->file];
     RecordOptions options = {.boxes = true, .absolute_images = d->options.absolute_images, .data_images = true};
-    struct stat now;
     size_t n = (size_t)info->bytes, done = 0;
     char *text = alloc_or_die(n + 1, 1, "the text of a sample");
     while (done < n) {
@@ -393,37 +588,59 @@ static bool record_again(const Dataset *d, int64_t i, Record *r, Err *e) {
         done += (size_t)got;
     }
     Piece p = {.text = text, .len = n, .number = 1, .line = info->line, .col = 1, .offset = info->offset};
-    bool ok = (done == n && !fstat(f->fd, &now) && same_file(&now, &f->seen)) || file_changed(f, info->line, e);
+    bool ok = done == n ? unchanged(f, info, e) : file_changed(f, info->line, e);
     ok = ok && record_parse_piece(r, &p, f->path, options, e);
     free(text);
     if (ok) snprintf(r->id, sizeof r->id, "%s", info->id); // the number of an unnamed record is the scan's
     return ok;
 }
 
-bool sample_load(const Dataset *d, int64_t i, Sample *s, Err *e) {
-    Record r;
-    Measured m = {0};
-    *s = (Sample){0};
-    if (!record_again(d, i, &r, e)) return false;
+// The sample from its file, but for what the scan kept.
+static bool load_again(const Dataset *d, int64_t i, bool pixels, Sample *s, Err *e) {
     const SampleInfo *info = &d->samples[i];
     const DataFile *f = &d->files[info->file];
-    bool ok = measure(d, f, &r, true, &m, e) && encode(d, &r, &m, &s->ids, &s->trained, &s->targets, e);
-    if (ok && (s->ids.n != info->tokens || s->targets != info->targets || m.patches != info->patches))
+    Record r;
+    Measured m = {0};
+    int64_t aligned;
+    if (!record_again(d, i, &r, e)) return false;
+    bool ok = measure(d, f, &r, NULL, pixels, &m, e);
+    s->pixels = m.pixels;
+    if (info->kept) take_kept(d, info, s);
+    else if (ok) {
+        s->n_grids = r.n_images;
+        memcpy(s->grids, m.grids, sizeof m.grids);
+        ok = encode(d, &r, &m, &s->ids, &s->trained, &s->targets, e) && read_cells(d, &r, &m, &s->align, &aligned, e);
+        if (!info->aligned) free(s->align), s->align = NULL;
+    }
+    if (ok && (s->ids.n != info->tokens || s->targets != info->targets || m.patches != info->patches ||
+               memcmp(s->grids, m.grids, sizeof m.grids)))
         ok = err_set(e, "E-IO-05", AT(.file = f->path, .line = info->line, .sample = info->id),
-                     "expected %lld tokens and %lld patches as in the scan; found %lld and %lld; do: start again, and "
-                     "leave pictures alone during a run",
+                     "expected %lld tokens and %lld patches as in the scan; found %lld and %lld, or another shape; do: "
+                     "start again, and leave pictures alone during a run",
                      (long long)info->tokens, (long long)info->patches, (long long)s->ids.n, (long long)m.patches);
-    snprintf(s->id, sizeof s->id, "%s", r.id);
-    s->weight = r.weight, s->n_grids = r.n_images, s->pixels = m.pixels;
-    memcpy(s->grids, m.grids, sizeof m.grids);
     record_free(&r);
-    if (!ok) sample_free(s);
     return ok;
 }
 
+static bool load(const Dataset *d, int64_t i, bool pixels, Sample *s, Err *e) {
+    CHECK(i >= 0 && i < d->n, "sample %lld of %lld", (long long)i, (long long)d->n);
+    const SampleInfo *info = &d->samples[i];
+    bool ok = true;
+    *s = (Sample){.weight = info->weight, .shared = info->shared};
+    snprintf(s->id, sizeof s->id, "%s", info->id);
+    if (info->kept && (!pixels || !info->pictures)) {
+        ok = unchanged(&d->files[info->file], info, e);
+        take_kept(d, info, s);
+    } else ok = load_again(d, i, pixels, s, e);
+    if (!ok) sample_free(s);
+    return ok;
+}
+bool sample_load(const Dataset *d, int64_t i, Sample *s, Err *e) { return load(d, i, true, s, e); }
+bool sample_load_text(const Dataset *d, int64_t i, Sample *s, Err *e) { return load(d, i, false, s, e); }
+
 void sample_free(Sample *s) {
     ids_free(&s->ids);
-    free(s->trained);
+    free(s->trained), free(s->align);
     free(s->pixels);
     memset(s, 0, sizeof *s);
 }
@@ -431,12 +648,13 @@ void sample_free(Sample *s) {
 bool sample_prompt(const Dataset *d, int64_t i, Ids *prompt, int *n_grids, Err *e) {
     Record r;
     Measured m;
+    CHECK(i >= 0 && i < d->n, "sample %lld of %lld", (long long)i, (long long)d->n);
     if (!record_again(d, i, &r, e)) return false;
     int n = 0, pictures = 0;
     while (n < r.n && !r.trained[n]) n++;
     for (int k = 0; k < n; k++)
         for (int j = 0; j < r.messages[k].n_parts; j++) pictures += r.messages[k].parts[j].image >= 0;
-    bool ok = measure(d, &d->files[d->samples[i].file], &r, false, &m, e) &&
+    bool ok = measure(d, &d->files[d->samples[i].file], &r, NULL, false, &m, e) &&
               chat_encode(d->t, r.messages, n, true, m.tokens, r.n_images, d->options.trust_text, prompt, e);
     if (ok && n_grids) *n_grids = pictures;
     record_free(&r);
