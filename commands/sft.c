@@ -13,7 +13,7 @@ static struct {
     int64_t rank, max_tokens, threads, max_memory, min_pixels, max_pixels, seed, warmup;
     double alpha_lora, dropout, lr, lr_vision, lr_merger;
     int bad_sample, device, dtype, alpha, exif, schedule, outliers, export, export_dtype;
-    bool rslora, drop_long, absolute, trust_text, dry_run, allow_nonfinite, hash_base;
+    bool rslora, drop_long, absolute, trust_text, dry_run, allow_nonfinite, hash_base, group;
     SftOptions o;
 } sft = {.rank = 16,
          .alpha_lora = 32,
@@ -64,7 +64,7 @@ static Option sft_options[] = {
     REAL("clip", &sft.o.adam.clip, "N", "largest norm of the gradient; 0 = off", 0, 1e9),
     REAL("epochs", &sft.o.epochs, "E", "times through the data, when --steps is 0", 0.0001, 100000),
     INT("steps", &sft.o.steps, "N", "updates; 0 = by --epochs", 0, 1e9),
-    INT("batch", &sft.o.batch, "N", "samples packed into one pass", 1, 65536),
+    INT("batch", &sft.o.batch, "N", "samples packed into one pass; with --group pictures, each with all its questions", 1, 65536),
     INT("accumulate", &sft.o.accumulate, "N", "passes in one update; the loss is one mean over all their targets", 1, 65536),
     INT("pack-tokens", &sft.o.pack_tokens, "N", "most tokens in one pass (a longer sample goes alone); 0 = no limit", 0, 1e7),
     INT("keep", &sft.o.keep, "K", "blocks of each tower that keep what they computed, the others run again in backward;\n"
@@ -74,6 +74,10 @@ static Option sft_options[] = {
     CHOICE("on-bad-sample", &sft.bad_sample, "stop|skip", "skip leaves up to 1 % of bad samples out"),
     FLAG("absolute-images", &sft.absolute, "accept absolute picture paths"),
     FLAG("trust-text", &sft.trust_text, "typed special tokens are special, as in Hugging Face"),
+    FLAG("group", &sft.group, "records that follow each other and show the same pictures are one unit: its pictures are\n"
+        "                             computed once, and epochs shuffle units"),
+    REAL("align", &sft.o.align, "W", "weight of the mean loss over picture rows whose words \"cells\" gives; 0 = off", 0, 1000),
+    FLAG("per-answer", &sft.o.per_answer, "every answer weighs the same, however long; else every token does"),
     FLAG("in-order", &sft.o.in_order, "do not shuffle"),
     INT("eval-every", &sft.o.eval_every, "N", "steps between evaluations; 0 = none", 0, 1e9),
     INT("eval-samples", &sft.o.eval_samples, "N", "evaluate on the first N; 0 = all", 0, 1e9),
@@ -251,7 +255,8 @@ static bool memory_table(Session *s, Err *e) {
         if (!q->trained) continue;
         trained += (int64_t)n, elements += n, own += q->owned ? 0 : 4 * n;
     }
-    size_t lasting = m->weights.size + m->adapter.size + own + 12 * elements;
+    size_t samples = s->train.kept + s->eval.kept;
+    size_t lasting = m->weights.size + m->adapter.size + own + 12 * elements + (host ? samples : 0);
     if (sft.o.keep < 0) {
         sft.o.keep = !host ? 0 : s->c.L > s->c.vision.depth ? s->c.L : s->c.vision.depth;
         while (sft.o.keep > 0 && (int64_t)(lasting + sum_of(largest_pass(s, sft.o.keep))) > memory_limit())
@@ -269,6 +274,7 @@ static bool memory_table(Session *s, Err *e) {
     if (own) row("trained weights", own, "F32 master copies");
     row("gradients", 4 * elements, "F32");
     row("optimizer", 8 * elements, "two moments, F32");
+    if (samples) row("samples", samples, host ? "ids, tokenised once" : "ids, tokenised once; on the host");
     char kept[80];
     snprintf(kept, sizeof kept, "decoder and head; %lld blocks of each tower are kept", (long long)sft.o.keep);
     row("activations", pass.text, kept);
@@ -422,9 +428,27 @@ static bool check_options(Err *e) {
 static void describe_data(const char *what, const Dataset *d) {
     note("%s: %lld samples, %lld tokens, %lld targets, %lld patches; the longest sample has %lld tokens", what,
          (long long)d->n, (long long)d->tokens, (long long)d->targets, (long long)d->patches, (long long)d->longest);
+    if (d->options.group) note("%s: %lld units of samples with the same pictures", what, (long long)d->n_units);
+    if (d->aligned) note("%s: %lld picture rows have words of their own", what, (long long)d->aligned);
     if (d->dropped_long + d->dropped_bad)
         note("%s: left out %lld too long and %lld bad samples", what, (long long)d->dropped_long,
              (long long)d->dropped_bad);
+}
+
+// What is asked of the data must be in it: else the options would do nothing.
+static bool data_fit(const Session *s, Err *e) {
+    const Dataset *d = &s->train;
+    if (sft.o.align > 0 && !d->aligned)
+        return err_set(
+            e, "E-CL-01", AT(.file = "command line", .field = "--align"),
+            "expected records with \"cells\" in --data; found none, so that it would do nothing; do: add them "
+            "(data/README.md), or leave --align out");
+    if (sft.group && d->n_units == d->n && (!s->eval.n || s->eval.n_units == s->eval.n))
+        return err_set(
+            e, "E-CL-01", AT(.file = "command line", .field = "--group"),
+            "expected records that follow each other with the same pictures; found none, so that it would do "
+            "nothing; do: sort them by picture, or leave --group out");
+    return true;
 }
 
 static bool prepare(Session *s, Err *e) {
@@ -434,6 +458,8 @@ static bool prepare(Session *s, Err *e) {
                      .drop_bad = sft.bad_sample == 1,
                      .absolute_images = sft.absolute,
                      .trust_text = sft.trust_text,
+                     .group = sft.group,
+                     .align = sft.o.align > 0,
                      .image = {.alpha_white = sft.alpha == 1, .apply_orientation = sft.exif == 1}};
     if (!config_load(&s->c, sft.model, e)) return false;
     if (sft.min_pixels) s->c.vision.min_pixels = sft.min_pixels;
@@ -443,9 +469,10 @@ static bool prepare(Session *s, Err *e) {
     o.files = sft.data.p, o.n_files = sft.data.n;
     if (!dataset_open(&s->train, s->t, &s->c, o, e)) return false;
     describe_data("training data", &s->train);
-    o.files = sft.eval.p, o.n_files = sft.eval.n;
+    o.files = sft.eval.p, o.n_files = sft.eval.n, o.align = false;
     if (sft.eval.n && !dataset_open(&s->eval, s->t, &s->c, o, e)) return false;
     if (sft.eval.n) describe_data("evaluation data", &s->eval);
+    if (!data_fit(s, e)) return false;
     const char *first;
     int64_t shared = dataset_shared(&s->train, &s->eval, &first);
     if (shared)
