@@ -284,7 +284,7 @@ static void run_adapter(Case *c, const Path *folder, const Json *index, const Js
         want->elements == t.ids.n * m.c.V) {
         float *expected = alloc_or_die((size_t)want->elements, sizeof *expected, "logits");
         tensor_to_f32(want, 0, want->elements, expected);
-        Prompt p = {t.ids.p, t.ids.n, t.pixels, t.grids, t.n_grids, 0};
+        PromptIds p = {t.ids.p, t.ids.n, t.pixels, t.grids, t.n_grids, 0};
         for (int pass = 0; pass < 2; pass++) {
             if (pass && !lora_merge(&m, &e)) {
                 case_refused(c, &e);

@@ -399,17 +399,17 @@ static void compare_grids(Case *c, const Pictures *p, const int32_t *want, int64
 }
 
 // ------------------------------------------------------------------------------------------------------------- model
-typedef struct Prompt {
+typedef struct PromptIds {
     const int32_t *ids;
     int64_t n;
     const float *pixels;
     const Grid *grids;
     int n_grids;
     int64_t n_answer; // the last of the n ids, drawn by the model: text, whatever they are
-} Prompt;
+} PromptIds;
 
 // Logits of rows [first, first + rows) in one pass without a cache: [rows, V] on the host (free), or NULL.
-static float *logits_of(Case *c, Model *m, Prompt p, int64_t first, int64_t rows, Tap tap, void *ctx) {
+static float *logits_of(Case *c, Model *m, PromptIds p, int64_t first, int64_t rows, Tap tap, void *ctx) {
     const Ops *d = m->d;
     Err e = {0};
     int64_t unit = m->c.vision.merge * m->c.vision.merge, units = 0, next;
@@ -452,7 +452,7 @@ static float *logits_of(Case *c, Model *m, Prompt p, int64_t first, int64_t rows
 static bool go_on(void *ctx, int completion, int32_t id) { return (void)ctx, (void)completion, (void)id, true; }
 
 // Plain argmax without penalty or stop tokens, with the cache: `count` ids appended to *out.
-static bool greedy_of(Case *c, Model *m, Prompt p, int64_t count, Ids *out) {
+static bool greedy_of(Case *c, Model *m, PromptIds p, int64_t count, Ids *out) {
     Request r = {.ids = p.ids, .n = p.n, .pixels = p.pixels, .grids = p.grids, .n_grids = p.n_grids, .completions = 1};
     GenerationConfig g = {
         .sample = {.repetition_penalty = 1, .temperature = 1, .top_p = 1}, .max_new_tokens = count, .pad = -1};
@@ -465,7 +465,7 @@ static bool greedy_of(Case *c, Model *m, Prompt p, int64_t count, Ids *out) {
 }
 
 // The prompt and all but the last of the new ids: what a forward pass needs to repeat every step's logits.
-static Ids continued(Prompt p, const int32_t *new, int64_t n) {
+static Ids continued(PromptIds p, const int32_t *new, int64_t n) {
     Ids all = {0};
     for (int64_t i = 0; i < p.n; i++) ids_add(&all, p.ids[i]);
     for (int64_t i = 0; i + 1 < n; i++) ids_add(&all, new[i]);
@@ -550,7 +550,7 @@ static bool case_inputs(ModelCase *mc, const char *dir, const Json *entry) {
     return true;
 }
 
-static bool case_positions(ModelCase *mc, Prompt p) {
+static bool case_positions(ModelCase *mc, PromptIds p) {
     Err e = {0};
     int64_t next;
     int32_t *pos = alloc_or_die((size_t)(3 * p.n), sizeof *pos, "positions");
@@ -571,7 +571,7 @@ static bool case_positions(ModelCase *mc, Prompt p) {
     return ok;
 }
 
-static void case_forward(ModelCase *mc, Prompt p) {
+static void case_forward(ModelCase *mc, PromptIds p) {
     float *logits = logits_of(mc->c, mc->m, p, 0, p.n, compare_state, mc);
     if (!logits) return;
     compare_stored(mc, STATE, "logits", logits, p.n * mc->m->c.V);
@@ -583,7 +583,7 @@ static void case_forward(ModelCase *mc, Prompt p) {
     }
 }
 
-static void case_greedy(ModelCase *mc, Prompt p) {
+static void case_greedy(ModelCase *mc, PromptIds p) {
     Ids want = {0}, got = {0};
     if (needed_ints(mc, "greedy_ids", &want) && greedy_of(mc->c, mc->m, p, want.n, &got)) {
         compare_ints(mc->c, "greedy_ids", got.p, got.n, want.p, want.n);
@@ -606,7 +606,7 @@ static void run_model_case(Case *c, Model *m, const char *dir, const Json *entry
         return;
     }
     if (case_inputs(&mc, dir, entry)) {
-        Prompt p = {mc.ids.p, mc.ids.n, mc.pixels, mc.pictures.grids, mc.pictures.n, 0};
+        PromptIds p = {mc.ids.p, mc.ids.n, mc.pixels, mc.pictures.grids, mc.pictures.n, 0};
         if (case_positions(&mc, p)) case_forward(&mc, p), case_greedy(&mc, p);
     }
     ids_free(&mc.ids), ids_free(&mc.grid), free(mc.pictures.pixels), free(mc.pixels);
@@ -924,7 +924,7 @@ static bool ask_load(Ask *a, Case *c) {
 }
 
 // The five best logits of every step, as a pass over the whole answer gives them.
-static void compare_scores(Case *c, Ask *a, Prompt p, const Ids *answer, const Ids *best, const Json *scores) {
+static void compare_scores(Case *c, Ask *a, PromptIds p, const Ids *answer, const Ids *best, const Json *scores) {
     int64_t n = 0, each = best->n / answer->n;
     float *got = alloc_or_die((size_t)best->n * 2, sizeof *got, "logits"), *want = got + best->n;
     floats_of(scores, want, best->n, &n);
@@ -941,7 +941,7 @@ static void compare_scores(Case *c, Ask *a, Prompt p, const Ids *answer, const I
     free(got), free(logits), ids_free(&all);
 }
 
-static void compare_answer(Case *c, Ask *a, Prompt p, const Json *row) {
+static void compare_answer(Case *c, Ask *a, PromptIds p, const Json *row) {
     Ids want = {0}, got = {0}, best = {0};
     ids_of(json_get(row, "greedy_ids"), &want), ids_of(json_get(row, "top5_ids"), &best);
     if (!want.n) case_broken(c, "no greedy_ids");
@@ -973,7 +973,7 @@ static void ask_row(void *ctx, const Json *row, int64_t line) {
         compare_grids(&c, &pictures, grid.p, grid.n);
         if (chat_encode(a->t, v.messages, v.n, true, tokens, pictures.n, true, &ids, &e)) {
             compare_ints(&c, "input_ids", ids.p, ids.n, want.p, want.n);
-            compare_answer(&c, a, (Prompt){ids.p, ids.n, pictures.pixels, pictures.grids, pictures.n, 0}, row);
+            compare_answer(&c, a, (PromptIds){ids.p, ids.n, pictures.pixels, pictures.grids, pictures.n, 0}, row);
         } else case_refused(&c, &e);
     }
     conversation_free(&v), free(pictures.pixels), ids_free(&grid), ids_free(&ids), ids_free(&want);
