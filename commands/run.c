@@ -14,6 +14,7 @@
 //   .stages/trash           a folder on its way out: renamed first, so that no half of it stays in its place
 #include "commands.h"
 #include <errno.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static struct {
@@ -146,7 +147,7 @@ static bool fill_in(const Json *v, const char *field, Text *out, Err *e) {
         int k = variable(v->str + i + 1, n - 1);
         if (k < 0)
             return err_set(e, "E-CF-02", json_at(&recipe.doc, v, field),
-                           "expected variables of this recipe; found %s; do: add it to \"variables\"",
+                           "expected variables of this recipe; found %s; do: add it to \"variables\", before its use",
                            quoted(v->str + i, n + 1));
         text_addf(out, "%s", recipe.values.p[k]);
         i += n;
@@ -230,7 +231,7 @@ static bool one_of(const Json *object, const char *const *names, const char *wha
         bool known = false;
         for (int i = 0; names[i]; i++) known = known || !strcmp(v->key, names[i]);
         if (!known)
-            return err_set(e, "E-CF-02", json_at(&recipe.doc, v, quoted(v->key, v->key_len)),
+            return err_set(e, "E-CF-02", json_at(&recipe.doc, v, v->key),
                            "expected a member of %s; found an unknown one; do: see data/recipes/README.md", what);
     }
     return true;
@@ -525,12 +526,14 @@ static bool read_state(Stage *s, Err *e) {
 static bool write_stamp(Stage *s, double seconds, Err *e) {
     char path[1300];
     Text t = {0};
+    struct timespec now; // to the nanosecond: no two stamps are alike
+    clock_gettime(CLOCK_REALTIME, &now);
     text_addf(&t, "{\"stage\":\"%s\",\"command\":", s->name);
     words_json(&s->line, &t);
     text_addf(&t, ",\"after\":{");
     for (int i = 0; i < s->n_after; i++)
         text_addf(&t, "%s\"%s\":\"%s\"", i ? "," : "", recipe.stages[s->after[i]].name, recipe.stages[s->after[i]].id);
-    text_addf(&t, "},\"seconds\":%.3f,\"ended\":%lld}\n", seconds, (long long)time(NULL));
+    text_addf(&t, "},\"seconds\":%.3f,\"ended\":%lld.%09ld}\n", seconds, (long long)now.tv_sec, now.tv_nsec);
     bool ok = stage_path(s, ".json", path, sizeof path, e) && file_write_atomic(path, t.p, t.len, e);
     text_free(&t);
     return ok;
@@ -552,11 +555,16 @@ static bool read_begun(const Stage *s, Words *made, bool *begun, Err *e) {
 
 // Out of its place in one step, then away. No link may lie between OUT and the folder.
 static bool remove_owned(const char *path, Err *e) {
-    char trash[1300];
+    char trash[1300], part[1300];
     if (!folder_exists(path) && !file_exists(path)) return true;
-    int fd = open_beneath(recipe.out, path + strlen(recipe.out) + 1, "E-IO-01", AT(.file = path), e);
-    if (fd < 0) return false;
-    (void)!close(fd);
+    for (const char *end = path + strlen(recipe.out); *end;) {
+        struct stat st;
+        end += 1 + strcspn(end + 1, "/");
+        snprintf(part, sizeof part, "%.*s", (int)(end - path), path);
+        if (lstat(part, &st) || S_ISLNK(st.st_mode))
+            return err_set(e, "E-WR-02", AT(.file = part),
+                           "expected folders beneath %s; found a link; do: remove it by hand", recipe.out);
+    }
     note("removing %s, which this recipe made", path);
     if (!path_join(trash, sizeof trash, recipe.dir, "trash", e) || !tree_remove(trash, e)) return false;
     if (rename(path, trash))
