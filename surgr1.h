@@ -174,6 +174,8 @@ bool tensors_open_folder(TensorFile *f, const char *dir, Err *e);
 // The shards of an index file of any name, in its own folder.
 bool tensors_open_index(TensorFile *f, const char *index, Err *e);
 void tensors_close(TensorFile *f);
+// What tells two sets of weights apart: SHA-256 over names, types and shapes of all tensors, or over all their bytes too.
+void tensors_fingerprint(const TensorFile *f, bool all_bytes, char hex[65]);
 Tensor *tensors_find(const TensorFile *f, const char *name);    // binary search; NULL when absent
 const char *tensors_path(const TensorFile *f, const Tensor *t); // path of the shard that holds t
 // Elements [first, first+count) as floats (F64, F32, F16, BF16, integers, BOOL; exact where float can hold it).
@@ -404,6 +406,8 @@ typedef struct Checkpoint { // one that passed verification; step < 0: there is 
 } Checkpoint;
 bool folder_make_all(const char *path, Err *e); // with those above it; one that is there is fine. E-WR-01, -02
 bool tree_remove(const char *path, Err *e);     // with all in it, or a file; links are not followed. E-WR-02
+// Removes what an earlier process left unfinished: names with that prefix in run/folder. E-WR-02.
+bool folder_sweep(const char *run, const char *folder, const char *prefix, Err *e);
 // DIR/LOCK, made and held: its descriptor, which close gives up; -1: E-LK-01 names the holder, E-WR-*.
 int lock_take(const char *dir, Err *e);
 // Makes the folder when it is missing (and those above it), takes the lock (E-LK-01 names the holder), sweeps .tmp-*
@@ -1145,6 +1149,9 @@ typedef struct FrameSize { // of a picture
 // Writes every box as whole pixels of the resized picture: <bbox> places become "[x1, y1, x2, y2]", numbers of "bbox_2d"
 // in the texts are replaced where they stand. sizes [n_images]. E-DS-06.
 bool record_place_boxes(Record *r, const FrameSize *sizes, Err *e);
+// The other way, for what a model wrote: adds the text with the numbers of every "bbox_2d" (pixels of the picture as it
+// was shown) in pixels of the file, so that record_place_boxes with the same size gives the same whole pixels again.
+void boxes_to_file(const char *text, size_t len, const FrameSize *s, Text *out);
 
 // Cuts text at its <image> marks; pictures are numbered from *image on. Returns the number of parts (their text lies in
 // text); parts may be NULL to count.
@@ -1723,9 +1730,14 @@ typedef struct SynthCounts {
 bool synth_ingest(const char *requests, const char *const *responses, int n, const char *out, const char *retry,
                   SynthCounts *c, Err *e);
 void synth_counts_print(const SynthCounts *c, Text *out); // one JSON object
+// Only form and thought: SYNTH_EMPTY to SYNTH_VOCABULARY. any_language: a thought of a few words need not be English.
+enum SynthVerdict synth_judge_thought(const TaskItem *item, const char *text, size_t len,
+                                      const Knowledge *const *knowledge, int n, int64_t min_words, int64_t max_words,
+                                      bool any_language);
 // The record (its JSON, with "messages") as a training record: its system turn, or the prompt for reasoning, its question, text.
-// request may be NULL.
+// teacher, request may be NULL.
 void synth_record_print(const Json *root, const char *text, const char *teacher, const char *request, Text *out);
+bool synth_is_record(const Text *line, const FrameSize *sizes); // what was printed can be read; sizes of its pictures, or NULL
 
 // ================================================================================================= surgery/teach.c
 // The built-in teacher of drawn scenes. It writes from the truth of the frame and sees no picture.
@@ -1784,7 +1796,8 @@ bool eval_legacy_right(const Text *said, const Text *label);
 
 enum EvalForm { EVAL_AS_WRITTEN, EVAL_OPEN, EVAL_CHOICE }; // options of a question: as its record has it, never, always
 typedef struct PromptOptions {
-    const char *system; // system turn, instead of the records' own; NULL: theirs
+    const char *system;    // system turn, instead of the records' own; NULL: theirs
+    const char *or_system; // system turn of records that have none; NULL: none
     enum EvalForm form;
     bool blind; // every picture in the mean colour of the preprocessor
     bool trust_text;

@@ -316,18 +316,8 @@ static bool show_sample(Session *s, Text *out, Err *e) {
 // What of the base a resume compares: names, types, shapes and sizes of its tensors, or all their bytes.
 static bool fingerprint(Session *s, Err *e) {
     TensorFile f;
-    Sha256 h;
     if (!tensors_open_folder(&f, sft.model, e)) return false;
-    sha256_start(&h);
-    for (int64_t i = 0; i < f.count; i++) {
-        const Tensor *t = &f.tensors[i];
-        char line[900], shape[160];
-        int n = snprintf(line, sizeof line, "%s %s %s\n", t->name, file_type_name(t->type),
-                         shape_text(t->dims, t->shape, shape, sizeof shape));
-        sha256_add(&h, line, (size_t)n);
-        if (sft.hash_base) sha256_add(&h, t->data, t->bytes);
-    }
-    sha256_finish(&h, s->base);
+    tensors_fingerprint(&f, sft.hash_base, s->base);
     tensors_close(&f);
     return true;
 }

@@ -702,6 +702,27 @@ static bool place_in_text(Record *r, Part *part, const char *field, FrameSize s,
     return ok;
 }
 
+void boxes_to_file(const char *text, size_t len, const FrameSize *s, Text *out) {
+    static const char key[] = "bbox_2d";
+    const double scale[2] = {(double)s->width / (double)s->resized_width,
+                             (double)s->height / (double)s->resized_height};
+    const char *at;
+    size_t done = 0, from[4], to[4];
+    for (size_t i = 0; i < len && (at = memmem(text + i, len - i, key, sizeof key - 1));) {
+        size_t start = (size_t)(at - text);
+        double box[4];
+        i = start + sizeof key - 1;
+        if (!start || i >= len || text[i] != text[start - 1] || (text[i] != '"' && text[i] != '\'')) continue;
+        if (read_text_box(text, len, i + 1, from, to, box) != 1) continue;
+        for (int k = 0; k < 4; k++) {
+            text_add(out, text + done, from[k] - done);
+            text_addf(out, "%.10g", box[k] * scale[k % 2]);
+            done = to[k];
+        }
+    }
+    text_add(out, text + done, len - done);
+}
+
 bool record_place_boxes(Record *r, const FrameSize *sizes, Err *e) {
     char text[120];
     FrameSize s = {0};

@@ -100,8 +100,7 @@ bool tree_remove(const char *path, Err *e) {
     return remove_tree(AT_FDCWD, path, 0) || write_failed(path, "remove", errno, e);
 }
 
-// Removes what an earlier process left unfinished: names with that prefix.
-static bool sweep(const char *run, const char *folder, const char *prefix, Err *e) {
+bool folder_sweep(const char *run, const char *folder, const char *prefix, Err *e) {
     char dir[1200], path[1400];
     Names names;
     if (!path_join(dir, sizeof dir, run, folder, e) || !names_list(&names, dir, prefix, e)) return false;
@@ -180,10 +179,11 @@ bool run_open(Run *r, const char *dir, Err *e) {
     ok = ok && run_path(ckpt, sizeof ckpt, dir, "ckpt", e) && folder_make(ckpt, e) &&
          run_path(board, sizeof board, dir, "tensorboard", e) && folder_make(board, e);
     // In the run folder itself, which may hold other people's things, only what is certainly ours.
-    ok = ok && sweep(dir, "ckpt", ".tmp-", e) && sweep(dir, "ckpt", ".trash-", e) && sweep(dir, "export", ".tmp-", e) &&
-         sweep(dir, "export", ".trash-", e) && sweep(dir, ".", ".tmp-config.json-", e) &&
-         sweep(dir, ".", ".tmp-nan-report.json-", e) && sweep(dir, ".", ".tmp-export", e) && // of an adapter
-         sweep(dir, ".", "export.tmp-", e);                                                  // of whole weights
+    ok = ok && folder_sweep(dir, "ckpt", ".tmp-", e) && folder_sweep(dir, "ckpt", ".trash-", e) &&
+         folder_sweep(dir, "export", ".tmp-", e) && folder_sweep(dir, "export", ".trash-", e) &&
+         folder_sweep(dir, ".", ".tmp-config.json-", e) && folder_sweep(dir, ".", ".tmp-nan-report.json-", e) &&
+         folder_sweep(dir, ".", ".tmp-export", e) && // of an adapter
+         folder_sweep(dir, ".", "export.tmp-", e);   // of whole weights
     if (!ok) run_close(r);
     return ok;
 }

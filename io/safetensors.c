@@ -429,6 +429,20 @@ static bool open_end(TensorFile *f, bool ok) {
     return true;
 }
 
+void tensors_fingerprint(const TensorFile *f, bool all_bytes, char hex[65]) {
+    Sha256 h;
+    sha256_start(&h);
+    for (int64_t i = 0; i < f->count; i++) {
+        const Tensor *t = &f->tensors[i];
+        char line[900], shape[160];
+        int n = snprintf(line, sizeof line, "%s %s %s\n", t->name, file_type_name(t->type),
+                         shape_text(t->dims, t->shape, shape, sizeof shape));
+        sha256_add(&h, line, (size_t)n);
+        if (all_bytes) sha256_add(&h, t->data, t->bytes);
+    }
+    sha256_finish(&h, hex);
+}
+
 void tensors_close(TensorFile *f) {
     for (int i = 0; i < f->n_shards; i++) {
         TensorShard *s = &f->shards[i];

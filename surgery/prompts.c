@@ -117,11 +117,14 @@ static bool make_ids(const Reader *r, Err *e) {
     for (int i = 0; i < n; i++)
         for (int k = 0; k < rec->messages[i].n_parts; k++) pictures += rec->messages[i].parts[k].image >= 0;
     Message *messages = alloc_or_die((size_t)n + 1, sizeof *messages, "a conversation");
-    Part system = {.image = -1, .text = o->system, .len = o->system ? strlen(o->system) : 0};
+    const char *said = o->system ? o->system : o->or_system;
+    for (int i = 0; !o->system && i < n; i++)
+        if (!strcmp(rec->messages[i].role, "system")) said = NULL;
+    Part system = {.image = -1, .text = said, .len = said ? strlen(said) : 0};
     int count = 0;
-    if (o->system) messages[count++] = (Message){.role = "system", .parts = &system, .n_parts = 1};
+    if (said) messages[count++] = (Message){.role = "system", .parts = &system, .n_parts = 1};
     for (int i = 0; i < n; i++)
-        if (!o->system || strcmp(rec->messages[i].role, "system")) messages[count++] = rec->messages[i];
+        if (!said || strcmp(rec->messages[i].role, "system")) messages[count++] = rec->messages[i];
     bool ok = chat_encode(r->t, messages, count, true, q->tokens, pictures, o->trust_text, &q->ids, e);
     free(messages);
     if (!ok) return false;

@@ -132,8 +132,9 @@ static bool answer_right(const TaskItem *item, View answer) {
     }
 }
 
-enum SynthVerdict synth_judge(const TaskItem *item, const char *text, size_t len, const Knowledge *const *knowledge,
-                              int n, int64_t min_words, int64_t max_words) {
+enum SynthVerdict synth_judge_thought(const TaskItem *item, const char *text, size_t len,
+                                      const Knowledge *const *knowledge, int n, int64_t min_words, int64_t max_words,
+                                      bool any_language) {
     Answer a;
     int level = task_info(item->task)->level, terms = 0;
     enum SynthVerdict v = SYNTH_ACCEPTED;
@@ -146,15 +147,23 @@ enum SynthVerdict synth_judge(const TaskItem *item, const char *text, size_t len
     Text words = {0};
     words_of(a.think.p, a.think.len, &words);
     for (int k = 0; k < n; k++) terms += knowledge_terms(knowledge[k], a.think.p, a.think.len);
-    if (!is_english(a.think, &words)) v = SYNTH_LANGUAGE;
+    if (!any_language && !is_english(a.think, &words)) v = SYNTH_LANGUAGE;
     else if (leaks(&words)) v = SYNTH_LEAK;
     else if (n && !terms) v = SYNTH_VOCABULARY;
     for (int k = 0; k < n && v == SYNTH_ACCEPTED; k++)
         if (knowledge_foreign(knowledge[k], a.text.p, a.text.len)) v = SYNTH_VOCABULARY;
-    if (v == SYNTH_ACCEPTED && !boxes_clean(item, a.text.p, a.text.len)) v = SYNTH_BOXES;
-    if (v == SYNTH_ACCEPTED && !answer_right(item, a.answer)) v = SYNTH_ANSWER;
     text_free(&words);
     return v;
+}
+
+enum SynthVerdict synth_judge(const TaskItem *item, const char *text, size_t len, const Knowledge *const *knowledge,
+                              int n, int64_t min_words, int64_t max_words) {
+    enum SynthVerdict v = synth_judge_thought(item, text, len, knowledge, n, min_words, max_words, false);
+    if (v != SYNTH_ACCEPTED) return v;
+    Answer a;
+    answer_parse(&a, text, len);
+    if (!boxes_clean(item, a.text.p, a.text.len)) return SYNTH_BOXES;
+    return answer_right(item, a.answer) ? SYNTH_ACCEPTED : SYNTH_ANSWER;
 }
 
 // ---------------------------------------------------------------------------------------------------- request files
@@ -582,13 +591,21 @@ static void add_string(Text *out, const char *name, const char *value) {
 
 // The record with the teacher's text as its answer and, where it has no system turn of its own, the prompt for reasoning.
 void synth_record_print(const Json *root, const char *text, const char *teacher, const char *request, Text *out) {
+    static const char *const of_another_text[] = {"box_frame", "teacher", "request", "pseudo"};
     const Json *messages = json_get(root, "messages"), *user = NULL, *system = messages->child;
+    Text question = {0};
     for (const Json *m = messages->child; m; m = m->next)
         if (json_is(json_get(m, "role"), "user")) user = m;
     if (!system || !json_is(json_get(system, "role"), "system")) system = NULL;
+    json_print(&question, user);
+    // "objects" are what marks of the texts stand for: those of the answer that was there are gone with it
+    bool marks = strstr(question.p, "<bbox>") || strstr(question.p, "<ref-object>");
     text_addf(out, "{");
     for (const Json *v = root->child; v; v = v->next) {
-        if (!strcmp(v->key, "box_frame") || !strcmp(v->key, "teacher") || !strcmp(v->key, "request")) continue;
+        bool skip = !strcmp(v->key, "objects") && !marks;
+        for (size_t k = 0; k < sizeof of_another_text / sizeof *of_another_text; k++)
+            skip |= !strcmp(v->key, of_another_text[k]);
+        if (skip) continue;
         text_addf(out, "%s", out->p[out->len - 1] == '{' ? "" : ",");
         text_add_json_string(out, v->key, v->key_len);
         text_addf(out, ":");
@@ -604,25 +621,25 @@ void synth_record_print(const Json *root, const char *text, const char *teacher,
             text_addf(out, "}");
         }
         text_addf(out, ",");
-        json_print(out, user);
+        text_add(out, question.p, question.len);
         text_addf(out, ",{\"role\":\"assistant\"");
         add_string(out, "content", text);
         text_addf(out, "}]");
     }
     if (strstr(text, "bbox_2d\"") || json_get(root, "box_frame")) add_string(out, "box_frame", "original");
-    add_string(out, "teacher", teacher);
+    if (teacher) add_string(out, "teacher", teacher);
     if (request) add_string(out, "request", request);
     text_addf(out, "}\n");
+    text_free(&question);
 }
 
 // What is written must be read again as a training record: no control characters, no picture marks, no text too long.
-static bool is_record(const TaskItem *item, const Text *line) {
+bool synth_is_record(const Text *line, const FrameSize *sizes) {
     Record r;
     Err why = {0};
-    FrameSize size = {item->width, item->height, item->width, item->height};
     Piece p = {.text = line->p, .len = line->len - 1, .number = 1, .line = 1, .col = 1};
-    if (!record_parse_piece(&r, &p, "", (RecordOptions){.boxes = true}, &why)) return false;
-    bool ok = !item->width || record_place_boxes(&r, &size, &why);
+    if (!record_parse_piece(&r, &p, "", (RecordOptions){.boxes = true, .absolute_images = true}, &why)) return false;
+    bool ok = !sizes || record_place_boxes(&r, sizes, &why);
     record_free(&r);
     return ok;
 }
@@ -652,7 +669,8 @@ static enum SynthVerdict judge_response(const Ingest *g, Entry *x, const Json *l
         text_add(&text, trimmed.p, trimmed.len);
         synth_record_print(task.doc.root, text.p, model && model->type == JSON_STRING ? model->str : g->model, x->id,
                            &record);
-        if (is_record(item, &record)) x->line = record;
+        FrameSize size = {item->width, item->height, item->width, item->height};
+        if (synth_is_record(&record, item->width ? &size : NULL)) x->line = record;
         else v = SYNTH_FORMAT, text_free(&record);
         text_free(&text);
     }
