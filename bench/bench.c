@@ -36,7 +36,6 @@ static double read_speed(void) { // GB/s of all threads
 
 // One line of the table: measured speeds, each with its ceiling from right before and after (the higher of the two). Printed
 // is the round whose share is the median: on a machine with neighbours the best of each would come from different moments.
-enum { MOST_ROUNDS = 64 };
 typedef struct Shares {
     double speed[MOST_ROUNDS], ceiling[MOST_ROUNDS];
     int n;

@@ -15,7 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { SEQUENCES = 8, TOKENS = 2048, MOST_ROUNDS = 64 };
+enum { SEQUENCES = 8, TOKENS = 2048 };
 
 // ------------------------------------------------------------------------------------------------------------ samples
 
@@ -271,17 +271,6 @@ static void peer_close(Peer *p) {
 }
 
 // ----------------------------------------------------------------------------------------------------------------- main
-
-static int by_size(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-static double median(const double *values, int n) {
-    double v[MOST_ROUNDS];
-    memcpy(v, values, (size_t)n * sizeof *v);
-    qsort(v, (size_t)n, sizeof *v, by_size);
-    return n % 2 ? v[n / 2] : 0.5 * (v[n / 2 - 1] + v[n / 2]);
-}
 
 // Steps of one kind: ours and, right after each, one of the peer.
 typedef struct Times {

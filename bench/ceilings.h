@@ -1,8 +1,9 @@
 // ceilings.h - what this machine can do: a loop of fused multiply-adds that touches no memory, for the programs of bench/.
 //
-// What it is:  fma_peak() in GFLOP/s of all threads, in the instruction set that "cpu" uses; a cheap source of numbers.
+// What it is:  fma_peak() in GFLOP/s of all threads, in the instruction set that "cpu" uses; a cheap source of numbers; the
+//              median over rounds.
 // What it is not: part of the library.
-// Read before: ops.h (cpu_isa), base.h (parallel_for).  Read next: bench.c, bench_train.c.
+// Read before: ops.h (cpu_isa), base.h (parallel_for).  Read next: bench.c, bench_train.c, bench_grpo.c.
 #ifndef SURGR1_CEILINGS_H
 #define SURGR1_CEILINGS_H
 #include "../surgr1.h"
@@ -75,5 +76,17 @@ static uint64_t cheap_state = 88172645463325252u;
 static inline uint64_t cheap(void) { // xorshift64 (Marsaglia 2003): only to fill memory
     cheap_state ^= cheap_state << 13, cheap_state ^= cheap_state >> 7, cheap_state ^= cheap_state << 17;
     return cheap_state;
+}
+
+enum { MOST_ROUNDS = 64 };
+static inline int by_size(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+static inline double median(const double *values, int n) { // n <= MOST_ROUNDS
+    double v[MOST_ROUNDS];
+    memcpy(v, values, (size_t)n * sizeof *v);
+    qsort(v, (size_t)n, sizeof *v, by_size);
+    return n % 2 ? v[n / 2] : 0.5 * (v[n / 2 - 1] + v[n / 2]);
 }
 #endif
