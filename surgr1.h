@@ -1193,6 +1193,7 @@ typedef struct DataOptions {
     bool group;               // samples that follow each other in a file and show the same pictures are one unit, up to
                               // UNIT_SAMPLES of them; a sample without pictures is one
     bool align;               // read "cells": one word for each row of the picture (see Sample.align)
+    bool forget;              // keep no ids in memory: every load reads the record again
     ImageOptions image;
 } DataOptions;
 
@@ -1540,6 +1541,7 @@ typedef struct Answer { // views into the parsed text
     size_t steps;         // bytes looked at: linear in the length
 } Answer;
 void answer_parse(Answer *a, const char *text, size_t len);
+View answer_any(const Answer *a); // of a model that may know no tags: a->answer, else what is behind </think>, or all
 
 // Labels are equal when their N are: lower case; without `_`, `-`, white space, a leading option letter ("D. ") and one
 // final full stop; three spellings of Calot's triangle are one. Nothing equals an empty label.
@@ -1618,6 +1620,7 @@ typedef struct RewardOptions {
     double structure_part;       // the structure term counts in this part of the run from its start (S0)
     enum StructureMode structure;
     bool strict_answer; // an answer counts with status OK only; else that of the last complete pair does
+    bool any_answer;    // and so does plain text: answer_any
     enum BoxReward box;
     double box_threshold;
     enum LanguageReward language;
@@ -1849,6 +1852,7 @@ bool prompts_open(PromptSet *s, const Tokenizer *t, const Config *c, const char 
                   const char *image_root, PromptOptions o, Err *e);
 void prompts_close(PromptSet *s);
 bool prompts_load(const PromptSet *s, int64_t i, Prompt *q, Err *e); // E-IO-05 when it changed since the scan
+bool prompts_measure(const PromptSet *s, int64_t i, Prompt *q, Err *e); // the same without pixels
 
 // ========================================================================================= surgery/eval_generate.c
 // Answers of a model to a file of records.

@@ -263,7 +263,7 @@ void prompts_close(PromptSet *s) {
     *s = (PromptSet){.n = 0};
 }
 
-bool prompts_load(const PromptSet *s, int64_t i, Prompt *q, Err *e) {
+static bool load(const PromptSet *s, int64_t i, Prompt *q, bool decode, Err *e) {
     CHECK(i >= 0 && i < s->n, "prompt %lld of %lld", (long long)i, (long long)s->n);
     const PromptInfo *info = &s->prompts[i];
     size_t n = (size_t)info->bytes, done = 0;
@@ -280,7 +280,7 @@ bool prompts_load(const PromptSet *s, int64_t i, Prompt *q, Err *e) {
         err_set(e, "E-IO-05", AT(.file = s->files[info->file], .line = info->line),
                 "expected the data as they were when they were scanned; found them changed; do: start again, and leave "
                 "data files alone during a run");
-    ok = ok && prompt_read(q, s->c, s->t, &s->options, s->files[info->file], s->roots[info->file], &p, true, e);
+    ok = ok && prompt_read(q, s->c, s->t, &s->options, s->files[info->file], s->roots[info->file], &p, decode, e);
     free(text);
     if (!ok || q->ids.n == info->tokens) return ok;
     prompt_free(q);
@@ -289,3 +289,6 @@ bool prompts_load(const PromptSet *s, int64_t i, Prompt *q, Err *e) {
                    "a run",
                    (long long)info->tokens, (long long)q->ids.n);
 }
+
+bool prompts_load(const PromptSet *s, int64_t i, Prompt *q, Err *e) { return load(s, i, q, true, e); }
+bool prompts_measure(const PromptSet *s, int64_t i, Prompt *q, Err *e) { return load(s, i, q, false, e); }
