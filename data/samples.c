@@ -296,7 +296,7 @@ static void keep(Dataset *d, SampleInfo *info, const Measured *m, const Ids *ids
                  const int32_t *align) {
     int64_t rows = picture_rows(d, info->patches);
     size_t bytes = kept_size(info, rows);
-    if (d->kept + bytes > KEPT_BYTES) return;
+    if (d->options.forget || d->kept + bytes > KEPT_BYTES) return;
     int32_t *p = info->kept = alloc_or_die(bytes, 1, "the ids of a sample");
     d->kept += bytes;
     for (int k = 0; k < info->pictures; k++) {

@@ -653,6 +653,152 @@ TEST(ten_thousand_samples_are_scanned_in_linear_time) {
     if (many > 64 * few) FAIL("625 samples: %.4f s, 10,000 samples: %.4f s", few, many);
 }
 
+// ----------------------------------------------------------------------------------------------------------- units
+#define ABOUT(id, picture, more)                                                                                       \
+    "{\"id\":\"" id "\",\"query\":\"what is " id "?\",\"answer\":\"a " id "\",\"images\":[" picture "]" more "}\n"
+#define LIVER "\"c0_0.png\""
+#define HOOK  "\"c2_0.png\""
+// six rows of pictures, the third word in two parts
+#define CELLS ",\"cells\":[\"liver\",null,\"cystic_duct\",\"liver\",null,\"hook\"]"
+
+TEST(samples_with_the_same_pictures_are_one_unit) {
+    const char *text = ABOUT("a", LIVER, CELLS) ABOUT("b", LIVER, CELLS) ABOUT("c", LIVER, ",\"system\":\"brief\"")
+        ABOUT("d", LIVER, "") ABOUT("e", LIVER, ",\"system\":\"brief\"" CELLS) ABOUT("f", HOOK, "") GOOD("g") GOOD("h")
+            ABOUT("i", LIVER, "") ABOUT("j", LIVER "," HOOK, "") "{\"query\":\"?\"}\n" ABOUT("k", LIVER "," HOOK, "");
+    static const int64_t units[] = {0, 5, 6, 7, 8, 9, 10, 11}, leads[] = {0, 0, 2, 0, 2, 5, 6, 7, 8, 9, 10},
+                         aligned[] = {4, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0};
+    Dataset d;
+    const char *v = open_with(&d, text, (DataOptions){.group = true, .align = true, .drop_bad = true});
+    EXPECT_STR(v, "");
+    if (*v) return;
+    EXPECT_INT(d.n, 11);
+    EXPECT_INT(d.n_units, 7); // also a record that is left out ends a unit
+    EXPECT_INT(d.aligned, 8);
+    for (int u = 0; u < 8 && d.n_units == 7; u++) EXPECT_INT(d.units[u], units[u]);
+    for (int64_t i = 0; i < d.n; i++) {
+        Sample s, first;
+        EXPECT_INT(d.samples[i].lead, leads[i]);
+        EXPECT_INT(d.samples[i].aligned, aligned[i]);
+        if (!load(&d, i, &s) || !load(&d, leads[i], &first)) continue;
+        EXPECT_INT(s.shared, d.samples[i].shared);
+        EXPECT((s.shared > 0) == (s.n_grids > 0));
+        if (s.shared) EXPECT_INT(s.ids.p[s.shared - 1], tokenizer_added(words, "<|vision_end|>"));
+        EXPECT(!memcmp(s.ids.p, first.ids.p, (size_t)s.shared * sizeof *s.ids.p));
+        for (int64_t k = s.shared; k < s.ids.n; k++) EXPECT(s.ids.p[k] != model.image_id);
+        EXPECT((s.align != NULL) == (aligned[i] > 0));
+        sample_free(&s), sample_free(&first);
+    }
+    dataset_close(&d);
+    v = open_with(&d, text, (DataOptions){.align = true, .drop_bad = true});
+    EXPECT_STR(v, "");
+    if (*v) return;
+    EXPECT_INT(d.n_units, d.n);
+    EXPECT_INT(d.aligned, 12);
+    for (int64_t i = 0; i < d.n; i++) EXPECT(d.units[i] == i && d.samples[i].lead == i);
+    EXPECT_INT(d.units[d.n], d.n);
+    dataset_close(&d);
+}
+
+TEST(a_unit_has_an_end_and_does_not_cross_files) {
+    Text text = {0};
+    Dataset d;
+    for (int i = 0; i < UNIT_SAMPLES + 6; i++)
+        text_addf(&text, "{\"query\":\"<image>%d?\",\"answer\":\"%d\",\"image\":\"c0_0.png\"}\n", i, i);
+    static char path[1200];
+    static const char *files[2] = {path, path};
+    snprintf(path, sizeof path, "%s", write_text("twice.jsonl", text.p, text.len));
+    const char *v = open_with(&d, "", (DataOptions){.files = files, .n_files = 2, .group = true});
+    EXPECT_STR(v, "");
+    if (*v) return;
+    EXPECT_INT(d.n_units, 4);
+    for (int u = 0; u < 4; u++) EXPECT_INT(d.units[u + 1] - d.units[u], u % 2 ? 6 : UNIT_SAMPLES);
+    dataset_close(&d), text_free(&text);
+}
+
+TEST(a_beginning_with_a_target_is_not_shared) {
+    Dataset d;
+    const char *text =
+        "{\"history\":[[\"one\",\"two\"]],\"query\":\"<image>three\",\"answer\":\"four\",\"image\":\"c0_0.png\"}\n"
+        "{\"history\":[[\"one\",\"two\"]],\"query\":\"<image>five\",\"answer\":\"six\",\"image\":\"c0_0.png\"}\n";
+    const char *v = open_with(&d, text, (DataOptions){.group = true});
+    EXPECT_STR(v, "");
+    if (*v) return;
+    EXPECT_INT(d.n_units, 1);
+    EXPECT(d.samples[0].shared == 0 && d.samples[1].shared == 0 && d.samples[1].lead == 1);
+    dataset_close(&d);
+}
+
+TEST(cells_become_the_first_tokens_of_their_words) {
+    static const char *const want[] = {" liver", NULL, " cystic duct", " liver", NULL, " hook"};
+    Dataset d;
+    Sample s;
+    const char *v = open_with(&d, ABOUT("a", LIVER, CELLS), (DataOptions){.align = true});
+    EXPECT_STR(v, "");
+    if (*v || !load(&d, 0, &s)) return;
+    EXPECT(s.align != NULL);
+    for (int k = 0; s.align && k < 6; k++) {
+        Ids ids = {0};
+        if (want[k]) tokenizer_encode(words, want[k], strlen(want[k]), false, &ids);
+        EXPECT_INT(s.align[k], want[k] ? ids.p[0] : -1);
+        ids_free(&ids);
+    }
+    sample_free(&s), dataset_close(&d);
+    static const struct {
+        const char *pictures, *cells, *found;
+    } bad[] = {{LIVER, "[\"liver\",null,null,null,null]",
+                "list of 6 words or nulls, one for each of its rows; found 5 entries"},
+               {LIVER, "[\"liver\",null,null,null,null,null,null]", "found 7 entries"},
+               {LIVER, "[1,null,null,null,null,null]", "list of 6 words"},
+               {LIVER, "[\"\",null,null,null,null,null]", "list of 6 words"},
+               {LIVER, "\"liver\"", "list of 6 words"},
+               {LIVER "," HOOK, "[]", "found 2 pictures"},
+               {"", "[]", "found 0 pictures"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char text[400];
+        snprintf(text, sizeof text, GOOD("a") "{\"query\":\"q\",\"answer\":\"a\",\"images\":[%s],\"cells\":%s}\n",
+                 bad[i].pictures, bad[i].cells);
+        EXPECT(refused(text, (DataOptions){.align = true}, "E-DS-02", 2));
+        if (!strstr(message, bad[i].found)) FAIL("%s\n  has no \"%s\"", message, bad[i].found);
+        EXPECT_STR(verdict(text, (DataOptions){0}), ""); // nobody asked
+    }
+    EXPECT_STR(verdict(GOOD("a") ABOUT("b", LIVER, ",\"cells\":null"), (DataOptions){.align = true}), "");
+}
+
+TEST(what_the_scan_keeps_is_what_a_load_reads_again) {
+    const char *text = ABOUT("a", LIVER, CELLS) ABOUT("b", LIVER, CELLS) GOOD("g") ABOUT(
+        "j", LIVER "," HOOK, "") "{\"query\":\"<image>Where is "
+                                 "<ref-object>?\",\"response\":\"<bbox>\",\"images\":[\"c0_0.png\"],\"weight\":0.5,"
+                                 "\"objects\":{\"ref\":[\"the hook\"],\"bbox\":[[3,4,30,50]]}}\n";
+    Dataset kept, forgot;
+    static char path[1200];
+    static const char *files[1] = {path};
+    Err e = {0};
+    set_up();
+    snprintf(path, sizeof path, "%s", write_text("kept.jsonl", text, strlen(text)));
+    DataOptions o = {.files = files, .n_files = 1, .image_root = fixtures, .group = true, .align = true};
+    EXPECT(dataset_open(&kept, words, &model, o, &e));
+    o.forget = true;
+    EXPECT(dataset_open(&forgot, words, &model, o, &e));
+    EXPECT(kept.kept > 0 && forgot.kept == 0);
+    for (int64_t i = 0; i < kept.n; i++) {
+        Sample s[4] = {0};
+        EXPECT(sample_load(&kept, i, &s[0], &e) && sample_load(&forgot, i, &s[1], &e) &&
+               sample_load_text(&kept, i, &s[2], &e) && sample_load_text(&forgot, i, &s[3], &e));
+        for (int k = 1; k < 4; k++) {
+            EXPECT_STR(s[k].id, s[0].id);
+            EXPECT(s[k].ids.n == s[0].ids.n && !memcmp(s[k].ids.p, s[0].ids.p, (size_t)s[0].ids.n * sizeof(int32_t)));
+            EXPECT(!memcmp(s[k].trained, s[0].trained, (size_t)s[0].ids.n));
+            EXPECT(s[k].targets == s[0].targets && s[k].shared == s[0].shared && s[k].n_grids == s[0].n_grids);
+            EXPECT(s[k].weight == s[0].weight && !memcmp(s[k].grids, s[0].grids, sizeof s[0].grids));
+            EXPECT((s[k].align != NULL) == (i == 0) && (i || !memcmp(s[k].align, s[0].align, 6 * sizeof(int32_t))));
+            EXPECT((s[k].pixels != NULL) == (k == 1 && s[0].n_grids > 0));
+        }
+        if (s[0].pixels) expect_same_pixels(&s[0], &s[1], kept.samples[i].patches);
+        for (int k = 0; k < 4; k++) sample_free(&s[k]);
+    }
+    dataset_close(&kept), dataset_close(&forgot);
+}
+
 // ----------------------------------------------------------------------------------------------------------- order
 TEST(an_epoch_visits_every_sample_once) {
     for (int64_t n = 1; n <= 200; n++) {
