@@ -16,6 +16,7 @@
 //
 // The time is linear: an attempt to read a box passes over digits, blanks, signs and at most two brackets of its own
 // kind, so each byte is visited by at most three attempts; names are at most 63 bytes back.
+#define _GNU_SOURCE // memmem
 #include "../surgr1.h"
 
 typedef struct Scan {
@@ -374,6 +375,15 @@ void answer_parse(Answer *a, const char *text, size_t len) {
         else if (scan_boxes(a->answer.p, a->answer.len, NULL, 0, &first, &a->steps) > LIMIT_BOXES)
             a->status = ANSWER_TOO_MANY;
     }
+}
+
+View answer_any(const Answer *a) {
+    View v = a->text;
+    if (a->status == ANSWER_TOO_LONG || a->status == ANSWER_TOO_MANY) return (View){0};
+    if (a->has_answer) return a->answer;
+    for (const char *p = v.p; v.len && (p = memmem(v.p, v.len, "</think>", 8));)
+        v.len -= (size_t)(p + 8 - v.p), v.p = p + 8;
+    return view_trim(v);
 }
 
 // --------------------------------------------------------------------------------------------------- normalisation

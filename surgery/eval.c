@@ -449,13 +449,6 @@ static bool vocabulary(Section *s, Err *e) {
 }
 
 // ----------------------------------------------------------------------------------------------------------- one answer
-static View after_thought(View text) { // what a model without tags says
-    View v = view_trim(text);
-    for (const char *p = v.p; v.len && (p = memmem(v.p, v.len, "</think>", 8));)
-        v.len -= (size_t)(p + 8 - v.p), v.p = p + 8;
-    return view_trim(v);
-}
-
 static void measure_boxes(const Item *it, const Said *said, Reading *r, Result *out) {
     const TaskItem *t = &it->r.item;
     enum AnswerKind kind = task_info(t->task)->kind;
@@ -515,7 +508,7 @@ static void read_one(const Section *s, int64_t i, const Said *said, Result *out)
         answer_parse(&a, text.p, text.len);
         if (a.status == ANSWER_OK) view[EVAL_FORMAT] = a.answer;
         if (a.has_answer && a.status != ANSWER_TOO_MANY) view[EVAL_TAGS] = a.answer;
-        view[EVAL_ANY] = a.has_answer ? view[EVAL_TAGS] : a.status == ANSWER_TOO_LONG ? (View){0} : after_thought(text);
+        view[EVAL_ANY] = answer_any(&a);
     }
     out->status = a.status;
     // the reading that counts comes last, and what it says stays

@@ -294,7 +294,7 @@ void reward_score(Reward *r, const RewardOptions *o, const RewardInput *in) {
     answer_parse(a, in->text, in->len);
     bool ok = a->status == ANSWER_OK;
     bool counts = ok || (!o->strict_answer && a->has_answer);
-    answer_read(&r->reading, counts ? a->answer : (View){0}, t);
+    answer_read(&r->reading, o->any_answer ? answer_any(a) : counts ? a->answer : (View){0}, t);
     for (int i = 0; i < r->reading.n_boxes; i++)
         found[i] = in->resized_w > 0
                        ? box_to_original(r->reading.boxes[i], in->resized_w, in->resized_h, t->width, t->height)
