@@ -1980,7 +1980,58 @@ const char *train_find_nonfinite(const Optimizer *o, const Model *m);
 bool train_save(const Optimizer *o, const Model *m, const char *dir, Err *e);
 bool train_load_values(Model *m, const char *dir, Err *e); // of a model without adapter; E-CK-05
 bool train_load_moments(Optimizer *o, const Model *m, const char *dir, Err *e);
+// All trained values, those of an adapter too, in one file: what a reference policy is kept in.
+bool train_values_save(const Optimizer *o, const Model *m, const char *dir, const char *file, Err *e);
+bool train_values_load(Model *m, const char *dir, const char *file, Err *e); // E-CK-05
 int64_t train_bytes(const Optimizer *o);
+
+// ===================================================================================================== trainer.c
+// What every trainer does around its updates: logs, guards, checkpoints, the export.
+
+enum { TRAINER_SKIPS = 64 };
+typedef struct TrainerOptions {
+    int64_t max_skips; // in a row
+    int64_t keep_last, keep_every;
+    bool skip_outliers, old_keys;
+    const char *export_type; // of whole weights: SaveOptions.type
+} TrainerOptions;
+typedef struct Trainer {
+    Model *m;
+    Run *run;
+    TrainerOptions o;
+    Optimizer opt;
+    // what a checkpoint holds
+    int64_t step, skipped, in_a_row, outliers;
+    int64_t skips[TRAINER_SKIPS], n_skips; // the latest steps that were skipped
+    Window losses, norms;
+    // not saved
+    double started;
+    int64_t first_step, disk_full;
+} Trainer;
+bool trainer_log(Trainer *t, Text *members, Err *e);           // a line of run.jsonl; frees members
+void trainer_number(Text *t, const char *name, double v);      // adds ,"name":v; NaN and infinity as texts
+bool trainer_scalar(Trainer *t, const char *tag, double v, Err *e); // TensorBoard, at t->step
+bool trainer_due(int64_t every, int64_t step);
+// Members of state.json, between those of the trainer itself. what: "a fine-tuning run", for E-CK-04.
+void trainer_state_print(const Trainer *t, Text *out);
+bool trainer_state_read(Trainer *t, const Checkpoint *c, const char *what, Err *e);
+bool trainer_state_bad(const Checkpoint *c, const char *what, Err *e); // E-CK-04
+bool trainer_finite(Trainer *t, Err *e);                               // E-NU-07
+// A checkpoint of t->step, with further files of `more` (NULL: none). last: there is no later step at which to try again
+// when the disk is full. best: the step that is never removed, -1: none. E-WR-*, E-NU-07.
+typedef bool (*CheckpointFiles)(void *ctx, const char *dir, Err *e);
+bool trainer_save(Trainer *t, const char *state, int64_t best, bool last, CheckpointFiles more, void *ctx, Err *e);
+bool trainer_resume(Trainer *t, const Checkpoint *c, int64_t best, Err *e); // moments, weights; after the state was read
+typedef struct Culprit { // the first op whose output is not finite: "text.layer.3 matmul"; "": none yet
+    char op[200];
+} Culprit;
+void culprit_watch(Culprit *c); // from here on; NULL: no longer
+// A step that is not applied. bad: the samples whose loss is not finite, NULL: it is the gradient's norm. E-NU-04 when the
+// run has to stop.
+bool trainer_skip(Trainer *t, const char *bad, const char *ids, double norm, const Culprit *culprit, Err *e);
+// The windows of loss and norm of a finite step; *skip: it is far out and not to be applied.
+bool trainer_far(Trainer *t, const char *ids, double loss, double norm, bool *skip);
+bool trainer_end(Trainer *t, int64_t step, Err *e); // the last line, and RUN/export of that step; -1: of the last
 
 // ========================================================================================================= sft.c
 // Supervised fine-tuning.
@@ -2149,6 +2200,103 @@ double grpo_sft_term(double coef, const double *lp, const uint8_t *mask, int64_t
 // -coef / tokens * sum m H; dentropy [n] = d loss / d H. The gradient of H itself is up to the head.
 double grpo_bonus_term(double coef, const double *entropy, const uint8_t *mask, int64_t n, int64_t tokens,
                        double *dentropy);
+
+// ====================================================================================================== refine.c
+// Stage 4 of Surg-R1: sample every training record, sort the hard ones out (eq. 8), label all of them again, train, repeat.
+
+enum RefinePick { PICK_FIRST, PICK_LOGPROB, PICK_FRESH }; // which right rollout becomes the label of an easy record
+enum RefineTeacher { TEACHER_NONE, TEACHER_SCENE, TEACHER_BATCH, TEACHER_MODEL };
+enum { REFINE_MOST_ROLLOUTS = 64 };
+
+typedef struct Rollout { // one sampled completion
+    bool right;          // y_hat = y
+    bool usable;         // ended by itself, and short enough to be kept whole
+    double logprob;      // mean over its tokens
+    int64_t offset, len; // of its line in rollouts.jsonl
+} Rollout;
+// Eq. 8: none of the K is right.
+bool refine_hard(const Rollout *r, int K);
+// The rollouts that may become the label, best first, into order [K + 1]; returns how many. PICK_FRESH: r[K] is one more
+// that eq. 8 did not see.
+int refine_order(const Rollout *r, int K, enum RefinePick pick, int *order);
+
+typedef struct RefineOptions {
+    const char *model, *adapter; // to begin with; adapter NULL: none
+    const char *const *data;     // records with labels
+    int n_data;
+    const char *image_root; // NULL: beside each file
+    const char *out;
+    int64_t iterations, rollouts, batch; // N; K; records sampled together
+    int64_t limit;                       // records to take, a draw by seed; 0: all
+    uint64_t seed;
+    GenerationConfig g;   // its seed is not read
+    PromptOptions prompt; // its new_tokens are g's
+    int64_t min_pixels, max_pixels;
+    LoadOptions load;
+    const Ops *device;
+    enum RefinePick pick;
+    enum RefineTeacher teacher;
+    const char *teacher_model; // folder of TEACHER_MODEL
+    TeachOptions teach;        // of TEACHER_SCENE
+    SynthRequests ask;         // of TEACHER_BATCH; data, image_root, knowledge, out and words are set here
+    const char *const *responses;
+    int n_responses;
+    bool refused_to_teacher; // easy records of which every label is refused go to the teacher; else they are left out
+    bool any_language;       // thoughts need not be English sentences
+    int64_t min_words, max_words;
+    const char *const *knowledge; // files
+    int n_knowledge;
+    const char *const *mix; // training files of every iteration beside the pseudo-labels
+    int n_mix;
+    bool aggregate_all;     // pseudo-labels of all iterations so far, not of the last one only
+    bool from_first;        // every training starts from the first model, not from the last one
+    bool measure;           // sample the last model too
+    bool hash_base;         // tell the first model by all its bytes
+    const char *const *sft; // options of surgr1 sft
+    int n_sft;
+    const char *options_json; // members "options" and "origins" for config.json
+} RefineOptions;
+// Runs or resumes all of it; prints the tables on standard output. *status: EXIT_OK, EXIT_STOPPED (on request, or a teacher's
+// answers are wanted), or the exit code of a training that failed. E-*.
+bool refine_run(const RefineOptions *o, int *status, Err *e);
+
+// ==================================================================================================== grpo_run.c
+// Reinforcement learning with group-relative advantages: the loop around grpo.c.
+
+enum GrpoReference { REFERENCE_BASE, REFERENCE_INITIAL }; // adapter off; the policy as it was before step 0
+typedef struct GrpoOptions {
+    GrpoLoss loss;
+    RewardOptions reward;
+    uint64_t seed;
+    double epochs;                  // times through the prompts, when steps is 0
+    int64_t steps;                  // updates
+    int64_t prompts, group;         // of a rollout; completions of each prompt, at least 2
+    int64_t updates, inner;         // parts of a rollout, an update each; times through the rollout
+    int64_t micro, generate_batch;  // groups in a pass; prompts drawn from together (0: all); neither changes what is drawn
+    SampleParams sample;            // temperature, top_k, ...; its seed is not looked at
+    int64_t max_new_tokens;         //
+    int64_t keep;                   // as TrainBatch.keep
+    bool dropout;                   // some LoRA has dropout
+    enum GrpoReference reference;   // of the KL term; without an adapter always the initial policy
+    AdamOptions adam;               //
+    Schedule schedule;              // its steps are those of the run
+    double warmup_part;             // > 0: warm-up as a part of the steps
+    int64_t max_redraws;            // rounds of dynamic sampling in a rollout
+    int64_t sft_batch;              // demonstrations in an update
+    double gate;                    // least format reward before step 0; 0: off
+    double task_floor;              // least share of right sampled answers of a task; 0: off
+    int64_t gate_samples;           // prompts that both are measured on
+    bool keep_weak;                 // train tasks below the floor anyway
+    int64_t eval_every, eval_samples, save_every;
+    int64_t log_groups;             // of a rollout, into rollouts.jsonl; -1: all
+    TrainerOptions trainer;
+} GrpoOptions;
+void grpo_largest(const PromptSet *train, const GrpoOptions *o, SftPlan *p); // samples, tokens, patches, targets of a pass
+// Trains m, which is open for training, from the checkpoint `from` (NULL or step -1: from the start). eval (first judge of
+// the gate) and sft (demonstrations) may be NULL. run->with_rollouts is set. Ends with a checkpoint, and when *finished
+// with RUN/export; else it was asked to stop. E-NU-04, -08, -10 the gate, -12 no task is left; E-CF-02, E-WR-*, E-CK-*.
+bool grpo_run(Model *m, const Tokenizer *t, const PromptSet *prompts, const PromptSet *eval, const Dataset *sft,
+              Run *run, const GrpoOptions *o, const Checkpoint *from, bool *finished, Err *e);
 
 // ====================================================================================================== surgr1.c
 // Option tables, subcommands, help.

@@ -307,12 +307,14 @@ static bool stored_write(Stored *s, const char *dir, const char *file, Err *e) {
     return ok;
 }
 
-// The trained values of a model without an adapter; an adapter holds its own.
-static bool trained_save(const Optimizer *o, const Model *m, const char *dir, Err *e) {
-    if (m->lora) return lora_save(m, dir, false, e);
+bool train_values_save(const Optimizer *o, const Model *m, const char *dir, const char *file, Err *e) {
     Stored s = stored_new(m, o->n);
     for (int64_t i = 0; i < o->n; i++) stored_add(&s, o->rows[i].p, "", o->rows[i].p->w->v);
-    return stored_write(&s, dir, "trained.safetensors", e);
+    return stored_write(&s, dir, file, e);
+}
+// Of a model without an adapter; an adapter holds its own.
+static bool trained_save(const Optimizer *o, const Model *m, const char *dir, Err *e) {
+    return m->lora ? lora_save(m, dir, false, e) : train_values_save(o, m, dir, "trained.safetensors", e);
 }
 
 const char *train_find_nonfinite(const Optimizer *o, const Model *m) {
@@ -367,14 +369,17 @@ static bool open_of(TensorFile *f, const char *dir, const char *file, int64_t co
     return false;
 }
 
-bool train_load_values(Model *m, const char *dir, Err *e) { // of a model without adapter
+bool train_values_load(Model *m, const char *dir, const char *file, Err *e) {
     TensorFile f;
-    bool ok = open_of(&f, dir, "trained.safetensors", trained_params(m), e);
+    bool ok = open_of(&f, dir, file, trained_params(m), e);
     if (!ok) return false;
     for (int64_t i = 0; ok && i < m->n_params; i++)
         if (m->params[i].w->d.p && !m->params[i].tied) ok = stored_read(&f, m, &m->params[i], "", m->params[i].w->v, e);
     tensors_close(&f);
     return ok;
+}
+bool train_load_values(Model *m, const char *dir, Err *e) { // of a model without adapter
+    return train_values_load(m, dir, "trained.safetensors", e);
 }
 bool train_load_moments(Optimizer *o, const Model *m, const char *dir, Err *e) {
     TensorFile f;

@@ -27,8 +27,10 @@ surgery/answer 70
 surgery/reward 70
 surgery/ 80
 train 90
+trainer 92
 sft 95
 grpo 100
+grpo_run 102
 refine 100
 commands/ 110
 surgr1 110
