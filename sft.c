@@ -394,32 +394,16 @@ static bool pass(Sft *s, Order *w, int64_t seen, int64_t n, const Size *all, Sum
     return ok;
 }
 
-// The first op of a second, forward pass over the same samples whose output is not finite: "text.layer.3 matmul".
-typedef struct Culprit {
-    char op[200];
-} Culprit;
-static void look_for_nonfinite(void *ctx, const Ops *d, const char *op, Mat y) {
-    Culprit *c = ctx;
-    if (c->op[0] || y.type == I32) return;
-    int64_t n = y.rows * y.cols;
-    char *host = alloc_or_die((size_t)n + 1, type_size(y.type), "the search for the first bad value");
-    d->download(mat(host, y.rows, y.cols, y.type), y);
-    for (int64_t i = 0; i < n && !c->op[0]; i++) {
-        float v = y.type == F32 ? ((float *)(void *)host)[i] : bf16_to_f32(((uint16_t *)(void *)host)[i]);
-        if (!isfinite(v)) snprintf(c->op, sizeof c->op, "%s %s", trace_place(), op);
-    }
-    free(host);
-}
-
+// The first bad op of a second, forward pass over the same samples.
 static bool find_culprit(Sft *s, int64_t first, int64_t end, Culprit *c, Err *e) {
     Sums sums = {0};
     bool ok = true;
-    op_trace_set(look_for_nonfinite, c);
+    culprit_watch(c);
     for (int64_t seen = first, n; ok && seen < end && !c->op[0]; seen += n) {
         n = micro_batch(&s->order, seen, end);
         ok = pass(s, &s->order, seen, n, NULL, &sums, e);
     }
-    op_trace_set(NULL, NULL);
+    culprit_watch(NULL);
     text_free(&sums.ids), text_free(&sums.bad);
     return ok;
 }
