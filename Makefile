@@ -45,7 +45,7 @@ LIB     := $(BUILD)/libsurgr1.a
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
 PROGRAM_OBJ := $(patsubst %.c,$(BUILD)/%.o,surgr1.c $(wildcard commands/*.c))
 EMULATED := $(BUILD)/kernels_emulated.o
-STRICT  := $(patsubst %.c,$(BUILD)/%.o,base.c tokenizer.c $(wildcard io/*.c data/*.c surgery/*.c))
+STRICT  := $(patsubst %.c,$(BUILD)/%.o,base.c tokenizer.c tokenizer_train.c $(wildcard io/*.c data/*.c surgery/*.c))
 
 TESTS   := $(patsubst %.c,$(BUILD)/%,$(filter-out test/test_oracle.c,$(wildcard test/test_*.c))) \
            $(patsubst %.cpp,$(BUILD)/%,$(wildcard test/test_*.cpp))

@@ -41,6 +41,12 @@ static int trailing(const unsigned char *text, size_t len, Lead lead) {
     return k;
 }
 
+uint64_t bytes_hash(const void *bytes, size_t len) {
+    uint64_t h = UINT64_C(0xCBF29CE484222325);
+    for (const uint8_t *p = bytes, *end = p + len; p < end; p++) h = (h ^ *p) * UINT64_C(0x100000001B3);
+    return h;
+}
+
 int32_t utf8_next(const char *text, size_t len, size_t *pos) {
     const unsigned char *p = (const unsigned char *)text + *pos;
     if (p[0] < 0x80) {

@@ -175,6 +175,7 @@ void text_add_base64(Text *t, const uint8_t *bytes, size_t len);
 // Shortest decimal that reads back as the same double (a few powers of two get one digit more). NaN, infinity: a bug.
 void text_add_json_number(Text *t, double v);
 
+uint64_t bytes_hash(const void *bytes, size_t len); // FNV-1a, 64 bits
 // UTF-8. Decodes one code point at text[*pos] (advances *pos), or returns -1 at an ill-formed byte and advances past
 // the maximal invalid subpart (Unicode 3.9, as Python and the WHATWG decoder do), so that each -1 is one U+FFFD.
 int32_t utf8_next(const char *text, size_t len, size_t *pos);

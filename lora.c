@@ -9,9 +9,6 @@
 // Source: huggingface/peft 0.17 src/peft/tuners/lora/{model,layer}.py, src/peft/utils/{other,save_and_load}.py;
 //         huggingface/transformers 4.57 modeling_utils.py save_pretrained.
 #include "surgr1.h"
-#include <dirent.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 enum { PATH_BUFFER = 1100, NAME_BUFFER = 640, SHAPE_BUFFER = 160, CHUNK = 1 << 20 };
 
@@ -897,57 +894,27 @@ static bool files_copy(const Model *m, const char *dir, const char *type, Err *e
                                         "chat_template.json",
                                         "chat_template.jinja"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        char from[PATH_BUFFER], to[PATH_BUFFER], *data;
-        size_t size;
-        if (!path_join(from, sizeof from, m->c.dir, names[i], e) || !path_join(to, sizeof to, dir, names[i], e))
+        char from[PATH_BUFFER], to[PATH_BUFFER];
+        if (i > 0 ? !file_copy(m->c.dir, dir, names[i], e)
+                  : !path_join(from, sizeof from, m->c.dir, names[i], e) ||
+                        !path_join(to, sizeof to, dir, names[i], e) || !config_copy(m, from, to, type, e))
             return false;
-        if (!file_exists(from)) continue;
-        if (i == 0 ? !config_copy(m, from, to, type, e)
-                   : !file_read(from, LIMIT_TOKENIZER_BYTES, "E-IO-03", &data, &size, e))
-            return false;
-        if (i == 0) continue;
-        bool ok = file_write_atomic(to, data, size, e);
-        free(data);
-        if (!ok) return false;
     }
     return true;
 }
 
-static bool folder_empty(const char *dir) {
-    DIR *d = opendir(dir);
-    bool empty = d != NULL;
-    for (struct dirent *f; empty && (f = readdir(d));) empty = !strcmp(f->d_name, ".") || !strcmp(f->d_name, "..");
-    if (d) closedir(d);
-    return empty;
-}
-// Takes away what a save that failed had made: best effort, nobody is left to tell.
-static void folder_remove(const char *dir) {
-    Err unused = {0};
-    if (folder_begin(dir, &unused)) (void)!rmdir(dir);
-}
-
 bool model_save(const Model *m, const char *dir, SaveOptions o, Err *e) {
-    char target[PATH_BUFFER], tmp[PATH_BUFFER];
-    int length = snprintf(target, sizeof target, "%s", dir);
-    while (length > 1 && target[length - 1] == '/') target[--length] = 0;
-    if ((int64_t)strlen(dir) + 64 > LIMIT_PATH_BYTES)
-        return err_set(e, "E-IO-01", AT(.file = dir), "expected a shorter path; found %zu bytes; do: choose another",
-                       strlen(dir));
-    struct stat s;
-    if (!lstat(target, &s) && !(S_ISDIR(s.st_mode) && folder_empty(target)))
-        return err_set(e, "E-WR-02", AT(.file = target),
-                       "expected the name of a new or an empty folder; found %s; do: choose another name",
-                       S_ISDIR(s.st_mode) ? "a folder with files in it" : "something that is no folder");
-    snprintf(tmp, sizeof tmp, "%.1060s.tmp-%ld", target, (long)getpid());
+    NewFolder folder;
+    if (!folder_new(&folder, dir, e)) return false;
     TensorFile source;
     if (!tensors_open_folder(&source, m->c.dir, e)) return false;
     SaveRow *rows = alloc_or_die((size_t)m->n_base, sizeof *rows, "tensors of the checkpoint");
     int shards;
     int64_t n = plan_shards(m, &source, o, rows, &shards);
     tensors_close(&source);
-    bool ok = folder_begin(tmp, e) && weights_write(m, tmp, rows, n, shards, e) && files_copy(m, tmp, o.type, e) &&
-              folder_finish(tmp, target, e);
-    if (!ok) folder_remove(tmp);
+    bool ok = folder_begin(folder.made, e) && weights_write(m, folder.made, rows, n, shards, e) &&
+              files_copy(m, folder.made, o.type, e);
+    ok = folder_new_end(&folder, ok, e);
     free(rows);
     return ok;
 }

@@ -47,6 +47,9 @@ bool file_write_begin(FileWriter *w, const char *path, Err *e);
 bool file_write_bytes(FileWriter *w, const void *data, size_t size, Err *e);
 bool file_write_commit(FileWriter *w, Err *e);
 void file_write_abort(FileWriter *w);
+// The small file `name` of folder `from` into folder `to`; one that is not there is not missed. At most
+// LIMIT_TOKENIZER_BYTES (E-IO-03).
+bool file_copy(const char *from, const char *to, const char *name, Err *e);
 bool file_exists(const char *path);
 bool folder_exists(const char *path);
 // dir + "/" + name into out; E-IO-01 when longer than LIMIT_PATH_BYTES.
@@ -62,6 +65,13 @@ bool folder_sync(const char *dir, Err *e);
 // first), write into it, commit renames it. What stands at `dir` must be nothing or an empty folder. E-WR-01, -02.
 bool folder_begin(const char *made, Err *e);
 bool folder_finish(const char *made, const char *dir, Err *e);
+// A result's folder, as the user named it: E-WR-02 when it is there and not empty. Between the two calls it is made by
+// folder_begin(made); the end gives it its name, or takes it away when something went wrong.
+typedef struct NewFolder {
+    char dir[1100], made[1100];
+} NewFolder;
+bool folder_new(NewFolder *f, const char *dir, Err *e);
+bool folder_new_end(const NewFolder *f, bool ok, Err *e);
 // SHA-256 (FIPS 180-4), for checks and reports: 64 hex digits and a zero into hex.
 void sha256_hex(const void *data, size_t size, char hex[65]);
 typedef struct Sha256 { // the same in pieces
@@ -476,6 +486,15 @@ void tokenizer_encode(const Tokenizer *t, const char *text, size_t len, bool add
 int64_t tokenizer_steps(const Tokenizer *t);
 // Appends the text of ids: bytes joined, then ill-formed UTF-8 replaced by U+FFFD. Ids without a token give nothing.
 void tokenizer_decode(const Tokenizer *t, const int32_t *ids, int64_t n, bool skip_special, Text *out);
+// What a vocabulary is trained on: calls each with every piece of text as tokenizer_encode (added tokens off) cuts it: NFC,
+// then the split pattern. A tokenizer without tokens (tokenizer_empty) can do this and nothing else.
+typedef void (*PieceSink)(void *ctx, const char *piece, size_t len);
+Tokenizer *tokenizer_empty(void);
+void tokenizer_cut(const Tokenizer *t, const char *text, size_t len, PieceSink each, void *ctx);
+extern const char tokenizer_pattern[]; // the split pattern as a regular expression
+// The byte that stands behind a character of vocab.json and merges.txt, -1 when there is none. A vocabulary begins with
+// these characters in order.
+int token_byte(int32_t code_point);
 // A stream: feed one id at a time, and print what comes back; half a character is held back until it is whole.
 typedef struct DecodeStream {
     const Tokenizer *t;
@@ -499,6 +518,7 @@ typedef struct Message {
 // Compares the folder's own template (chat_template.jinja, else chat_template.json, else tokenizer_config.json) with the
 // built-in one by its hash. It is never run: another one is warning E-CF-05. False only when a file cannot be read as JSON.
 bool chat_template_check(const char *dir, Err *e);
+extern const char chat_template[]; // a Jinja template that renders as chat_render does, for folders of our own
 // The Qwen2.5-VL chat template as text: default system turn, <|im_start|>, pictures as
 // <|vision_start|><|image_pad|><|vision_end|>. add_generation_prompt appends the assistant's opening.
 void chat_render(const Message *messages, int n, bool add_generation_prompt, Text *out);
@@ -1218,7 +1238,8 @@ typedef struct Dataset {
     const Config *c;
     SampleInfo *samples;
     int64_t n;
-    int64_t *units, n_units; // [n_units + 1] first sample of each unit of the order: without `group` every sample is one
+    int64_t *units,
+        n_units; // [n_units + 1] first sample of each unit of the order: without `group` every sample is one
     int64_t dropped_long, dropped_bad;
     int64_t tokens, targets, patches, aligned;               // sums
     int64_t longest, most_patches;                           // of one sample: tokens, patches
@@ -1257,6 +1278,28 @@ void sample_free(Sample *s);
 bool sample_prompt(const Dataset *d, int64_t i, Ids *prompt, int *n_grids, Err *e);
 // Place `index` of epoch `epoch`: a permutation of 0..n-1 that is a pure function of its arguments (no state to save).
 int64_t shuffled(uint64_t seed, int64_t epoch, int64_t index, int64_t n);
+
+// ============================================================================================ tokenizer_train.c
+// A new vocabulary of the kind that tokenizer.c reads.
+
+typedef struct TokenizerTrain {
+    const char *const *data; // files of records: every message, as the chat template shows it
+    int n_data;
+    const char *const *text; // plain text files
+    int n_text;
+    const char *words; // texts whose pieces become one token each: a file of lines, or a list with commas; NULL: none
+    int64_t size;      // ids in all: 256 bytes, merges, TRAIN_ADDED added tokens
+} TokenizerTrain;
+enum { TRAIN_ADDED = 8 };
+typedef struct TokenizerStats {
+    int64_t size, merges, word_merges;       // ids; merges, of which for the words
+    int64_t pieces, distinct, bytes, tokens; // of the texts; tokens: with the new vocabulary
+    int64_t left_out;                        // pieces that are too long to learn from
+} TokenizerStats;
+// Writes the new folder dir: vocab.json, merges.txt, tokenizer_config.json, tokenizer.json, chat_template.jinja. The result
+// depends on the texts alone, not on their order. Fewer ids than asked for, with a warning, when no pair is left that
+// occurs twice. E-CL-01 when the words need more ids; E-IO-*, E-JS-*, E-DS-*, E-WR-*.
+bool tokenizer_train(const TokenizerTrain *o, const char *dir, TokenizerStats *s, Err *e);
 
 // ================================================================================================== data/import.c
 // Public data sets, as their owners publish them, into records: annotations from the tree, pictures from folders of frames that
@@ -1748,9 +1791,10 @@ bool synth_is_record(const Text *line, const FrameSize *sizes); // what was prin
 // Adds <think>...</think> and <answer>...</answer> up to the task's level, a pure function of its arguments. wording:
 // seed, and whether the answer takes its letter. truth: as scene_truth_json has it. E-DS-02.
 typedef struct TeachOptions {
-    bool brief;   // a few words a level, for small models
-    double wrong; // in this share of the records the thought gives one instrument another verb and target that it could have;
-                  // the answer stays the label. A teacher who sees the label errs so.
+    bool brief; // a few words a level, for small models
+    double
+        wrong; // in this share of the records the thought gives one instrument another verb and target that it could have;
+               // the answer stays the label. A teacher who sees the label errs so.
 } TeachOptions;
 bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, TeachOptions o, Text *out, Err *e);
 // Every record of a file, which must carry its "truth", as a training record with "teacher":"scene-graph".

@@ -238,8 +238,8 @@ static bool normalise(const Tokenizer *t, Scratch *s, const char *text, size_t l
 // The split pattern, by hand (alternatives in this order, leftmost match):
 //   (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N} | ?[^\s\p{L}\p{N}]+[\r\n]* | \s*[\r\n]+ | \s+(?!\S)
 //   | \s+
-static const char SPLIT_PATTERN[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|"
-                                    " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+const char tokenizer_pattern[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|"
+                                 " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
 // Kind of the character at `at`; *next is the place behind it.
 static inline int kind_at(const uint8_t *kinds, const char *text, size_t len, size_t at, size_t *next) {
@@ -451,6 +451,30 @@ static void encode_pieces(const Tokenizer *t, Scratch *s, const char *text, size
     }
 }
 
+static Scratch *scratch_take(Pool *pool) {
+    pthread_mutex_lock(&pool->lock);
+    Scratch *s = pool->idle;
+    if (s) pool->idle = s->next;
+    pthread_mutex_unlock(&pool->lock);
+    return s ? s : alloc_or_die(1, sizeof *s, "tokenizer scratch");
+}
+
+static void scratch_give(Pool *pool, Scratch *s) {
+    pthread_mutex_lock(&pool->lock);
+    s->next = pool->idle, pool->idle = s;
+    pthread_mutex_unlock(&pool->lock);
+}
+
+void tokenizer_cut(const Tokenizer *t, const char *text, size_t len, PieceSink each, void *ctx) {
+    Scratch *s = scratch_take(t->pool);
+    if (t->nfc && normalise(t, s, text, len)) text = s->normal.p, len = s->normal.len;
+    for (size_t at = 0, end; at < len; at = end) {
+        end = piece_end(t->kinds, text, len, at);
+        each(ctx, text + at, end - at);
+    }
+    scratch_give(t->pool, s);
+}
+
 // ---------------------------------------------------------------------------------------------------- added tokens
 static const char *token_bytes(const Tokenizer *t, int32_t id) { return t->bytes.p + t->tokens[id].at; }
 
@@ -508,20 +532,6 @@ void ids_add(Ids *a, int32_t id) {
 void ids_free(Ids *a) {
     free(a->p);
     *a = (Ids){0};
-}
-
-static Scratch *scratch_take(Pool *pool) {
-    pthread_mutex_lock(&pool->lock);
-    Scratch *s = pool->idle;
-    if (s) pool->idle = s->next;
-    pthread_mutex_unlock(&pool->lock);
-    return s ? s : alloc_or_die(1, sizeof *s, "tokenizer scratch");
-}
-
-static void scratch_give(Pool *pool, Scratch *s) {
-    pthread_mutex_lock(&pool->lock);
-    s->next = pool->idle, pool->idle = s;
-    pthread_mutex_unlock(&pool->lock);
 }
 
 int64_t tokenizer_steps(const Tokenizer *t) {
@@ -602,7 +612,7 @@ void stream_finish(DecodeStream *s, Text *out) {
 // --------------------------------------------------------------------------------------------------------- loading
 // The byte that stands behind a character of a vocabulary: printable ones for themselves, the other 68 in order from
 // U+0100. -1 when there is none.
-static int byte_of(int32_t cp) {
+int token_byte(int32_t cp) {
     if ((cp >= 0x21 && cp <= 0x7E) || (cp >= 0xA1 && cp <= 0xAC) || (cp >= 0xAE && cp <= 0xFF)) return cp;
     int32_t k = cp - 0x100; // of 00..20, 7F..A0, AD
     if (k < 0 || k > 67) return -1;
@@ -613,7 +623,7 @@ static int byte_of(int32_t cp) {
 static bool bytes_of(const char *text, size_t len, char *out, size_t *n) {
     *n = 0;
     for (size_t pos = 0; pos < len;) {
-        int byte = byte_of(utf8_next(text, len, &pos));
+        int byte = token_byte(utf8_next(text, len, &pos));
         if (byte < 0) return false;
         out[(*n)++] = (char)byte;
     }
@@ -622,8 +632,7 @@ static bool bytes_of(const char *text, size_t len, char *out, size_t *n) {
 
 // The slot of a base token in the index: its own, or a free one.
 static int32_t *index_find(const Tokenizer *t, const char *bytes, size_t len) {
-    uint64_t hash = len;
-    for (size_t k = 0; k < len; k++) hash = (hash ^ (uint8_t)bytes[k]) * UINT64_C(0x100000001B3); // FNV-1a
+    uint64_t hash = bytes_hash(bytes, len);
     size_t mask = ((size_t)1 << (64 - t->index_shift)) - 1;
     for (size_t k = (size_t)(hash * UINT64_C(0x9E3779B97F4A7C15) >> t->index_shift);; k = (k + 1) & mask) {
         int32_t id = t->index[k] - 1;
@@ -970,7 +979,7 @@ static const struct {
     {"normalizer.type", "NFC", PARENT},
     {"pre_tokenizer.type", "Sequence", NEVER},
     {"pre_tokenizer.pretokenizers.0.type", "Split", NEVER},
-    {"pre_tokenizer.pretokenizers.0.pattern.Regex", SPLIT_PATTERN, NEVER},
+    {"pre_tokenizer.pretokenizers.0.pattern.Regex", tokenizer_pattern, NEVER},
     {"pre_tokenizer.pretokenizers.0.behavior", "Isolated", NEVER},
     {"pre_tokenizer.pretokenizers.0.invert", "false", ITSELF},
     {"pre_tokenizer.pretokenizers.1.type", "ByteLevel", NEVER},
@@ -1032,6 +1041,8 @@ static Tokenizer *tokenizer_new(const char *path) {
     CHECK(!pthread_mutex_init(&t->pool->lock, NULL), "a mutex could not be made");
     return t;
 }
+
+Tokenizer *tokenizer_empty(void) { return tokenizer_new(""); }
 
 void tokenizer_free(Tokenizer *t) {
     if (!t) return;
@@ -1251,8 +1262,32 @@ bool chat_encode(const Tokenizer *t, const Message *messages, int n, bool add_ge
     return chat_encode_turns(t, messages, n, add_generation_prompt, image_tokens, n_images, trust_text, NULL, out, e);
 }
 
-// sha256 of templates that render as chat_walk does: that of Qwen2.5-VL, and the one of test/fixtures (rendered
-// like the first on 10,000 random conversations).
+// As chat_walk, for texts and pictures.
+const char chat_template[] =
+    "{%- if messages[0]['role'] != 'system' -%}\n"
+    "<|im_start|>system\n"
+    "{{ 'You are a helpful assistant.' }}<|im_end|>{{ '\n"
+    "' }}\n"
+    "{%- endif -%}\n"
+    "{%- for m in messages -%}\n"
+    "<|im_start|>{{ m['role'] + '\n"
+    "' }}\n"
+    "{%- if m['content'] is string -%}{{ m['content'] }}\n"
+    "{%- else -%}\n"
+    "{%- for part in m['content'] -%}\n"
+    "{%- if part['type'] == 'image' or 'image' in part -%}<|vision_start|><|image_pad|><|vision_end|>\n"
+    "{%- elif 'text' in part -%}{{ part['text'] }}\n"
+    "{%- endif -%}\n"
+    "{%- endfor -%}\n"
+    "{%- endif -%}\n"
+    "<|im_end|>{{ '\n"
+    "' }}\n"
+    "{%- endfor -%}\n"
+    "{%- if add_generation_prompt -%}<|im_start|>assistant{{ '\n"
+    "' }}{%- endif -%}";
+
+// sha256 of templates that render as chat_walk does: that of Qwen2.5-VL, and the one above (rendered like the first on
+// 10,000 random conversations).
 static const char *const known_templates[] = {
     "a0bc6f6fc7a29a80017a433e8f03a1cc1236e838a944a2d034295a60c4f2fddb",
     "1eb6d1c6cb6e05a42508527b5da8cf982811dc4add88a5e5f16d3bb3f326f73a",

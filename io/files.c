@@ -345,6 +345,36 @@ bool folder_finish(const char *made, const char *dir, Err *e) {
     return folder_sync(parent, e);
 }
 
+static bool folder_empty(const char *dir) {
+    DIR *d = opendir(dir);
+    bool empty = d != NULL;
+    for (struct dirent *f; empty && (f = readdir(d));) empty = !strcmp(f->d_name, ".") || !strcmp(f->d_name, "..");
+    if (d) closedir(d);
+    return empty;
+}
+
+bool folder_new(NewFolder *f, const char *dir, Err *e) {
+    if ((int64_t)strlen(dir) + 64 > LIMIT_PATH_BYTES)
+        return err_set(e, "E-IO-01", AT(.file = dir), "expected a shorter path; found %zu bytes; do: choose another",
+                       strlen(dir));
+    int length = snprintf(f->dir, sizeof f->dir, "%s", dir);
+    while (length > 1 && f->dir[length - 1] == '/') f->dir[--length] = 0;
+    struct stat s;
+    if (!lstat(f->dir, &s) && !(S_ISDIR(s.st_mode) && folder_empty(f->dir)))
+        return err_set(e, "E-WR-02", AT(.file = f->dir),
+                       "expected the name of a new or an empty folder; found %s; do: choose another name",
+                       S_ISDIR(s.st_mode) ? "a folder with files in it" : "something that is no folder");
+    snprintf(f->made, sizeof f->made, "%.1060s.tmp-%ld", f->dir, (long)getpid());
+    return true;
+}
+
+bool folder_new_end(const NewFolder *f, bool ok, Err *e) {
+    Err unused = {0};
+    ok = ok && folder_finish(f->made, f->dir, e);
+    if (!ok && folder_begin(f->made, &unused)) (void)!rmdir(f->made); // best effort, nobody is left to tell
+    return ok;
+}
+
 bool file_write_atomic(const char *path, const void *data, size_t size, Err *e) {
     Err first = {0};
     FileWriter w;
@@ -357,6 +387,18 @@ bool file_write_atomic(const char *path, const void *data, size_t size, Err *e) 
     }
     if (!e->code[0]) *e = first;
     return false;
+}
+
+bool file_copy(const char *from, const char *to, const char *name, Err *e) {
+    char source[1100], target[1100], *data;
+    size_t size;
+    if (!path_join(source, sizeof source, from, name, e) || !path_join(target, sizeof target, to, name, e))
+        return false;
+    if (!file_exists(source)) return true;
+    if (!file_read(source, LIMIT_TOKENIZER_BYTES, "E-IO-03", &data, &size, e)) return false;
+    bool ok = file_write_atomic(target, data, size, e);
+    free(data);
+    return ok;
 }
 
 // --------------------------------------------------------------------------------------------------------- SHA-256

@@ -20,6 +20,7 @@ model 50
 data/vocabulary 52
 data/tasks 53
 data/ 55
+tokenizer_train 56
 lora 57
 generate 60
 surgery/metrics 65
