@@ -1916,17 +1916,33 @@ typedef struct EvalGenerate {
 // *n: how many; fewer than the records, with nothing written, when a stop was asked for. E-DS-*, E-IM-*, E-ME-*, E-WR-*.
 bool eval_generate(Model *m, const Tokenizer *t, const EvalGenerate *o, int64_t *n, Err *e);
 
+// =========================================================================================== surgery/report_runs.c
+// The parts of a report that are about runs. Each adds one <section>, or nothing when there is nothing to show.
+
+// Text of strangers as HTML: markup is escaped, what is not UTF-8 becomes U+FFFD, control characters go.
+void html_add(Text *out, const char *p, size_t len);
+void html_text(Text *out, const char *text); // NULL: nothing
+extern const char *const report_runs_style;  // CSS
+// table.json of surgr1 table: accuracies with their intervals drawn, paired differences against 0. E-CF-02, E-JS-*, E-IO-*.
+bool report_table(const char *file, Text *out, Err *e);
+// run.jsonl of run folders, several runs in one chart. E-CK-02 (a torn last line is no fault), E-JS-*, E-IO-*.
+bool report_curves(const char *const *runs, int n, Text *out, Err *e);
+// rollouts.jsonl of those run folders that have one: at most max_groups groups of each, tokens tinted by weight.
+bool report_rollouts(const char *const *runs, int n, int64_t max_groups, Text *out, Err *e);
+
 // ================================================================================================ surgery/report.c
 // One HTML file about predictions, metrics and runs.
 
 typedef struct ReportOptions {
     const char *predictions; // records with "response"; NULL: none
     const char *metrics;     // metrics.json; NULL: none
+    const char *table;       // table.json; NULL: none
     const char *const *runs; // run folders
     int n_runs;
     const char *image_root; // NULL: the folder of predictions
     const char *out, *title;
     int64_t max_items, max_side; // answers with a card; longer side of their pictures
+    int64_t max_groups;          // groups of completions shown of each run
 } ReportOptions;
 // E-DS-*, E-JS-*, E-IO-*, E-WR-*. A picture that cannot be read is said in its card.
 bool report_write(const ReportOptions *o, int64_t *cards, Err *e);

@@ -6,20 +6,22 @@
 #include "commands.h"
 
 static struct {
-    const char *predictions, *metrics, *image_root, *out, *title;
+    const char *predictions, *metrics, *table, *image_root, *out, *title;
     Many runs;
-    int64_t max_items, max_side;
-} report = {.out = "report.html", .title = "surgr1", .max_items = 120, .max_side = 320};
+    int64_t max_items, max_side, max_groups;
+} report = {.out = "report.html", .title = "surgr1", .max_items = 120, .max_side = 320, .max_groups = 12};
 // clang-format off
 static Option report_options[] = {
     TEXT("predictions", &report.predictions, "FILE", "records with a \"response\", as surgr1 eval writes them"),
     TEXT("metrics", &report.metrics, "FILE", "metrics.json of surgr1 eval"),
-    MANY("run", &report.runs, "RUN", "run folder whose curves are shown; again for more", 16),
+    TEXT("table", &report.table, "FILE", "table.json of surgr1 table"),
+    MANY("run", &report.runs, "RUN", "run folder: its curves, and completions if it has any; again for more", 16),
     TEXT("image-root", &report.image_root, "DIR", "where the pictures' paths start (default: beside the predictions)"),
     TEXT("out", &report.out, "FILE", "the page"),
     TEXT("title", &report.title, "TEXT", "of the page"),
     INT("max-items", &report.max_items, "N", "answers with a card; tables always count all", 0, 100000),
     INT("max-side", &report.max_side, "N", "longer side of a picture, in pixels", 16, 4096),
+    INT("max-groups", &report.max_groups, "N", "groups of completions shown of each run", 0, 10000),
     END};
 // clang-format on
 
@@ -28,16 +30,19 @@ static int run_report(char **args, int n) {
     int64_t cards;
     ReportOptions o = {.predictions = report.predictions,
                        .metrics = report.metrics,
+                       .table = report.table,
                        .runs = report.runs.p,
                        .n_runs = report.runs.n,
                        .image_root = report.image_root,
                        .out = report.out,
                        .title = report.title,
                        .max_items = report.max_items,
-                       .max_side = report.max_side};
+                       .max_side = report.max_side,
+                       .max_groups = report.max_groups};
     (void)args, (void)n;
-    if (!o.predictions && !o.n_runs && !o.metrics)
-        return usage("--predictions", "something to report on", "nothing", "give --predictions, --metrics or --run");
+    if (!o.predictions && !o.n_runs && !o.metrics && !o.table)
+        return usage("--predictions", "something to report on", "nothing",
+                     "give --predictions, --metrics, --table or --run");
     if (!report_write(&o, &cards, &e)) return err_report(&e);
     printf("%s: %lld answers shown\n", o.out, (long long)cards);
     return EXIT_OK;
@@ -45,9 +50,10 @@ static int run_report(char **args, int n) {
 
 const Command command_report = {
     "report",
-    "report --predictions FILE [--metrics FILE] [--run RUN] --out report.html",
-    "Writes one HTML file without any outside part: answers with pictures and boxes, the reasoning "
-    "by level, rewards,\nconfusion matrices, curves of runs. Filters, light and dark, arrow keys.",
+    "report [--table FILE] [--run RUN] [--metrics FILE] [--predictions FILE] --out report.html",
+    "Writes one HTML file without any outside part: the ablation table, curves of runs, completions of reinforcement\n"
+    "runs with their tokens tinted by weight, answers with pictures, boxes, reasoning by level and rewards, confusion\n"
+    "matrices. Filters, light and dark, arrow keys; it reads without scripts too.",
     report_options,
     0,
     0,

@@ -1,30 +1,13 @@
 // report.c - one HTML file that shows what a model answered and how a run went.
 //
 // What it is:  predictions (records with a "response") as cards with picture, boxes, reasoning by level and rewards; tables
-//              by task; confusion matrices; curves of runs; the papers' own rows where a data set is theirs. One file, no
-//              network, light and dark.
+//              by task; confusion matrices; the papers' own rows where a data set is theirs; the page around these and
+//              the parts of report_runs.c. One file, no network, light and dark.
 // What it is not: a metric. Cards say right or wrong by reward.c; the numbers of an evaluation come from its metrics.json.
-// Read before: surgery/answer.c, surgery/reward.c.  Read next: commands/report.c.
+// Read before: answer.c, reward.c, report_runs.c.  Read next: ../commands/report.c.
 #include "../surgr1.h"
 
-// ---------------------------------------------------------------------------------------------------------------- text
-
-// Text of strangers as HTML: markup is escaped, what is not UTF-8 becomes U+FFFD, control characters go.
-static void html(Text *out, const char *p, size_t len) {
-    for (size_t pos = 0; pos < len;) {
-        size_t from = pos;
-        int32_t c = utf8_next(p, len, &pos);
-        if (c == '&') text_addf(out, "&amp;");
-        else if (c == '<') text_addf(out, "&lt;");
-        else if (c == '>') text_addf(out, "&gt;");
-        else if (c == '"') text_addf(out, "&quot;");
-        else if (c == '\'') text_addf(out, "&#39;");
-        else if (c < 0) text_addf(out, "\xEF\xBF\xBD");
-        else if (c >= 0x20 || c == '\n' || c == '\t') text_add(out, p + from, pos - from);
-    }
-}
-static void html_text(Text *out, const char *text) { html(out, text ? text : "", text ? strlen(text) : 0); }
-static void html_view(Text *out, View v) { html(out, v.len ? v.p : "", v.len); }
+static void html_view(Text *out, View v) { html_add(out, v.len ? v.p : "", v.len); }
 
 // --------------------------------------------------------------------------------------------------------------- items
 
@@ -39,6 +22,8 @@ typedef struct Gather {
     Item *items;
     int64_t n, cap;
     RewardOptions surg_r1, surgery_r1;
+    struct Picture *pictures; // [n_pictures] by name
+    int64_t n_pictures;
 } Gather;
 
 static const RewardOptions *rewards_of(const Gather *g, enum Task t) {
@@ -181,12 +166,12 @@ static void confusion(const Gather *g, int task, Text *out) {
 // metrics.json as it is: objects become tables, one level after the other.
 static void json_table(const Json *v, int depth, Text *out) {
     if (v->type != JSON_OBJECT && v->type != JSON_ARRAY) {
-        if (v->type == JSON_STRING) html(out, v->str, v->len);
+        if (v->type == JSON_STRING) html_add(out, v->str, v->len);
         else if (v->type == JSON_NUMBER && !v->integer) text_addf(out, "%.4g", v->number);
         else {
             Text t = {0};
             json_print(&t, v);
-            html(out, t.p, t.len);
+            html_add(out, t.p, t.len);
             text_free(&t);
         }
         return;
@@ -196,7 +181,7 @@ static void json_table(const Json *v, int depth, Text *out) {
     int64_t i = 0;
     for (const Json *c = v->child; c && i < 200; c = c->next, i++) {
         text_addf(out, "<tr><th>");
-        if (c->key) html(out, c->key, c->key_len);
+        if (c->key) html_add(out, c->key, c->key_len);
         else text_addf(out, "%lld", (long long)i + 1);
         text_addf(out, "<td>");
         json_table(c, depth + 1, out);
@@ -240,118 +225,70 @@ static void papers(const Gather *g, Text *out) {
         text_addf(out, "</table><p class=note>Their subsets are not published; compare with care.</p></section>\n");
 }
 
-// -------------------------------------------------------------------------------------------------------------- curves
-
-typedef struct Curve {
-    double *step, *value;
-    int64_t n, cap;
-} Curve;
-static void curve_add(Curve *c, double step, double value) {
-    if (c->n == c->cap) {
-        c->cap = c->cap ? 2 * c->cap : 256;
-        c->step = grow_or_die(c->step, (size_t)c->cap, sizeof *c->step, "a curve");
-        c->value = grow_or_die(c->value, (size_t)c->cap, sizeof *c->value, "a curve");
-    }
-    c->step[c->n] = step, c->value[c->n++] = value;
-}
-
-enum { CURVES = 5 };
-static const struct {
-    const char *title, *event, *field;
-} curve_kinds[CURVES] = {{"training loss", "step", "loss"},
-                         {"evaluation loss", "eval", "loss"},
-                         {"gradient norm", "step", "grad_norm"},
-                         {"learning rate", "step", "learning_rate"},
-                         {"entropy of the targets", "step", "entropy"}};
-typedef struct RunCurves {
-    const char *file;
-    Curve c[CURVES];
-} RunCurves;
-static bool run_line(void *ctx, const char *line, size_t len, int64_t number, Err *e) {
-    RunCurves *r = ctx;
-    JsonDoc doc;
-    if (!json_parse(&doc, line, len, r->file, (JsonOptions){.first_line = (uint32_t)number}, e)) return false;
-    const Json *event = json_get(doc.root, "ev"), *step = json_get(doc.root, "step");
-    for (int k = 0; k < CURVES; k++) {
-        const Json *v = json_get(doc.root, curve_kinds[k].field);
-        if (event && json_is(event, curve_kinds[k].event) && step && step->type == JSON_NUMBER && v &&
-            v->type == JSON_NUMBER)
-            curve_add(&r->c[k], step->number, v->number);
-    }
-    json_free(&doc);
-    return true;
-}
-
-static void curve_svg(const Curve *c, const char *title, Text *out) {
-    enum { W = 340, H = 150, LEFT = 46, TOP = 8, BOTTOM = 20 };
-    double low = INFINITY, high = -INFINITY, last = c->step[c->n - 1], first = c->step[0];
-    for (int64_t i = 0; i < c->n; i++) low = fmin(low, c->value[i]), high = fmax(high, c->value[i]);
-    double spread = high > low ? high - low : 1, width = last > first ? last - first : 1;
-    int64_t every = c->n / 600 + 1; // more points than pixels show nothing more
-    text_addf(out,
-              "<figure><figcaption>%s</figcaption><svg viewBox=\"0 0 %d %d\" role=img aria-label=\"%s\"><path d=\"",
-              title, W, H, title);
-    for (int64_t i = 0; i < c->n; i += every)
-        text_addf(out, "%c%.1f %.1f", i ? 'L' : 'M', LEFT + (c->step[i] - first) / width * (W - LEFT - 6),
-                  TOP + (high - c->value[i]) / spread * (H - TOP - BOTTOM));
-    text_addf(out, "\"/><text x=%d y=%d text-anchor=end>%.3g</text><text x=%d y=%d text-anchor=end>%.3g</text>",
-              LEFT - 4, TOP + 8, high, LEFT - 4, H - BOTTOM, low);
-    text_addf(out, "<text x=%d y=%d>step %.0f</text><text x=%d y=%d text-anchor=end>%.0f</text></svg></figure>\n", LEFT,
-              H - 5, first, W - 6, H - 5, last);
-}
-
-static bool curves(const ReportOptions *o, Text *out, Err *e) {
-    for (int k = 0; k < o->n_runs; k++) {
-        char path[1300];
-        RunCurves r = {.file = path};
-        if (!path_join(path, sizeof path, o->runs[k], "run.jsonl", e) || !lines_read(path, run_line, &r, e))
-            return false;
-        text_addf(out, "<section><h2>Run ");
-        html_text(out, o->runs[k]);
-        text_addf(out, "</h2><div class=curves>\n");
-        for (int i = 0; i < CURVES; i++) {
-            if (r.c[i].n > 1) curve_svg(&r.c[i], curve_kinds[i].title, out);
-            free(r.c[i].step), free(r.c[i].value);
-        }
-        text_addf(out, "</div></section>\n");
-    }
-    return true;
-}
-
 // --------------------------------------------------------------------------------------------------------------- cards
 
-// The picture as a data URI, its longer side at most max_side. A picture that cannot be read is said, not fatal.
-static bool picture(const ReportOptions *o, const char *name, const char *root, Text *out) {
-    Err e = {0};
-    Image im;
-    bool ok = image_read_beneath(&im, root, name, AT(.file = o->predictions), (ImageOptions){0}, &e);
-    if (!ok) {
-        char line[2500];
-        text_addf(out, "<p class=note>No picture: ");
-        html_text(out, err_line(&e, "error", line, sizeof line));
-        text_addf(out, "</p>");
-        return false;
+// Every distinct picture is in the page once, as an <image> in front of the first card that shows it; cards <use> it and
+// draw their boxes over it. A picture that cannot be read is said in its cards, not fatal.
+typedef struct Picture {
+    const char *name;
+    int w, h;    // as shown; 0: not tried yet
+    char *fault; // instead of it
+} Picture;
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const Picture *)a)->name, ((const Picture *)b)->name);
+}
+static void pictures_of(Gather *g) {
+    g->pictures = alloc_or_die((size_t)g->n + 1, sizeof *g->pictures, "the pictures");
+    for (int64_t i = 0; i < g->n; i++) {
+        const char *name = g->items[i].r.item.image;
+        if (g->items[i].shown && name) g->pictures[g->n_pictures++].name = name;
     }
-    double longer = im.width > im.height ? im.width : im.height, scale = fmin(1, (double)o->max_side / longer);
-    int w = (int)fmax(1, rint(im.width * scale)), h = (int)fmax(1, rint(im.height * scale));
-    uint8_t *rgb = alloc_or_die((size_t)w * (size_t)h, 3, "a picture of the report"), *png;
-    size_t size;
-    image_resize_bicubic(rgb, w, h, im.rgb, im.width, im.height);
-    image_free(&im);
-    ok = image_encode_png(&png, &size, rgb, w, h, name, &e);
-    free(rgb);
-    if (!ok) return false;
-    text_addf(out, "<img loading=lazy width=%d height=%d alt=\"\" src=\"data:image/png;base64,", w, h);
-    text_add_base64(out, png, size);
-    text_addf(out, "\">");
-    free(png);
-    return true;
+    int64_t n = 0;
+    qsort(g->pictures, (size_t)g->n_pictures, sizeof *g->pictures, by_name);
+    for (int64_t i = 0; i < g->n_pictures; i++)
+        if (!n || strcmp(g->pictures[n - 1].name, g->pictures[i].name)) g->pictures[n++] = g->pictures[i];
+    g->n_pictures = n;
 }
 
-static void boxes_svg(const Box *b, int n, const char *class, Text *out) {
+// The bytes are PNG or JPEG, whichever is shorter: smooth drawings and photographs want different ones.
+static bool picture_encode(const ReportOptions *o, Picture *p, const char *root, int64_t number, Text *out, Err *e) {
+    Image im;
+    if (!image_read_beneath(&im, root, p->name, AT(.file = o->predictions), (ImageOptions){0}, e)) return false;
+    double longer = im.width > im.height ? im.width : im.height, scale = fmin(1, (double)o->max_side / longer);
+    int w = (int)fmax(1, rint(im.width * scale)), h = (int)fmax(1, rint(im.height * scale));
+    uint8_t *rgb = alloc_or_die((size_t)w * (size_t)h, 3, "a picture of the report"), *png = NULL, *jpeg = NULL;
+    size_t png_size, jpeg_size;
+    image_resize_bicubic(rgb, w, h, im.rgb, im.width, im.height);
+    image_free(&im);
+    bool ok = image_encode_png(&png, &png_size, rgb, w, h, p->name, e) &&
+              image_encode_jpeg(&jpeg, &jpeg_size, rgb, w, h, 90, false, p->name, e);
+    if (ok) {
+        p->w = w, p->h = h;
+        text_addf(out,
+                  "<svg class=defs aria-hidden=true><image id=p%lld width=%d height=%d href=\"data:image/%s;base64,",
+                  (long long)number, w, h, jpeg_size < png_size ? "jpeg" : "png");
+        text_add_base64(out, jpeg_size < png_size ? jpeg : png, jpeg_size < png_size ? jpeg_size : png_size);
+        text_addf(out, "\"/></svg>\n");
+    }
+    free(rgb), free(png), free(jpeg);
+    return ok;
+}
+static const Picture *picture(const Gather *g, const char *name, const char *root, Text *out) {
+    Picture *p = bsearch(&(Picture){.name = name}, g->pictures, (size_t)g->n_pictures, sizeof *p, by_name);
+    Err e = {0};
+    if (p->w || p->fault || picture_encode(g->o, p, root, p - g->pictures, out, &e)) return p;
+    char line[2500];
+    Text t = {0};
+    text_addf(&t, "%s", err_line(&e, "error", line, sizeof line));
+    p->fault = t.p;
+    return p;
+}
+
+static void boxes_svg(const Box *b, int n, double sx, double sy, const char *class, Text *out) {
     for (int i = 0; i < n; i++) {
-        text_addf(out, "<rect class=%s x=%.1f y=%.1f width=%.1f height=%.1f><title>", class, b[i].x1, b[i].y1,
-                  fmax(0, b[i].x2 - b[i].x1), fmax(0, b[i].y2 - b[i].y1));
+        text_addf(out, "<rect class=%s x=%.1f y=%.1f width=%.1f height=%.1f><title>", class, b[i].x1 * sx, b[i].y1 * sy,
+                  fmax(0, b[i].x2 - b[i].x1) * sx, fmax(0, b[i].y2 - b[i].y1) * sy);
         html_text(out, b[i].label);
         text_addf(out, "</title></rect>");
     }
@@ -382,6 +319,7 @@ static void card(const Gather *g, const Item *it, const char *root, Text *out) {
     const TaskItem *t = &it->r.item;
     Reward w;
     score(g, it, &w);
+    const Picture *p = t->image ? picture(g, t->image, root, out) : NULL;
     text_addf(out, "<article data-task=%s data-state=%s tabindex=0><header><b>%s</b> <span class=%s>%s</span> <code>",
               task_info(t->task)->name,
               !it->parsed ? "lost"
@@ -393,16 +331,21 @@ static void card(const Gather *g, const Item *it, const char *root, Text *out) {
                           : "wrong");
     html_text(out, t->id);
     text_addf(out, "</code></header><div class=body>");
-    if (t->image) {
-        text_addf(out, "<div class=pic>");
-        if (picture(g->o, t->image, root, out) && t->width > 0 && t->height > 0) {
-            text_addf(out, "<svg viewBox=\"0 0 %lld %lld\" preserveAspectRatio=none>", (long long)t->width,
-                      (long long)t->height);
-            boxes_svg(it->truth, it->n_truth, "truth", out);
-            boxes_svg(it->found, it->n_found, "found", out);
-            text_addf(out, "</svg>");
+    if (p && p->fault) {
+        text_addf(out, "<p class=\"note pic\">No picture: ");
+        html_text(out, p->fault);
+        text_addf(out, "</p>");
+    } else if (p) {
+        text_addf(out,
+                  "<svg class=pic viewBox=\"0 0 %d %d\" style=\"width:%dpx\" role=img aria-label=picture><use "
+                  "href=\"#p%lld\"/>",
+                  p->w, p->h, p->w, (long long)(p - g->pictures));
+        if (t->width > 0 && t->height > 0) {
+            double sx = (double)p->w / (double)t->width, sy = (double)p->h / (double)t->height;
+            boxes_svg(it->truth, it->n_truth, sx, sy, "truth", out);
+            boxes_svg(it->found, it->n_found, sx, sy, "found", out);
         }
-        text_addf(out, "</div>");
+        text_addf(out, "</svg>");
     }
     text_addf(out, "<div class=text><p class=q>");
     html_text(out, it->r.prompt ? it->r.prompt : t->question);
@@ -414,7 +357,7 @@ static void card(const Gather *g, const Item *it, const char *root, Text *out) {
     text_addf(out, "</span></p>");
     if (w.answer.status != ANSWER_OK && it->r.response_len) {
         text_addf(out, "<details><summary>the whole completion</summary><p class=pre>");
-        html(out, it->r.response, it->r.response_len < SHOWN_BYTES ? it->r.response_len : SHOWN_BYTES);
+        html_add(out, it->r.response, it->r.response_len < SHOWN_BYTES ? it->r.response_len : SHOWN_BYTES);
         text_addf(out, "%s</p></details>", it->r.response_len > SHOWN_BYTES ? " [cut]" : "");
     }
     text_addf(out, "<p><b>label</b> ");
@@ -433,37 +376,39 @@ static void card(const Gather *g, const Item *it, const char *root, Text *out) {
 
 // ---------------------------------------------------------------------------------------------------------------- page
 
+#define LIGHT                                                                                                          \
+    "--bg:#fbfaf8;--fg:#1d1f23;--dim:#62676f;--line:#dcd9d2;--card:#fff;--yes:#17803d;--no:#b3261e;--accent:#0b63a5;"  \
+    "--more:#f08a1c;--less:#2f7fd0;--s0:#0b63a5;--s1:#c2410c;--s2:#17803d;--s3:#8b3fb0;--s4:#946c00;--s5:#c2185b;"     \
+    "--s6:#0b7a78;--s7:#62676f"
+#define DARK                                                                                                           \
+    "--bg:#15171a;--fg:#e6e4df;--dim:#9aa0a8;--line:#33373d;--card:#1d2024;--yes:#57c27e;--no:#ff8a80;--accent:#"      \
+    "6cb6f0;"                                                                                                          \
+    "--more:#e8862a;--less:#3f8fe0;--s0:#6cb6f0;--s1:#ff9e64;--s2:#57c27e;--s3:#c792ea;--s4:#e0c050;--s5:#ff7eb6;"     \
+    "--s6:#4dd0d3;--s7:#9aa0a8"
 static const char *const style =
-    ":root{--bg:#fbfaf8;--fg:#1d1f23;--dim:#6a6f78;--line:#dcd9d2;--card:#fff;--yes:#17803d;--no:#b3261e;--accent:#"
-    "0b63a5}"
-    "@media(prefers-color-scheme:dark){:root:not(.light){--bg:#15171a;--fg:#e6e4df;--dim:#9aa0a8;--line:#33373d;--card:"
-    "#1d2024;"
-    "--yes:#57c27e;--no:#ff8a80;--accent:#6cb6f0}}"
-    ":root.dark{--bg:#15171a;--fg:#e6e4df;--dim:#9aa0a8;--line:#33373d;--card:#1d2024;--yes:#57c27e;--no:#ff8a80;--"
-    "accent:#6cb6f0}"
-    "body{margin:0 auto;max-width:1080px;padding:24px;background:var(--bg);color:var(--fg);font:15px/1.5 "
-    "system-ui,sans-serif}"
-    "h1{font-size:24px;margin:0}h2{font-size:18px;margin:28px 0 8px}h3{font-size:15px;margin:16px 0 4px}"
-    "table{border-collapse:collapse;margin:4px 0}td,th{border:1px solid var(--line);padding:3px "
-    "8px;text-align:left;font-weight:400}"
-    "th{color:var(--dim)}.n{text-align:right;font-variant-numeric:tabular-nums}"
+    ":root{color-scheme:light;" LIGHT "}@media(prefers-color-scheme:dark){:root:not(.light){color-scheme:dark;" DARK
+    "}}"
+    ":root.dark{color-scheme:dark;" DARK "}"
+    "body{margin:0 auto;max-width:1080px;padding:24px;background:var(--bg);color:var(--fg);"
+    "font:15px/1.5 system-ui,sans-serif}@media(max-width:600px){body{padding:12px}}"
+    "h1{font-size:24px;margin:0;overflow-wrap:anywhere}h2{font-size:18px;margin:28px 0 8px}"
+    "h3{font-size:15px;margin:16px 0 4px}a{color:var(--accent)}section{overflow-x:auto}"
+    "table{border-collapse:collapse;margin:4px 0}td,th{border:1px solid var(--line);padding:3px 8px;text-align:left;"
+    "font-weight:400}th{color:var(--dim)}.n{text-align:right;font-variant-numeric:tabular-nums}"
     ".matrix td{background:color-mix(in srgb,var(--no) calc(var(--a)*45%),transparent)}"
     ".matrix td[data-d]{background:color-mix(in srgb,var(--yes) calc(var(--a)*45%),transparent)}"
-    ".note{color:var(--dim);font-size:13px}.curves{display:flex;flex-wrap:wrap;gap:12px}figure{margin:0;width:340px}"
-    "figcaption{font-size:13px;color:var(--dim)}figure path{fill:none;stroke:var(--accent);stroke-width:1.5}"
-    "figure text{font-size:10px;fill:var(--dim)}figure svg{border:1px solid var(--line);background:var(--card)}"
-    "article{background:var(--card);border:1px solid var(--line);border-radius:8px;margin:10px 0;padding:10px 14px}"
-    "article:focus{outline:2px solid "
-    "var(--accent)}article[hidden]{display:none}.body{display:flex;gap:16px;flex-wrap:wrap}"
-    ".pic{position:relative;align-self:flex-start}.pic img{display:block;max-width:100%;height:auto;border-radius:4px}"
-    ".pic svg{position:absolute;inset:0;width:100%;height:100%}.pic "
-    "rect{fill:none;stroke-width:2;vector-effect:non-scaling-stroke}"
-    ".truth{stroke:#2fbf71}.found{stroke:#ffb000;stroke-dasharray:5 3}.text{flex:1;min-width:280px}"
+    ".note{color:var(--dim);font-size:13px}.toc{display:flex;flex-wrap:wrap;gap:4px 16px}"
+    "article{background:var(--card);border:1px solid var(--line);border-radius:8px;margin:10px 0;padding:10px 14px;"
+    "overflow-wrap:anywhere}article:focus{outline:2px solid var(--accent)}article[hidden]{display:none}"
+    ".body{display:flex;gap:16px;flex-wrap:wrap}.pic{align-self:flex-start;max-width:100%;border-radius:4px}"
+    ".defs{position:absolute;width:0;height:0}"
+    ".pic rect{fill:none;stroke-width:2;vector-effect:non-scaling-stroke;pointer-events:all}"
+    ".truth{stroke:#2fbf71}.found{stroke:#ffb000;stroke-dasharray:5 3}.text{flex:1;min-width:min(280px,100%)}"
     ".pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0}.q{color:var(--dim);overflow-wrap:anywhere}"
-    ".yes{color:var(--yes)}.no{color:var(--no)}nav{position:sticky;top:0;background:var(--bg);padding:8px 0;"
+    ".yes{color:var(--yes)}.no{color:var(--no)}.bar{position:sticky;top:0;background:var(--bg);padding:8px 0;"
     "border-bottom:1px solid var(--line);display:flex;gap:10px;flex-wrap:wrap;align-items:center;z-index:1}"
-    "select,button{font:inherit;color:inherit;background:var(--card);border:1px solid "
-    "var(--line);border-radius:6px;padding:3px 8px}";
+    "select,button{font:inherit;color:inherit;background:var(--card);border:1px solid var(--line);border-radius:6px;"
+    "padding:3px 8px}";
 static const char *const script =
     "const "
     "all=[...document.querySelectorAll('article')],task=document.querySelector('#task'),state=document.querySelector('#"
@@ -479,13 +424,14 @@ static const char *const script =
     "center'})}"
     "addEventListener('keydown',e=>{if(e.target.tagName==='SELECT')return;"
     "if(e.key==='ArrowRight'||e.key==='j'){move(1);e.preventDefault()}if(e.key==='ArrowLeft'||e.key==='k'){move(-1);e."
-    "preventDefault()}});"
+    "preventDefault()}});";
+static const char *const theme_script =
     "document.querySelector('#theme').onclick=()=>{const r=document.documentElement,dark=r.classList.contains('dark')||"
     "(!r.classList.contains('light')&&matchMedia('(prefers-color-scheme:dark)').matches);r.className=dark?'light':'"
-    "dark'};";
+    "dark'}";
 
 static void navigation(const Gather *g, Text *out) {
-    text_addf(out, "<h2 id=answers>Answers</h2><nav><select id=task aria-label=task><option value=\"\">all tasks");
+    text_addf(out, "<nav class=bar><select id=task aria-label=task><option value=\"\">all tasks");
     for (int t = 0; t < TASKS; t++) {
         bool any = false;
         for (int64_t i = 0; i < g->n && !any; i++) any = g->items[i].shown && (int)g->items[i].r.item.task == t;
@@ -498,48 +444,68 @@ static void navigation(const Gather *g, Text *out) {
                    "<span style=\"color:#ffb000\">- -</span> the model's</span></nav>\n");
 }
 
+// Everything about single answers: tables by task, confusion, cards.
+static bool answers(Gather *g, Text *out, Err *e) {
+    const ReportOptions *o = g->o;
+    char folder[1200];
+    if (!o->image_root && !path_dir(folder, sizeof folder, o->predictions, e)) return false;
+    text_addf(out, "<h2 id=answers>Answers</h2>\n");
+    summary(g, out);
+    papers(g, out);
+    text_addf(out, "<section><details><summary>Confusion</summary>");
+    for (int t = 0; t < TASKS; t++) confusion(g, t, out);
+    text_addf(out, "</details></section>\n");
+    navigation(g, out);
+    pictures_of(g);
+    double started = clock_seconds();
+    for (int64_t i = 0; i < g->n; i++) {
+        progress("cards", i, g->n, started);
+        if (g->items[i].shown) card(g, &g->items[i], o->image_root ? o->image_root : folder, out);
+    }
+    progress("cards", g->n, g->n, started);
+    text_addf(out, "<script>%s</script>", script);
+    return true;
+}
+
+static bool metrics(const char *file, Text *out, Err *e) {
+    JsonDoc doc;
+    if (!json_read(&doc, file, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e)) return false;
+    text_addf(out, "<section id=metrics><h2>Metrics</h2>");
+    json_table(doc.root, 0, out);
+    text_addf(out, "</section>\n");
+    json_free(&doc);
+    return true;
+}
+
 static bool page(Gather *g, Text *out, Err *e) {
     const ReportOptions *o = g->o;
+    enum { PARTS = 5 };
+    static const char *const names[PARTS][2] = {{"table", "ablations"},
+                                                {"curves", "curves"},
+                                                {"rollouts", "completions"},
+                                                {"metrics", "metrics"},
+                                                {"answers", "answers"}};
+    Text part[PARTS] = {{0}};
+    bool ok = (!o->table || report_table(o->table, &part[0], e)) && report_curves(o->runs, o->n_runs, &part[1], e) &&
+              report_rollouts(o->runs, o->n_runs, o->max_groups, &part[2], e) &&
+              (!o->metrics || metrics(o->metrics, &part[3], e)) && (!g->n || answers(g, &part[4], e));
+    text_addf(out, "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport "
+                   "content=\"width=device-width\"><title>");
+    html_text(out, o->title);
     text_addf(
-        out,
-        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content=\"width=device-width\">"
-        "<title>");
+        out, "</title><style>%s%s</style></head><body><button id=theme style=\"float:right\">light / dark</button><h1>",
+        style, report_runs_style);
     html_text(out, o->title);
-    text_addf(out,
-              "</title><style>%s</style></head><body><button id=theme style=\"float:right\">light / dark</button><h1>",
-              style);
-    html_text(out, o->title);
-    text_addf(out, "</h1><p class=note>surgr1 " SURGR1_VERSION ", %lld answers</p>\n", (long long)g->n);
-    if (g->n) summary(g, out);
-    if (o->metrics) {
-        JsonDoc doc;
-        if (!json_read(&doc, o->metrics, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e)) return false;
-        text_addf(out, "<section><h2>Metrics</h2>");
-        json_table(doc.root, 0, out);
-        text_addf(out, "</section>\n");
-        json_free(&doc);
+    text_addf(out, "</h1><p class=\"note toc\"><span>surgr1 " SURGR1_VERSION "</span>");
+    for (int k = 0; k < PARTS; k++)
+        if (part[k].len) text_addf(out, "<a href=\"#%s\">%s</a>", names[k][0], names[k][1]);
+    text_addf(out, "</p>\n");
+    for (int k = 0; k < PARTS; k++) {
+        if (part[k].len) text_add(out, part[k].p, part[k].len);
+        text_free(&part[k]);
     }
-    papers(g, out);
-    if (!curves(o, out, e)) return false;
-    if (g->n) {
-        text_addf(out, "<section><details><summary><h2 style=\"display:inline\">Confusion</h2></summary>");
-        for (int t = 0; t < TASKS; t++) confusion(g, t, out);
-        text_addf(out, "</details></section>\n");
-        navigation(g, out);
-        char folder[1200];
-        if (!o->image_root && !path_dir(folder, sizeof folder, o->predictions, e)) return false;
-        double started = clock_seconds();
-        for (int64_t i = 0; i < g->n; i++) {
-            progress("cards", i, g->n, started);
-            if (g->items[i].shown) card(g, &g->items[i], o->image_root ? o->image_root : folder, out);
-        }
-        progress("cards", g->n, g->n, started);
-        text_addf(out, "<script>%s</script>", script);
-    } else
-        text_addf(out, "<script>document.querySelector('#theme').onclick=()=>document.documentElement.classList.toggle("
-                       "'dark')</script>");
-    text_addf(out, "</body></html>\n");
-    return true;
+    text_addf(out, "<script>%s</script></body></html>\n", theme_script);
+    return ok;
 }
 
 bool report_write(const ReportOptions *o, int64_t *cards, Err *e) {
@@ -551,6 +517,7 @@ bool report_write(const ReportOptions *o, int64_t *cards, Err *e) {
     ok = ok && page(&g, &out, e) && file_write_atomic(o->out, out.p, out.len, e);
     *cards = 0;
     for (int64_t i = 0; i < g.n; i++) *cards += g.items[i].shown, task_record_free(&g.items[i].r);
-    free(g.items), text_free(&out);
+    for (int64_t i = 0; i < g.n_pictures; i++) free(g.pictures[i].fault);
+    free(g.items), free(g.pictures), text_free(&out);
     return ok;
 }
