@@ -586,6 +586,8 @@ static bool prepare(const Stage *s, Err *e) {
             const char *p = owned[k]->p[i];
             if (!folder_exists(p) && !file_exists(p) && !words_have(&made, p, strlen(p)))
                 words_add(&made, p, strlen(p));
+            ok = ok && path_dir(path, sizeof path, p, e) &&
+                 folder_make_all(path, e); // not every command makes those above
         }
     Text t = {0};
     text_addf(&t, "{\"stage\":\"%s\",\"made\":", s->name);
