@@ -81,12 +81,13 @@ static int by_size(const void *a, const void *b) {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
     return x > y ? -1 : x < y;
 }
-// The sum of the `batch` largest values.
+// The largest sum of `batch` values that follow each other in some orders of them, one order after the other: where an epoch
+// ends and the next begins a value may come again.
 static int64_t largest_sum(int64_t *values, int64_t n, int64_t batch) {
-    int64_t sum = 0;
+    int64_t sum = 0, times = (batch - 1) / n + 2;
     qsort(values, (size_t)n, sizeof *values, by_size);
-    for (int64_t i = 0; i < n && i < batch; i++) sum += values[i];
-    return batch > n ? sum * ((batch + n - 1) / n) : sum;
+    for (int64_t i = 0; i < batch; i++) sum += values[i / times];
+    return sum;
 }
 static void at_least(int64_t *most, int64_t value) { *most = value > *most ? value : *most; }
 
