@@ -59,6 +59,7 @@ extern const Command command_import;
 extern const Command command_eval;
 extern const Command command_synth;
 extern const Command command_recipe;
+extern const Command command_refine;
 extern const Command command_table;
 extern const Command command_tokenizer;
 
