@@ -1287,7 +1287,8 @@ typedef struct TokenizerTrain {
     int n_data;
     const char *const *text; // plain text files
     int n_text;
-    const char *words; // texts whose pieces become one token each: a file of lines, or a list with commas; NULL: none
+    const char *words; // to be one token each, with and without a space in front: a list or a file of words, split by
+                       // white space or commas; NULL: none
     int64_t size;      // ids in all: 256 bytes, merges, TRAIN_ADDED added tokens
 } TokenizerTrain;
 enum { TRAIN_ADDED = 8 };

@@ -366,19 +366,22 @@ static bool texts_read(const TokenizerTrain *o, Source *s, Err *e) {
     return true;
 }
 
+// Each word as it begins a text, and as it stands behind a space.
 static bool words_read(const char *words, Source *s, Err *e) {
     char *text = NULL;
     size_t size = strlen(words);
-    bool file = file_exists(words);
-    if (file && !file_read(words, LIMIT_TABLE_BYTES, "E-ME-01", &text, &size, e)) return false;
-    const char *p = file ? text : words;
-    for (size_t at = 0, end; at < size; at = end + 1) {
-        for (end = at; end < size && p[end] != (file ? '\n' : ','); end++)
-            ;
-        size_t len = end > at && p[end - 1] == '\r' ? end - at - 1 : end - at;
-        tokenizer_cut(s->t, p + at, len, piece_add, s->pieces);
+    if (file_exists(words) && !file_read(words, LIMIT_TABLE_BYTES, "E-ME-01", &text, &size, e)) return false;
+    Text word = {0};
+    for (const char *p = text ? text : words, *end = p + size; p < end;) {
+        size_t len = 0;
+        while (p + len < end && !strchr(", \t\r\n", p[len])) len++;
+        word.len = 0;
+        text_addf(&word, " ");
+        text_add(&word, p, len);
+        for (size_t k = 0; len && k < 2; k++) tokenizer_cut(s->t, word.p + k, word.len - k, piece_add, s->pieces);
+        p += len + 1;
     }
-    free(text);
+    text_free(&word), free(text);
     return true;
 }
 

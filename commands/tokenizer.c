@@ -16,7 +16,7 @@ static Option tokenizer_options[] = {
     MANY("data", &tokenizer.data, "FILE", "records whose messages the vocabulary is made for; again for more", 64),
     MANY("text", &tokenizer.text, "FILE", "plain text; again for more", 64),
     INT("size", &tokenizer.size, "N", "ids in all: 256 bytes, 8 added tokens, the rest is learned", 264, 1048576),
-    TEXT("words", &tokenizer.words, "LIST|FILE", "words to be one token each, exactly as written: \"hook, hook,clip\" (a space in front counts), or a file of one a line"),
+    TEXT("words", &tokenizer.words, "LIST|FILE", "words to be one token each, with and without a space in front: \"hook,clip\", or a file of them"),
     TEXT("out", &tokenizer.out, "DIR", "new folder"),
     END};
 // clang-format on
