@@ -143,7 +143,7 @@ bool json_bool(const JsonDoc *d, const Json *object, const char *name, bool requ
 
 // Canonical JSON of a tree: no spaces, members in file order, shortest numbers, integers kept as written.
 void json_print(Text *t, const Json *v);
-// A value of a file as a message shows it: quoted text, a number as written, or what kind of thing it is.
+// A value of a file as a message shows it: quoted text, a number as written, or what kind of thing it is; NULL: none.
 const char *json_shown(const Json *v);
 
 // ============================================================================================== io/safetensors.c

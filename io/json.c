@@ -49,6 +49,7 @@ void json_print(Text *t, const Json *v) {
 }
 
 const char *json_shown(const Json *v) {
+    if (!v) return "none";
     switch (v->type) {
     case JSON_NULL: return "null";
     case JSON_FALSE: return "false";

@@ -61,6 +61,8 @@ slip "an option twice that is taken once" '{"name":"x","command":"sft","options"
 slip "an argument too few" '{"name":"x","command":"synth"}' 'do: see surgr1 synth --help'
 slip "a variable that is none" '{"name":"x","command":"scenes","options":{"out":"{out}/{place}"}}' 'found "{place}"'
 slip "an unknown member" '{"name":"x","command":"limits","option":{}}' 'field "option"'
+slip "no command" '{"name":"x"}' 'field "command": expected a command of surgr1; found none'
+slip "no name" '{"command":"limits"}' 'field "name"'
 slip "a name twice" '{"name":"scenes","command":"limits"}' 'a name of its own'
 slip "a stage after a later one" '{"name":"x","command":"limits","after":"y"},{"name":"y","command":"limits"}' 'found "y"'
 slip "a folder outside of out" '{"name":"x","command":"limits","fresh":"{out}/../x"}' 'beneath {out}'
