@@ -739,7 +739,8 @@ static bool log_completion(Grpo *s, const Drawn *d, int64_t row, Err *e) {
     text_addf(&t, ",\"right\":%s", r->right ? "true" : "false");
     for (; shown < n && pieces.len + entropy.len + weight.len < LOGGED_BYTES; shown++) {
         size_t len = 0;
-        const char *piece = tokenizer_token(s->tok, b->ids[at + shown], &len, NULL, NULL);
+        bool added, special;
+        const char *piece = tokenizer_token(s->tok, b->ids[at + shown], &len, &added, &special);
         text_addf(&pieces, shown ? "," : ""), text_add_json_string(&pieces, piece ? piece : "", len);
         text_addf(&entropy, "%s%.4g", shown ? "," : "", b->entropy[at + shown]);
         text_addf(&weight, "%s%.4g", shown ? "," : "", b->weight[at + shown]);

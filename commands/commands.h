@@ -57,6 +57,7 @@ extern const Command command_reward_check;
 extern const Command command_scenes;
 extern const Command command_import;
 extern const Command command_eval;
+extern const Command command_grpo;
 extern const Command command_synth;
 extern const Command command_recipe;
 extern const Command command_refine;
