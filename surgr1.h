@@ -1918,33 +1918,28 @@ typedef struct EvalGenerate {
 bool eval_generate(Model *m, const Tokenizer *t, const EvalGenerate *o, int64_t *n, Err *e);
 
 // =========================================================================================== surgery/report_runs.c
-// The parts of a report that are about runs. Each adds one <section>, or nothing when there is nothing to show.
+// The parts of a report about experiments, and what they share. A part adds one <section>, or nothing.
 
 // Text of strangers as HTML: markup is escaped, what is not UTF-8 becomes U+FFFD, control characters go.
 void html_add(Text *out, const char *p, size_t len);
 void html_text(Text *out, const char *text); // NULL: nothing
-extern const char *const report_runs_style;  // CSS
+void html_json(Text *out, const Json *v);    // a string; of anything else nothing
+// A member that is a number of at most 1e200; else false, and *out is left alone.
+bool report_number(const Json *object, const char *name, double *out);
+// The lines of a log of io/log.c, checked whole first (E-CK-02). A torn last one, of a run that works or was killed, is not
+// there.
+bool report_log(const char *path, LineCallback each, void *ctx, Err *e);
+extern const char *const report_runs_style; // CSS
 // table.json of surgr1 table: accuracies with their intervals drawn, paired differences against 0. E-CF-02, E-JS-*, E-IO-*.
 bool report_table(const char *file, Text *out, Err *e);
-// run.jsonl of run folders, several runs in one chart. E-CK-02 (a torn last line is no fault), E-JS-*, E-IO-*.
+// run.jsonl of run folders, several runs in one chart. E-CK-02, E-JS-*, E-IO-*.
 bool report_curves(const char *const *runs, int n, Text *out, Err *e);
-// rollouts.jsonl of those run folders that have one: at most max_groups groups of each, tokens tinted by weight.
+
+// ======================================================================================= surgery/report_rollouts.c
+extern const char *const report_rollouts_style;
+// rollouts.jsonl of those run folders that have one: at most max_groups groups of each, tokens tinted by weight. E-CK-02,
+// E-JS-*, E-CF-02, E-IO-*.
 bool report_rollouts(const char *const *runs, int n, int64_t max_groups, Text *out, Err *e);
-
-// ================================================================================================= surgery/table.c
-// Arms of an experiment side by side, over seeds, with paired differences.
-
-typedef struct TableOptions {
-    const char *spec;         // data/recipes/README.md
-    const char *const *roots; // one folder per seed; the paths of the spec are beneath each
-    int n_roots;
-    int64_t resamples; // of the intervals
-    double level;
-    uint64_t seed;
-} TableOptions;
-// Adds the table as text, Markdown and JSON, none with a path or a time in it. Answers that are not there are said and warned
-// of (E-TA-03). E-CF-02 the spec; E-DS-*, E-JS-*, E-IO-*; E-TA-02 an id twice in one file.
-bool table_make(const TableOptions *o, Text *text, Text *markdown, Text *json, Err *e);
 
 // ================================================================================================ surgery/report.c
 // One HTML file about predictions, metrics and runs.

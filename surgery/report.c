@@ -2,9 +2,9 @@
 //
 // What it is:  predictions (records with a "response") as cards with picture, boxes, reasoning by level and rewards; tables
 //              by task; confusion matrices; the papers' own rows where a data set is theirs; the page around these and
-//              the parts of report_runs.c. One file, no network, light and dark.
+//              the parts of report_runs.c and report_rollouts.c. One file, no network, light and dark.
 // What it is not: a metric. Cards say right or wrong by reward.c; the numbers of an evaluation come from its metrics.json.
-// Read before: answer.c, reward.c, report_runs.c.  Read next: ../commands/report.c.
+// Read before: answer.c, reward.c, report_runs.c, report_rollouts.c.  Read next: ../commands/report.c.
 #include "../surgr1.h"
 
 static void html_view(Text *out, View v) { html_add(out, v.len ? v.p : "", v.len); }
@@ -493,8 +493,9 @@ static bool page(Gather *g, Text *out, Err *e) {
                    "content=\"width=device-width\"><title>");
     html_text(out, o->title);
     text_addf(
-        out, "</title><style>%s%s</style></head><body><button id=theme style=\"float:right\">light / dark</button><h1>",
-        style, report_runs_style);
+        out,
+        "</title><style>%s%s%s</style></head><body><button id=theme style=\"float:right\">light / dark</button><h1>",
+        style, report_runs_style, report_rollouts_style);
     html_text(out, o->title);
     text_addf(out, "</h1><p class=\"note toc\"><span>surgr1 " SURGR1_VERSION "</span>");
     for (int k = 0; k < PARTS; k++)

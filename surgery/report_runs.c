@@ -1,14 +1,16 @@
-// report_runs.c - the parts of a report that are about runs: the ablation table, curves, groups of completions.
+// report_runs.c - the parts of a report about experiments: the ablation table and the curves of runs.
 //
 // What it is:  table.json as a table with intervals drawn; the numbers of run.jsonl as small multiples, several runs in one
-//              picture; rollouts.jsonl as groups side by side, each token tinted by its weight of eq. 6.
+//              picture.
 // What it is not: the page (report.c), nor the place where a number is computed: what is drawn stands in the files.
-// Read before: io/log.c, grpo.c (eq. 3 and 6).  Read next: report.c.
+// Read before: io/log.c, table.c.  Read next: report_rollouts.c, report.c.
 #include "../surgr1.h"
 
 const char *const report_runs_style =
     "table.ablation{font-size:13px}.ablation td{vertical-align:top;padding:3px 6px}.ablation td:first-child{"
-    "min-width:130px}.ablation svg{display:block;margin-left:auto}.differences svg{display:block}"
+    "min-width:130px}.ablation svg{display:block;margin-left:auto}.differences svg{display:block}.differences "
+    "td:first-child{min-width:190px}"
+    ".differences td:last-child{min-width:230px}"
     ".ablation th[scope=rowgroup]{font-weight:600;color:var(--fg);text-align:left}"
     ".wide{overflow-x:auto}.iv{stroke:var(--accent);stroke-width:5;opacity:.45}.mark{fill:var(--accent)}"
     ".iv2{stroke:var(--fg);stroke-width:1.5}.hollow{fill:var(--bg);stroke:var(--fg);stroke-width:1.5}"
@@ -16,7 +18,7 @@ const char *const report_runs_style =
     ".zero{stroke:var(--dim);stroke-width:1;stroke-dasharray:3 3}svg text{font-size:10px;fill:var(--dim)}"
     ".curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:12px}"
     "figure{margin:0}figcaption{font-size:13px;color:var(--dim);display:flex;justify-content:space-between;gap:8px}"
-    "figcaption b{color:var(--fg);font-weight:600}.curves svg{display:block;width:100%;border:1px solid var(--line);"
+    "figcaption b{color:var(--c);font-weight:600}.curves svg{display:block;width:100%;border:1px solid var(--line);"
     "background:var(--card);box-sizing:border-box}"
     ".curves path{fill:none;stroke:var(--c);stroke-width:1.6;stroke-linejoin:round}.curves path.raw{stroke-width:1;"
     "opacity:.35}.curves circle{fill:var(--c)}.dash{stroke-dasharray:5 3}"
@@ -25,27 +27,7 @@ const char *const report_runs_style =
     "var(--c);"
     "vertical-align:middle;margin-right:6px}"
     ".c0{--c:var(--s0)}.c1{--c:var(--s1)}.c2{--c:var(--s2)}.c3{--c:var(--s3)}.c4{--c:var(--s4)}.c5{--c:var(--s5)}"
-    ".c6{--c:var(--s6)}.c7{--c:var(--s7)}"
-    ".group{border-top:1px solid var(--line);margin:14px 0;padding-top:8px}.group h3{margin:0 0 6px;"
-    "overflow-wrap:anywhere;font-weight:600}.group h3 span{font-weight:400;color:var(--dim)}"
-    ".members{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(235px,100%),1fr));gap:10px}"
-    ".member{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:8px 10px;min-width:0}"
-    ".member p{margin:2px 0}.member .note{font-size:12px;line-height:1.4}"
-    ".adv{position:relative;height:6px;background:var(--line);border-radius:3px;margin:4px 0}.adv i{position:absolute;"
-    "top:0;bottom:0;border-radius:3px}.adv .up{left:50%;background:var(--yes)}.adv "
-    ".down{right:50%;background:var(--no)}"
-    ".tok{max-height:360px;overflow:auto;font-size:13px;line-height:1.55;unicode-bidi:isolate}.tok i{font-style:normal;"
-    "border-radius:2px}"
-    ".m1{background:color-mix(in srgb,var(--more) 17%,transparent)}"
-    ".m2{background:color-mix(in srgb,var(--more) 32%,transparent)}"
-    ".m3{background:color-mix(in srgb,var(--more) 47%,transparent)}"
-    ".m4{background:color-mix(in srgb,var(--more) 62%,transparent)}"
-    ".l1{background:color-mix(in srgb,var(--less) 14%,transparent)}"
-    ".l2{background:color-mix(in srgb,var(--less) 26%,transparent)}"
-    ".l3{background:color-mix(in srgb,var(--less) 38%,transparent)}"
-    ".l4{background:color-mix(in srgb,var(--less) 50%,transparent)}"
-    ".tints{display:flex;flex-wrap:wrap;gap:2px;align-items:center;font-size:12px;margin:6px 0}.tints i{font-style:"
-    "normal;padding:1px 7px;border-radius:3px;border:1px solid var(--line)}";
+    ".c6{--c:var(--s6)}.c7{--c:var(--s7)}";
 
 // ---------------------------------------------------------------------------------------------------------------- text
 
@@ -66,7 +48,6 @@ void html_text(Text *out, const char *text) { html_add(out, text ? text : "", te
 
 // -------------------------------------------------------------------------------------------------------------- shared
 
-// The lines of a log: checked whole first (E-CK-02), and a torn last one, of a run that works or was killed, is not there.
 typedef struct LogLines {
     LineCallback each;
     void *ctx;
@@ -76,19 +57,19 @@ static bool log_line(void *ctx, const char *line, size_t len, int64_t number, Er
     LogLines *l = ctx;
     return number > l->good || l->each(l->ctx, line, len, number, e);
 }
-static bool log_lines(const char *path, LineCallback each, void *ctx, Err *e) {
+bool report_log(const char *path, LineCallback each, void *ctx, Err *e) {
     LogLines l = {.each = each, .ctx = ctx};
     bool torn;
     return log_check(path, &l.good, &torn, e) && lines_read(path, log_line, &l, e);
 }
 
-static bool number_of(const Json *object, const char *name, double *out) {
+bool report_number(const Json *object, const char *name, double *out) {
     const Json *v = json_get(object, name);
     if (!v || v->type != JSON_NUMBER || fabs(v->number) > 1e200) return false; // what no axis holds is not there
     *out = v->number;
     return true;
 }
-static void html_json(Text *out, const Json *v) { // a string, or nothing
+void html_json(Text *out, const Json *v) { // a string, or nothing
     if (v && v->type == JSON_STRING) html_add(out, v->str, v->len);
 }
 
@@ -118,184 +99,227 @@ static double axis_tick(const Axis *a, int k) { // NaN behind the last
 
 // --------------------------------------------------------------------------------------------------------------- table
 
-typedef struct Estimate {
-    double mean, low, high, sd; // NaN: not there
+typedef struct Estimate {        // a number of table.json
+    double value, low, high, sd; // NaN: not there
+    const Json *by_seed;         // NULL: none
 } Estimate;
 static Estimate estimate_of(const Json *v) {
-    Estimate i = {NAN, NAN, NAN, NAN};
-    if (v && v->type == JSON_NUMBER && fabs(v->number) < 1e200) i.mean = v->number;
-    number_of(v, "mean", &i.mean), number_of(v, "low", &i.low), number_of(v, "high", &i.high);
-    number_of(v, "sd", &i.sd);
+    Estimate i = {NAN, NAN, NAN, NAN, json_get(v, "by_seed")};
+    report_number(v, "value", &i.value), report_number(v, "sd", &i.sd);
+    if (!report_number(v, "low", &i.low) || !report_number(v, "high", &i.high)) i.low = i.high = NAN;
     return i;
 }
-static void widen(double range[2], Estimate i) {
-    const double v[3] = {i.mean, i.low, i.high};
-    for (int k = 0; k < 3; k++)
-        if (!isnan(v[k])) range[0] = fmin(range[0], v[k]), range[1] = fmax(range[1], v[k]);
+static const Json *first_seed(Estimate i) { return i.by_seed ? i.by_seed->child : NULL; }
+static bool seed_value(const Json *s, double *out) {
+    return s->type == JSON_NUMBER && fabs(s->number) < 1e200 && (*out = s->number, true);
+}
+static void widen(double range[2], double v) {
+    if (!isnan(v)) range[0] = fmin(range[0], v), range[1] = fmax(range[1], v);
 }
 
-// A number with its interval as a bar beneath it, on the axis of its column. Shares are shown in percent.
-static void estimate_cell(Estimate i, const double range[2], Text *out) {
+// The columns of estimates: the tasks of the first arm that has any, then members that some arm has.
+enum { COLUMNS = TASKS + 6 };
+typedef struct Column {
+    const Json *task;          // NULL: a member of the arm itself
+    const char *member, *head; //
+    double scale;              // to percent
+    double range[2];           // of everything in it
+} Column;
+static const struct {
+    const char *member, *head;
+    double scale;
+} behind[] = {{"mean", "mean", 100},    {"label", "label", 100},   {"iou", "IoU", 100},
+              {"box", "IoU ≥ .5", 100}, {"format", "format", 100}, {"tokens", "tokens", 1}};
+
+static Estimate column_value(const Column *c, const Json *arm) {
+    return estimate_of(c->task ? json_get(json_get(arm, "tasks"), c->task->key) : json_get(arm, c->member));
+}
+static int columns_of(const Json *arms, Column *c) {
+    const Json *tasks = NULL;
+    int n = 0, kept = 0;
+    for (const Json *a = arms->child; a && !tasks; a = a->next) {
+        const Json *t = json_get(a, "tasks");
+        if (t && t->type == JSON_OBJECT) tasks = t->child;
+    }
+    for (; tasks && n < TASKS; tasks = tasks->next) c[n++] = (Column){.task = tasks, .scale = 100};
+    for (int k = 0; k < 6; k++)
+        c[n++] = (Column){.member = behind[k].member, .head = behind[k].head, .scale = behind[k].scale};
+    for (int k = 0; k < n; k++) {
+        c[k].range[0] = INFINITY, c[k].range[1] = -INFINITY;
+        for (const Json *a = arms->child; a; a = a->next) {
+            Estimate i = column_value(&c[k], a);
+            widen(c[k].range, i.value), widen(c[k].range, i.low), widen(c[k].range, i.high);
+        }
+        if (c[k].range[0] <= c[k].range[1]) c[kept++] = c[k];
+    }
+    return kept;
+}
+
+// A number with its interval as a bar beneath it, on the axis of its column.
+static void estimate_cell(const Column *c, Estimate i, Text *out) {
     enum { W = 66, H = 9 };
-    if (isnan(i.mean)) {
+    if (isnan(i.value)) {
         text_addf(out, "<td class=n>-");
         return;
     }
-    bool bar = !isnan(i.low) && !isnan(i.high);
-    double scale = (W - 6) / (range[1] > range[0] ? range[1] - range[0] : 1);
-    text_addf(out, "<td class=n");
-    if (bar) text_addf(out, " title=\"%.1f to %.1f", 100 * i.low, 100 * i.high);
-    if (bar && !isnan(i.sd)) text_addf(out, ", deviation %.1f", 100 * i.sd);
-    text_addf(out, "%s>%.1f<svg width=%d height=%d aria-hidden=true><line class=axis x1=3 x2=%d y1=5 y2=5 />",
-              bar ? "\"" : "", 100 * i.mean, W, H, W - 3);
-    if (bar)
-        text_addf(out, "<line class=iv x1=%.1f x2=%.1f y1=5 y2=5 />", 3 + (i.low - range[0]) * scale,
-                  3 + (i.high - range[0]) * scale);
-    text_addf(out, "<rect class=mark x=%.1f y=1 width=2 height=8 /></svg>", 2 + (i.mean - range[0]) * scale);
+    double width = c->range[1] - c->range[0], pixels = (W - 6) / (width > 1e-12 * fabs(c->range[0]) ? width : 1), v;
+    text_addf(out, "<td class=n title=\"");
+    if (!isnan(i.low)) text_addf(out, "%.1f to %.1f", c->scale * i.low, c->scale * i.high);
+    if (!isnan(i.sd)) text_addf(out, ", deviation %.1f", c->scale * i.sd);
+    if (first_seed(i)) text_addf(out, "; seeds:");
+    for (const Json *s = first_seed(i); s; s = s->next)
+        if (seed_value(s, &v)) text_addf(out, " %.1f", c->scale * v);
+    text_addf(out, "\">%.*f<svg width=%d height=%d aria-hidden=true><line class=axis x1=3 x2=%d y1=5 y2=5 />", 1,
+              c->scale * i.value, W, H, W - 3);
+    if (!isnan(i.low))
+        text_addf(out, "<line class=iv x1=%.1f x2=%.1f y1=5 y2=5 />", 3 + (i.low - c->range[0]) * pixels,
+                  3 + (i.high - c->range[0]) * pixels);
+    text_addf(out, "<rect class=mark x=%.1f y=1 width=2 height=8 /></svg>", 2 + (i.value - c->range[0]) * pixels);
 }
 
-// The columns of estimates: the tasks, then members of an arm that some arm has.
-enum { COLUMNS = 40 };
-typedef struct Column {
-    const Json *task;   // its name; NULL: a member of the arm itself
-    const char *member; //
-    double range[2];    // of everything in it
-} Column;
-static Estimate column_value(const Column *c, const Json *arm) {
-    const Json *accuracy = json_get(arm, "accuracy");
-    if (c->task) return estimate_of(c->task->type == JSON_STRING ? json_get(accuracy, c->task->str) : NULL);
-    return estimate_of(json_get(arm, c->member));
+static bool same_text(const Json *a, const Json *b) {
+    return a && b && a->type == JSON_STRING && b->type == JSON_STRING && a->len == b->len &&
+           !memcmp(a->str, b->str, a->len);
 }
-static int columns_of(const Json *tasks, const Json *arms, Column *c) {
-    int n = 0;
-    for (const Json *t = tasks ? tasks->child : NULL; t && n < COLUMNS - 2; t = t->next) c[n++].task = t;
-    c[n++].member = "mean", c[n++].member = "iou";
-    for (int k = 0; k < n; k++) {
-        c[k].range[0] = INFINITY, c[k].range[1] = -INFINITY;
-        for (const Json *a = arms->child; a; a = a->next) widen(c[k].range, column_value(&c[k], a));
-    }
-    while (n && !(c[n - 1].range[1] >= c[n - 1].range[0])) n--;
-    return n;
-}
-
-static void arms_table(const Json *root, Text *out) {
-    const Json *arms = json_get(root, "arms");
-    Column columns[COLUMNS] = {{0}};
-    int n = columns_of(json_get(root, "tasks"), arms, columns);
-    bool tokens = false, format = false;
-    for (const Json *a = arms->child; a; a = a->next) {
-        tokens |= !isnan(estimate_of(json_get(a, "tokens")).mean);
-        format |= !isnan(estimate_of(json_get(a, "format")).mean);
-    }
+static void arms_table(const Json *arms, Text *out) {
+    Column columns[COLUMNS];
+    int n = columns_of(arms, columns);
     text_addf(out, "<div class=wide><table class=ablation><thead><tr><th>arm<th class=n>seeds");
     for (int k = 0; k < n; k++) {
         text_addf(out, "<th class=n>");
-        if (columns[k].task) html_json(out, columns[k].task);
-        else html_text(out, columns[k].member);
+        if (columns[k].task) html_add(out, columns[k].task->key, columns[k].task->key_len);
+        else html_text(out, columns[k].head);
     }
-    text_addf(out, "%s%s</thead><tbody>\n", format ? "<th class=n>format" : "", tokens ? "<th class=n>tokens" : "");
+    text_addf(out, "</thead><tbody>\n");
     const Json *section = NULL;
     for (const Json *a = arms->child; a; a = a->next) {
-        const Json *s = json_get(a, "section"), *note_text = json_get(a, "note"), *missing = json_get(a, "missing");
-        bool named = s && s->type == JSON_STRING && s->len;
-        if (named && (!section || section->len != s->len || memcmp(section->str, s->str, s->len))) {
-            text_addf(out, "<tr><th scope=rowgroup colspan=%d>", 2 + n + format + tokens);
+        const Json *s = json_get(a, "section"), *says = json_get(a, "note");
+        double seeds = 0;
+        if (s && s->type == JSON_STRING && !same_text(s, section)) {
+            text_addf(out, "<tr><th scope=rowgroup colspan=%d>", 2 + n);
             html_json(out, s);
             text_addf(out, "</tr>\n");
         }
-        section = named ? s : NULL;
+        section = s;
         text_addf(out, "<tr><td>");
         html_json(out, json_get(a, "name"));
-        if (note_text && note_text->type == JSON_STRING && note_text->len) {
+        if (says && says->type == JSON_STRING) {
             text_addf(out, "<br><span class=note>");
-            html_json(out, note_text);
+            html_json(out, says);
             text_addf(out, "</span>");
         }
-        if (missing && missing->type == JSON_TRUE) {
-            text_addf(out, "<td class=note colspan=%d>not there</tr>\n", 1 + n + format + tokens);
-            continue;
-        }
-        double seeds = NAN, share = estimate_of(json_get(a, "format")).mean;
-        double length = estimate_of(json_get(a, "tokens")).mean;
-        number_of(a, "seeds", &seeds);
-        text_addf(out, isnan(seeds) ? "<td class=n>-" : "<td class=n>%.0f", seeds);
-        for (int k = 0; k < n; k++) estimate_cell(column_value(&columns[k], a), columns[k].range, out);
-        if (format) text_addf(out, isnan(share) ? "<td class=n>-" : "<td class=n>%.1f", 100 * share);
-        if (tokens) text_addf(out, isnan(length) ? "<td class=n>-" : "<td class=n>%.0f", length);
+        report_number(a, "seeds", &seeds);
+        text_addf(out, "<td class=n>%.0f", seeds);
+        if (seeds < 1) text_addf(out, "<td class=note colspan=%d>not run", n);
+        for (int k = 0; seeds >= 1 && k < n; k++) estimate_cell(&columns[k], column_value(&columns[k], a), out);
         text_addf(out, "</tr>\n");
     }
     text_addf(out,
-              "</tbody></table></div><p class=note>Percent, but for seeds and tokens. Bars: the interval in "
-              "table.json, with a mark at the mean over seeds; each column has an axis of its own, from its lowest "
-              "bound to its highest. Point at a number for its interval.</p>\n");
+              "</tbody></table></div><p class=note>Percent, but for seeds and tokens. Bars: intervals, with a mark at "
+              "the mean over seeds; each column has an axis of its own, from its lowest bound to its highest. Point "
+              "at a number for its interval and its seeds.</p>\n");
 }
 
-static void differences_table(const Json *list, Text *out) {
-    enum { W = 300, H = 22, SIDE = 10 };
-    double range[2] = {0, 0};
-    for (const Json *d = list->child; d; d = d->next) {
-        widen(range, estimate_of(d));
-        const Json *seeds = json_get(d, "per_seed");
-        for (const Json *s = seeds ? seeds->child : NULL; s; s = s->next) widen(range, estimate_of(s));
+// Which tasks a difference comes from: "tool +3.1*", the star where its interval leaves 0 out.
+static void by_task(const Json *difference, double scale, Text *out) {
+    const Json *tasks = json_get(difference, "tasks");
+    bool any = false;
+    for (const Json *t = tasks && tasks->type == JSON_OBJECT ? tasks->child : NULL; t; t = t->next) {
+        Estimate i = estimate_of(t);
+        if (isnan(i.value)) continue;
+        text_addf(out, any ? ", " : ""), any = true;
+        html_add(out, t->key, t->key_len);
+        text_addf(out, " %+.1f%s", scale * i.value, i.low > 0 || i.high < 0 ? "*" : "");
     }
-    Axis a = axis_of(range[0], range[1], 6);
-    double scale = (W - 2 * SIDE) / (a.high - a.low);
-#define AT_X(v) (SIDE + ((v)-a.low) * scale)
-    text_addf(out, "<h3>Paired differences</h3><div class=wide><table class=differences><thead><tr><th>question<th>"
-                   "difference<th class=n>points<th>95 %% interval<th>0 is</thead><tbody>\n");
+}
+
+// Differences against 0, all on one axis: those of shares, or those of tokens.
+static void differences_table(const Json *list, double level, bool tokens, Text *out) {
+    enum { W = 300, H = 24, SIDE = 14 };
+    double range[2] = {0, 0}, scale = tokens ? 1 : 100, v;
+    int rows = 0;
     for (const Json *d = list->child; d; d = d->next) {
-        Estimate i = estimate_of(d);
-        const Json *outside = json_get(d, "excludes_zero"), *seeds = json_get(d, "per_seed");
-        bool clear = outside && outside->type == JSON_TRUE, known = !isnan(i.low) && !isnan(i.high);
+        const Json *metric = json_get(d, "metric");
+        Estimate i = estimate_of(json_get(d, "mean"));
+        if ((metric && json_is(metric, "tokens")) != tokens) continue;
+        rows++, widen(range, i.value), widen(range, i.low), widen(range, i.high);
+        for (const Json *s = first_seed(i); s; s = s->next)
+            if (seed_value(s, &v)) widen(range, v);
+    }
+    if (!rows) return;
+    Axis a = axis_of(range[0], range[1], 6);
+    double pixels = (W - 2 * SIDE) / (a.high - a.low), zero = SIDE - a.low * pixels;
+    text_addf(out,
+              "<div class=wide><table class=differences><thead><tr><th>difference<th class=n>%s<th>%g %% interval"
+              "<th>leaves 0 out<th>by task</thead><tbody>\n",
+              tokens ? "tokens" : "points", 100 * level);
+    for (const Json *d = list->child; d; d = d->next) {
+        const Json *metric = json_get(d, "metric"), *outside = json_get(d, "excludes_0");
+        if ((metric && json_is(metric, "tokens")) != tokens) continue;
+        Estimate i = estimate_of(json_get(d, "mean"));
+        bool clear = outside && outside->type == JSON_TRUE;
         text_addf(out, "<tr><td>");
         html_json(out, json_get(d, "name"));
-        text_addf(out, "<td>");
+        text_addf(out, "<br><span class=note>");
         html_json(out, json_get(d, "a"));
         text_addf(out, " − ");
         html_json(out, json_get(d, "b"));
-        if (isnan(i.mean)) {
-            text_addf(out, "<td class=n>-<td class=note>not there<td></tr>\n");
+        if (metric && !json_is(metric, "accuracy") && !tokens) text_addf(out, ", "), html_json(out, metric);
+        text_addf(out, "</span>");
+        if (isnan(i.value)) {
+            text_addf(out, "<td class=n>-<td class=note>not run<td><td></tr>\n");
             continue;
         }
-        text_addf(out, "<td class=n>%+.1f<td><svg width=%d height=%d role=img aria-label=\"", 100 * i.mean, W, H);
-        if (known) text_addf(out, "%+.1f to %+.1f", 100 * i.low, 100 * i.high);
+        text_addf(out, "<td class=n>%+.1f<td><svg width=%d height=%d role=img aria-label=\"", scale * i.value, W, H);
+        if (!isnan(i.low)) text_addf(out, "%+.1f to %+.1f", scale * i.low, scale * i.high);
         text_addf(out, "\"><line class=axis x1=%d x2=%d y1=11 y2=11 /><line class=zero x1=%.1f x2=%.1f y1=0 y2=%d />",
-                  SIDE, W - SIDE, AT_X(0), AT_X(0), H);
-        for (const Json *s = seeds ? seeds->child : NULL; s; s = s->next)
-            if (s->type == JSON_NUMBER) text_addf(out, "<circle class=seed cx=%.1f cy=18 r=2 />", AT_X(s->number));
-        if (known)
-            text_addf(out, "<path class=iv2 d=\"M%.1f 11H%.1fM%.1f 7v8M%.1f 7v8\"/>", AT_X(i.low), AT_X(i.high),
-                      AT_X(i.low), AT_X(i.high));
-        text_addf(out, "<circle class=%s cx=%.1f cy=11 r=4 /></svg><td>%s</tr>\n", clear ? "solid" : "hollow",
-                  AT_X(i.mean), clear ? "outside" : "inside");
+                  SIDE, W - SIDE, zero, zero, H);
+        for (const Json *s = first_seed(i); s; s = s->next)
+            if (seed_value(s, &v)) text_addf(out, "<circle class=seed cx=%.1f cy=20 r=2 />", zero + v * pixels);
+        if (!isnan(i.low))
+            text_addf(out, "<path class=iv2 d=\"M%.1f 11H%.1fM%.1f 7v8M%.1f 7v8\"/>", zero + i.low * pixels,
+                      zero + i.high * pixels, zero + i.low * pixels, zero + i.high * pixels);
+        text_addf(out, "<circle class=%s cx=%.1f cy=11 r=4 /></svg><td>%s<td class=note>", clear ? "solid" : "hollow",
+                  zero + i.value * pixels,
+                  isnan(i.low) ? "-"
+                  : clear      ? "yes"
+                               : "no");
+        by_task(d, scale, out);
+        text_addf(out, "</tr>\n");
     }
-    text_addf(out, "<tr><td><td><td><td><svg width=%d height=16 aria-hidden=true>", W);
+    text_addf(out, "<tr><td><td><td><svg width=%d height=16 aria-hidden=true>", W);
     for (int k = 0; !isnan(axis_tick(&a, k)); k++)
-        text_addf(out, "<text x=%.1f y=12 text-anchor=middle>%.3g</text>", AT_X(axis_tick(&a, k)),
-                  100 * axis_tick(&a, k));
-#undef AT_X
-    text_addf(out,
-              "</svg><td></tr></tbody></table></div><p class=note>Percentage points, seed by seed. A filled dot: the "
-              "interval leaves 0 out; small dots: the seeds.</p>\n");
+        text_addf(out, "<text x=%.1f y=12 text-anchor=middle>%.3g</text>", zero + axis_tick(&a, k) * pixels,
+                  scale * axis_tick(&a, k));
+    text_addf(out, "</svg><td><td></tr></tbody></table></div>\n");
 }
 
 bool report_table(const char *file, Text *out, Err *e) {
     JsonDoc doc;
     if (!json_read(&doc, file, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e)) return false;
     const Json *arms = json_get(doc.root, "arms"), *differences = json_get(doc.root, "differences");
-    bool ok = arms && arms->type == JSON_ARRAY;
-    if (!ok)
-        err_set(e, "E-CF-02", json_at(&doc, arms ? arms : doc.root, "arms"),
-                "expected a list of arms; found %s; do: give the table.json of surgr1 table",
-                arms ? json_shown(arms) : "none");
-    else {
+    int64_t format;
+    double level = .95;
+    bool ok = json_int(&doc, doc.root, "format", true, 1, 1, &format, e) &&
+              json_double(&doc, doc.root, "level", false, 0, 1, &level, e);
+    if (ok && (!arms || arms->type != JSON_ARRAY))
+        ok = err_set(e, "E-CF-02", json_at(&doc, arms ? arms : doc.root, "arms"),
+                     "expected a list of arms; found %s; do: give the table.json of surgr1 table",
+                     arms ? json_shown(arms) : "none");
+    if (ok) {
         const Json *title = json_get(doc.root, "title");
         text_addf(out, "<section id=table><h2>");
-        if (title && title->type == JSON_STRING && title->len) html_json(out, title);
+        if (title && title->type == JSON_STRING) html_json(out, title);
         else text_addf(out, "Ablations");
         text_addf(out, "</h2>\n");
-        arms_table(doc.root, out);
-        if (differences && differences->child) differences_table(differences, out);
+        arms_table(arms, out);
+        if (differences && differences->type == JSON_ARRAY && differences->child) {
+            text_addf(out, "<h3>Paired differences</h3>\n");
+            differences_table(differences, level, false, out), differences_table(differences, level, true, out);
+            text_addf(out, "<p class=note>Of the same records, in percentage points (or tokens). Large dot: the "
+                           "difference, filled where its interval leaves 0 out; small dots: the seeds. A star: so does "
+                           "the interval of that task.</p>\n");
+        }
         text_addf(out, "</section>\n");
     }
     json_free(&doc);
@@ -317,19 +341,41 @@ static void points_add(Points *p, double x, double y) {
     p->x[p->n] = x, p->y[p->n++] = y;
 }
 
-// The charts, in their order. Several rows with one title share a chart; `line` then tells them apart. What a run logs
-// beside these goes into charts of its own, folded away.
+// The charts, in their order: what sft.c and grpo_run.c log and people look at. Rows with one title share a chart; `line`
+// then tells them apart. What a run logs beside these goes into charts of its own, folded away.
 static const struct {
     const char *event, *field, *chart, *line;
-} known[] = {{"step", "reward", "reward", ""},
+} known[] = {{"rollout", "reward", "reward", ""},
+             {"rollout", "right", "right answers while training", ""},
+             {"eval", "greedy.right", "evaluation: right", "greedy"},
+             {"eval", "sampled.right", "evaluation: right", "sampled"},
+             {"eval", "greedy.terms.format", "evaluation: format", "greedy"},
+             {"eval", "sampled.terms.format", "evaluation: format", "sampled"},
+             {"rollout", "terms.format", "reward: format", ""},
+             {"rollout", "terms.answer", "reward: answer", ""},
+             {"rollout", "terms.structure", "reward: structure", ""},
+             {"rollout", "terms.grounding", "reward: grounding", ""},
+             {"rollout", "terms.language", "reward: language", ""},
+             {"rollout", "terms.coherence", "reward: coherence", ""},
+             {"rollout", "length", "length (tokens)", ""},
+             {"rollout", "truncated", "share cut off", ""},
+             {"rollout", "unparsable", "share unparsable", ""},
+             {"rollout", "contradictions", "share contradicting its trace", ""},
+             {"rollout", "flat_groups", "groups without spread", ""},
+             {"rollout", "w_fraction", "effective token fraction of w", ""},
+             {"rollout", "drift_max", "largest |log p drawn − trained|", ""},
+             {"step", "kl", "KL to the reference", ""},
              {"step", "loss", "training loss", ""},
              {"eval", "loss", "evaluation loss", ""},
+             {"step", "entropy", "entropy (nats)", ""},
              {"step", "grad_norm", "gradient norm", ""},
-             {"step", "learning_rate", "learning rate", ""},
-             {"step", "entropy", "entropy (nats)", ""}};
-enum { KNOWN = sizeof known / sizeof *known, SERIES = 400, NAME = 120 };
-// Members that count or place a line and draw nothing but a ramp.
-static const char *const not_drawn[] = {"seq", "step", "epoch", "best_step", "samples", "targets", NULL};
+             {"step", "learning_rate", "learning rate", ""}};
+enum { KNOWN = sizeof known / sizeof *known, SERIES = 600, NAME = 120 };
+static const char *const events[] = {"step", "rollout", "eval", NULL};
+// Members that count or place a line and draw nothing but a ramp; of nested ones the last part of the name.
+static const char *const not_drawn[] = {"seq",     "step",      "epoch",       "best_step", "samples", "targets",
+                                        "rollout", "update",    "seen",        "tokens",    "n",       "T",
+                                        "status",  "sequences", "completions", NULL};
 
 typedef struct Series { // one member of one kind of event, of every run
     char event[16], field[NAME];
@@ -359,7 +405,7 @@ static void collect(Curves *c, const char *event, const Json *object, const char
         char field[NAME];
         bool skip = strlen(v->key) != v->key_len || // a name with a zero byte
                     snprintf(field, sizeof field, "%s%s%s", prefix, *prefix ? "." : "", v->key) >= NAME;
-        for (int k = 0; !skip && not_drawn[k]; k++) skip = !strcmp(field, not_drawn[k]);
+        for (int k = 0; !skip && not_drawn[k]; k++) skip = !strcmp(v->key, not_drawn[k]);
         if (skip) continue;
         if (v->type == JSON_OBJECT && depth < 3) collect(c, event, v, field, step, depth + 1);
         if (v->type != JSON_NUMBER || fabs(v->number) > 1e200) continue;
@@ -372,17 +418,16 @@ static bool curve_line(void *ctx, const char *line, size_t len, int64_t number, 
     JsonDoc doc;
     double step;
     if (!json_parse(&doc, line, len, c->path, (JsonOptions){.first_line = (uint32_t)number}, e)) return false;
-    static const char *const events[] = {"step", "eval"};
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; events[k]; k++) {
         const Json *ev = json_get(doc.root, "ev");
-        if (ev && json_is(ev, events[k]) && number_of(doc.root, "step", &step))
+        if (ev && json_is(ev, events[k]) && report_number(doc.root, "step", &step))
             collect(c, events[k], doc.root, "", step, 0);
     }
     json_free(&doc);
     return true;
 }
 
-// A line through points of which at most 2 in each of 300 places are drawn, the lowest and the highest.
+// A line through points of which at most 2 in each of 150 places are drawn, the lowest and the highest.
 enum { CHART_W = 340, CHART_H = 160, CHART_LEFT = 46, CHART_RIGHT = 10, CHART_TOP = 9, CHART_BOTTOM = 20 };
 static double chart_x(Axis x, double v) {
     return CHART_LEFT + (v - x.low) / (x.high - x.low) * (CHART_W - CHART_LEFT - CHART_RIGHT);
@@ -391,7 +436,7 @@ static double chart_y(Axis y, double v) {
     return CHART_TOP + (y.high - v) / (y.high - y.low) * (CHART_H - CHART_TOP - CHART_BOTTOM);
 }
 static void chart_path(const Points *p, const double *values, Axis x, Axis y, const char *class, Text *out) {
-    int64_t every = p->n / 300 + 1;
+    int64_t every = p->n / 150 + 1;
     char letter = 'M';
     text_addf(out, "<path class=\"%s\" d=\"", class);
     for (int64_t from = 0; from < p->n; from += every) {
@@ -447,9 +492,13 @@ static void chart(const char *title, const Line *lines, int n, Text *out) {
     text_addf(out, "<figure><figcaption><span>");
     html_text(out, title);
     text_addf(out, "</span><span>");
-    for (int k = 0; k < n && n <= 2; k++)
-        text_addf(out, "%s%s%s<b>%.4g</b>", k ? ", " : "", lines[k].name, *lines[k].name ? " " : "",
-                  last_value(lines[k].p));
+    for (int k = 0; k < n; k++) { // what is drawn whole and what dashed, and where a line or two end
+        bool first_of_style = *lines[k].name && (!k || lines[k - 1].style != lines[k].style);
+        if (first_of_style) text_addf(out, "%s%s %s ", k ? " " : "", lines[k].style % 2 ? "- -" : "—", lines[k].name);
+        if (n <= 2)
+            text_addf(out, "%s<b class=c%d>%.3g</b>", k && !first_of_style ? ", " : "", lines[k].run % 8,
+                      last_value(lines[k].p));
+    }
     text_addf(out, "</span></figcaption><svg viewBox=\"0 0 %d %d\" role=img aria-label=\"", CHART_W, CHART_H);
     html_text(out, title);
     text_addf(out, "\">");
@@ -522,7 +571,7 @@ static void family(const Curves *c, const char *title, const bool *member, Text 
         const Series *s = &c->series[i];
         char name[NAME + 20];
         if (known_series(s) >= 0) continue;
-        snprintf(name, sizeof name, "%s%s", strcmp(s->event, "step") ? "evaluation: " : "", s->field);
+        snprintf(name, sizeof name, "%s: %s", s->event, s->field);
         chart(name, lines, add_lines(c, s, "", 0, member, lines, 0), &more);
     }
     if (more.len)
@@ -538,11 +587,11 @@ bool report_curves(const char *const *runs, int n, Text *out, Err *e) {
     char path[1300];
     c->runs = runs, c->n_runs = n, c->path = path;
     for (c->run = 0; ok && c->run < n; c->run++)
-        ok = path_join(path, sizeof path, runs[c->run], "run.jsonl", e) && log_lines(path, curve_line, c, e);
+        ok = path_join(path, sizeof path, runs[c->run], "run.jsonl", e) && report_log(path, curve_line, c, e);
     for (int k = 0; k < c->n; k++)
         for (int r = 0; r < n; r++) {
             bool here = c->series[k].of[r].n > 0;
-            any |= here, others[r] |= here, rewarded[r] |= here && !strncmp(c->series[k].field, "reward", 6);
+            any |= here, others[r] |= here, rewarded[r] |= here && !strcmp(c->series[k].event, "rollout");
         }
     for (int r = 0; r < n; r++) others[r] &= !rewarded[r];
     if (ok && any) {
@@ -558,249 +607,5 @@ bool report_curves(const char *const *runs, int n, Text *out, Err *e) {
         free(c->series[k].of);
     }
     free(rewarded), free(others), free(c);
-    return ok;
-}
-
-// ------------------------------------------------------------------------------------------------------------ rollouts
-
-enum { MEMBERS = 8, TOKENS_SHOWN = 1500 }; // of a group; of a completion
-typedef struct Group {
-    int64_t step, group, n;
-    double low, high; // advantages of its members
-    char task[32];
-    bool chosen;
-    JsonDoc *docs; // [n] of a chosen group, the completions
-    int64_t read;
-} Group;
-typedef struct Rollouts {
-    const char *path;
-    Group *g;
-    int64_t n, cap;
-    int32_t *of_line; // [lines] the group of each line, -1: none
-    int64_t lines, line_cap;
-} Rollouts;
-
-// First reading: which groups there are. A group's lines need not follow each other, but its step's do.
-static bool rollout_scan(void *ctx, const char *line, size_t len, int64_t number, Err *e) {
-    Rollouts *r = ctx;
-    JsonDoc doc;
-    int64_t step, group;
-    if (!json_parse(&doc, line, len, r->path, (JsonOptions){.first_line = (uint32_t)number}, e)) return false;
-    const Json *ev = json_get(doc.root, "ev"), *task = json_get(doc.root, "task");
-    int64_t at = -1;
-    if (ev && json_is(ev, "completion")) {
-        if (!json_int(&doc, doc.root, "step", true, 0, INT64_MAX, &step, e) ||
-            !json_int(&doc, doc.root, "group", true, 0, INT64_MAX, &group, e)) {
-            json_free(&doc);
-            return false;
-        }
-        for (at = r->n - 1; at >= 0 && r->g[at].step == step && r->g[at].group != group;) at--;
-        if (at < 0 || r->g[at].step != step) {
-            if (r->n == r->cap) {
-                r->cap = r->cap ? 2 * r->cap : 256;
-                r->g = grow_or_die(r->g, (size_t)r->cap, sizeof *r->g, "the groups of completions");
-            }
-            r->g[at = r->n++] = (Group){.step = step, .group = group, .low = INFINITY, .high = -INFINITY};
-        }
-        Group *g = &r->g[at];
-        double a;
-        g->n++;
-        if (number_of(doc.root, "advantage", &a)) g->low = fmin(g->low, a), g->high = fmax(g->high, a);
-        if (task && task->type == JSON_STRING) snprintf(g->task, sizeof g->task, "%s", task->str);
-    }
-    json_free(&doc);
-    if (number > r->line_cap) {
-        r->line_cap = 2 * number + 256;
-        r->of_line = grow_or_die(r->of_line, (size_t)r->line_cap, sizeof *r->of_line, "the lines of rollouts.jsonl");
-    }
-    while (r->lines < number - 1) r->of_line[r->lines++] = -1;
-    r->of_line[r->lines++] = (int32_t)at;
-    return true;
-}
-static bool rollout_load(void *ctx, const char *line, size_t len, int64_t number, Err *e) {
-    Rollouts *r = ctx;
-    Group *g = number <= r->lines && r->of_line[number - 1] >= 0 ? &r->g[r->of_line[number - 1]] : NULL;
-    if (!g || !g->chosen || g->read == g->n) return true;
-    if (!json_parse(&g->docs[g->read], line, len, r->path, (JsonOptions){.first_line = (uint32_t)number}, e))
-        return false;
-    g->read++;
-    return true;
-}
-
-// Groups in turn from the first, the middle and the last step, and from there on; with a spread before flat ones, of a task
-// that was not taken yet before those of others.
-static void choose(Rollouts *r, int64_t most) {
-    int64_t *taken = alloc_or_die((size_t)most + 1, sizeof *taken, "the groups that are shown");
-    for (int64_t k = 0; k < most && k < r->n; k++) {
-        double first = (double)r->g[0].step, last = (double)r->g[r->n - 1].step;
-        double anchor = k % 3 == 0 ? first : k % 3 == 1 ? floor((first + last) / 2) : last, best_key[3] = {0};
-        int64_t best = -1;
-        for (int64_t i = 0; i < r->n; i++) {
-            const Group *g = &r->g[i];
-            if (g->chosen) continue;
-            double key[3] = {!(g->high > g->low), fabs((double)g->step - anchor), 0};
-            for (int64_t j = 0; j < k; j++) key[2] += !strcmp(r->g[taken[j]].task, g->task);
-            int c = 0;
-            while (c < 2 && key[c] == best_key[c]) c++;
-            if (best < 0 || key[c] < best_key[c]) best = i, memcpy(best_key, key, sizeof key);
-        }
-        r->g[best].chosen = true, taken[k] = best;
-    }
-    free(taken);
-}
-
-// The class of a tint: m1 to m4 and l1 to l4 for |log2 w| of a quarter, three quarters and so on; "" about 1.
-static const char *tint(double w) {
-    static const char *const more[] = {"", "m1", "m2", "m3", "m4"}, *const less[] = {"", "l1", "l2", "l3", "l4"};
-    if (!(w > 0)) return w == 0 ? "l4" : "";
-    double steps = fmin(4, floor(2 * fabs(log2(w)) + 0.5));
-    return (w > 1 ? more : less)[(int)steps];
-}
-static void legend(Text *out) {
-    static const double w[] = {0.25, 0.35, 0.5, 0.71, 1, 1.41, 2, 2.83, 4};
-    text_addf(out, "<p class=tints><span class=note>weight w of a token (eq. 6):&nbsp;</span>");
-    for (int k = 0; k < 9; k++)
-        text_addf(out, "<i class=\"%s\">%s%.3g</i>", tint(w[k]), k == 0 ? "≤ " : k == 8 ? "≥ " : "", w[k]);
-    text_addf(out,
-              "<span class=note>&nbsp;1 is neutral; weights average 1 over a completion. Point at a token for w and "
-              "its entropy H in nats.</span></p>\n");
-}
-
-// The text token by token; without pieces, or with other than one weight for each, as it is.
-static void tokens(const Json *completion, Text *out) {
-    const Json *pieces = json_get(completion, "pieces"), *weight = json_get(completion, "weight");
-    const Json *entropy = json_get(completion, "entropy"), *text = json_get(completion, "text");
-    text_addf(out, "<p class=\"pre tok\" dir=auto tabindex=0>");
-    bool whole = pieces && weight && pieces->type == JSON_ARRAY && weight->type == JSON_ARRAY &&
-                 pieces->count == weight->count && pieces->count;
-    if (!whole) {
-        html_json(out, text);
-        text_addf(out, "</p>");
-        return;
-    }
-    const Json *w = weight->child, *h = entropy && entropy->count == pieces->count ? entropy->child : NULL;
-    int64_t shown = 0;
-    for (const Json *p = pieces->child; p && shown < TOKENS_SHOWN; p = p->next, w = w->next, h = h ? h->next : NULL) {
-        shown++;
-        if (w->type != JSON_NUMBER) { // a token that does not take part
-            html_json(out, p);
-            continue;
-        }
-        const char *class = tint(w->number);
-        text_addf(out, "<i%s%s title=\"w %.3g", *class ? " class=" : "", class, w->number);
-        if (h && h->type == JSON_NUMBER) text_addf(out, " H %.3g", h->number);
-        text_addf(out, "\">");
-        html_json(out, p);
-        text_addf(out, "</i>");
-    }
-    if (shown < pieces->count)
-        text_addf(out, "<span class=note> [%lld more tokens]</span>", (long long)(pieces->count - shown));
-    text_addf(out, "</p>");
-}
-
-static void member(const Json *c, double largest, Text *out) {
-    double advantage = NAN, total = NAN, number = NAN, count = NAN;
-    const Json *right = json_get(c, "right"), *stopped = json_get(c, "stopped"), *reward = json_get(c, "reward");
-    number_of(c, "advantage", &advantage), number_of(c, "total", &total), number_of(c, "member", &number);
-    number_of(c, "tokens", &count);
-    text_addf(out, "<div class=member><p>");
-    if (!isnan(number)) text_addf(out, "<span class=note>#%.0f</span> ", number);
-    if (!isnan(advantage)) text_addf(out, "<b>A %+.2f</b> ", advantage);
-    if (!isnan(total)) text_addf(out, "reward %.3g ", total);
-    if (right && right->type == JSON_TRUE) text_addf(out, "<span class=yes>right</span>");
-    if (right && right->type == JSON_FALSE) text_addf(out, "<span class=no>wrong</span>");
-    double part = largest > 0 && !isnan(advantage) ? 50 * fabs(advantage) / largest : 0;
-    text_addf(out, "</p><div class=adv><i class=%s style=\"width:%.1f%%\"></i></div><p class=note>",
-              advantage < 0 ? "down" : "up", part);
-    html_json(out, json_get(c, "status"));
-    for (const Json *v = reward && reward->type == JSON_OBJECT ? reward->child : NULL; v; v = v->next) {
-        if (v->type != JSON_NUMBER) continue;
-        text_addf(out, " · ");
-        html_add(out, v->key, v->key_len);
-        text_addf(out, " %.3g", v->number);
-    }
-    if (!isnan(count)) text_addf(out, " · %.0f tokens", count);
-    if (stopped && stopped->type == JSON_FALSE) text_addf(out, ", cut off");
-    text_addf(out, "</p>");
-    tokens(c, out);
-    text_addf(out, "</div>\n");
-}
-
-static int by_advantage(const void *a, const void *b) {
-    double x = -INFINITY, y = -INFINITY;
-    const JsonDoc *p = a, *q = b;
-    number_of(p->root, "advantage", &x), number_of(q->root, "advantage", &y);
-    return x != y ? (x < y) - (x > y) : (p->root->line > q->root->line) - (p->root->line < q->root->line);
-}
-static void group_html(Group *g, Text *out) {
-    if (!g->read) return;
-    qsort(g->docs, (size_t)g->read, sizeof *g->docs, by_advantage);
-    const Json *first = g->docs[0].root;
-    double level;
-    int64_t right = 0;
-    for (int64_t k = 0; k < g->read; k++) {
-        const Json *v = json_get(g->docs[k].root, "right");
-        right += v && v->type == JSON_TRUE;
-    }
-    text_addf(out, "<div class=group><h3>");
-    html_json(out, json_get(first, "task"));
-    text_addf(out, " <code>");
-    html_json(out, json_get(first, "id"));
-    text_addf(out, "</code> <span>step %lld", (long long)g->step);
-    if (number_of(first, "level", &level)) text_addf(out, " · level %.0f", level);
-    text_addf(out, " · %lld of %lld right%s</span></h3><div class=members>\n", (long long)right, (long long)g->read,
-              g->high > g->low ? "" : " · no spread: nothing is learned from it");
-    // Best first; of many the best and the worst.
-    int64_t left_out = g->read > MEMBERS ? g->read - MEMBERS : 0;
-    for (int64_t k = 0; k < g->read; k++)
-        if (!left_out || k < MEMBERS / 2 || k >= MEMBERS / 2 + left_out)
-            member(g->docs[k].root, fmax(fabs(g->low), fabs(g->high)), out);
-    text_addf(out, "</div>");
-    if (left_out) text_addf(out, "<p class=note>%lld between these are not shown.</p>", (long long)left_out);
-    text_addf(out, "</div>\n");
-}
-
-static bool rollouts_of(const char *run, const char *path, int64_t max_groups, Text *out, Err *e) {
-    Rollouts r = {.path = path};
-    bool ok = log_lines(path, rollout_scan, &r, e);
-    if (ok && r.n) {
-        choose(&r, max_groups);
-        for (int64_t i = 0; i < r.n; i++)
-            if (r.g[i].chosen) r.g[i].docs = alloc_or_die((size_t)r.g[i].n, sizeof *r.g[i].docs, "the completions");
-        ok = log_lines(path, rollout_load, &r, e);
-        int64_t flat = 0;
-        for (int64_t i = 0; i < r.n; i++) flat += !(r.g[i].high > r.g[i].low);
-        text_addf(out, "<h3>");
-        html_text(out, run);
-        text_addf(out, "</h3><p class=note>%lld groups, %lld of them without spread.</p>\n", (long long)r.n,
-                  (long long)flat);
-        for (int64_t i = 0; ok && i < r.n; i++)
-            if (r.g[i].chosen) group_html(&r.g[i], out);
-    }
-    for (int64_t i = 0; i < r.n; i++) {
-        for (int64_t k = 0; k < r.g[i].read; k++) json_free(&r.g[i].docs[k]);
-        free(r.g[i].docs);
-    }
-    free(r.g), free(r.of_line);
-    return ok;
-}
-
-bool report_rollouts(const char *const *runs, int n, int64_t max_groups, Text *out, Err *e) {
-    bool ok = true;
-    Text all = {0};
-    for (int k = 0; ok && k < n && max_groups > 0; k++) {
-        char path[1300];
-        ok = path_join(path, sizeof path, runs[k], "rollouts.jsonl", e);
-        if (ok && file_exists(path)) ok = rollouts_of(runs[k], path, max_groups, &all, e);
-    }
-    if (ok && all.len) {
-        text_addf(out, "<section id=rollouts><h2>Completions of the reinforcement</h2>\n");
-        legend(out);
-        text_add(out, all.p, all.len);
-        text_addf(out,
-                  "<p class=note>A: advantage within the group (eq. 3), also as a bar, on one scale within the group. "
-                  "Groups come from the first, the middle and the last steps.</p></section>\n");
-    }
-    text_free(&all);
     return ok;
 }

@@ -123,6 +123,16 @@ TEST(tokens_are_tinted_by_their_weight) {
     EXPECT(has(">whole text</p>") && !has(">aa<"));
 }
 
+TEST(a_long_completion_says_how_much_is_not_shown) {
+    const char *members =
+        "\"ev\":\"completion\",\"step\":1,\"group\":0,\"text\":\"x\",\"tokens\":40,\"pieces\":[\"aa\",\"bb\"],"
+        "\"weight\":[1,1]";
+    const char *run = run_folder("front", "rollouts.jsonl", &members, 1);
+    run_folder("front", "run.jsonl", NULL, 0);
+    EXPECT(report((ReportOptions){.runs = &run, .n_runs = 1, .max_groups = 1}));
+    EXPECT(has(">bb</i><span class=note> [38 more tokens]</span></p>"));
+}
+
 TEST(a_completion_without_step_or_group_is_refused) {
     const char *members = "\"ev\":\"completion\",\"step\":1,\"text\":\"x\"";
     const char *run = run_folder("nogroup", "rollouts.jsonl", &members, 1);
@@ -137,23 +147,33 @@ TEST(runs_of_one_kind_share_their_charts) {
         char name[20];
         int n = 0;
         for (int step = 1; step <= 50; step++) {
-            snprintf(lines[n++], LINE, "\"ev\":\"step\",\"step\":%d,\"loss\":%g,\"grad_norm\":1%s", step, 1. / step,
-                     r == 2 ? "" : ",\"reward\":1,\"novel\":{\"share\":0.5}");
-            if (step % 10 == 0) snprintf(lines[n++], LINE, "\"ev\":\"eval\",\"step\":%d,\"loss\":1.5", step);
+            snprintf(lines[n++], LINE, "\"ev\":\"step\",\"step\":%d,\"loss\":%g,\"grad_norm\":1", step, 1. / step);
+            if (r < 2)
+                snprintf(lines[n++], LINE,
+                         "\"ev\":\"rollout\",\"step\":%d,\"reward\":1,\"novel\":{\"n\":3,\"share\":0.5}", step);
+            if (step % 10) continue;
+            snprintf(
+                lines[n++], LINE,
+                r == 2 ? "\"ev\":\"eval\",\"step\":%d,\"loss\":1.5"
+                       : "\"ev\":\"eval\",\"step\":%d,\"greedy\":{\"T\":0,\"right\":0.5},\"sampled\":{\"right\":0.25}",
+                step);
         }
         snprintf(name, sizeof name, "curve%d", r);
         runs[r] = run_folder(name, "run.jsonl", line_list(), n);
     }
     EXPECT(report((ReportOptions){.runs = runs, .n_runs = 3}));
     EXPECT(has("<h3>Reinforcement</h3>") && has("<h3>Supervised</h3>"));
-    // Loss, evaluation loss and gradient norm twice; reward, and the number that nobody knows, of the two with rewards.
+    // Two with rewards: loss, gradient norm, reward, evaluation, and the number that nobody knows. One without: loss,
+    // evaluation loss, gradient norm.
     EXPECT_INT(count("<figure>"), 8);
     EXPECT_INT(count("<span>training loss</span>"), 2);
-    EXPECT_INT(count("<span>novel.share</span>"), 1);
     EXPECT_INT(count("<span>reward</span>"), 1);
-    // A thin and a thick line for 50 points, one line with 5 dots for 5: in 5 charts of two runs and 3 of one.
+    EXPECT_INT(count("<span>rollout: novel.share</span>"), 1);
+    EXPECT(!has("novel.n<") && !has("greedy.T"));
+    // A thin and a thick line for 50 points, one line with 5 dots for 5; greedy and sampled of two runs share a chart.
     EXPECT_INT(count("class=\"raw\""), 4 * 2 + 2);
-    EXPECT_INT(count("<circle "), 5 * 3);
+    EXPECT_INT(count("<circle "), 5 * 4 + 5);
+    EXPECT_INT(count("class=\"dash\""), 2);
     EXPECT(report((ReportOptions){.runs = runs + 2, .n_runs = 1}));
     EXPECT(!has("Reinforcement") && has("Supervised"));
 }
@@ -172,7 +192,7 @@ TEST(a_curve_keeps_its_peaks_however_long_it_is) {
     log_close(&l);
     EXPECT(report((ReportOptions){.runs = &run, .n_runs = 1}));
     // The peak is the top of the chart: y = 9, right of the axis by 3333 of 4999.
-    EXPECT(has("L235.4 9.0L") && strlen(page) < 60000);
+    EXPECT(has("L235.4 9.0L") && strlen(page) < 40000);
 }
 
 TEST(a_torn_last_line_is_no_fault_and_a_damaged_one_is) {
@@ -190,39 +210,115 @@ TEST(a_torn_last_line_is_no_fault_and_a_damaged_one_is) {
     EXPECT_STR(refused, "E-CK-02");
 }
 
-static const char table[] =
-    "{\"title\":\"Arms & <b>legs</b>\",\"tasks\":[\"tool\",\"phase\"],\"arms\":["
-    "{\"name\":\"first\",\"section\":\"stages\",\"note\":\"\",\"seeds\":3,\"missing\":false,\"accuracy\":{\"tool\":{"
-    "\"mean\":0.5,"
-    "\"low\":0.4,\"high\":0.6,\"sd\":0.02},\"phase\":{\"mean\":0.25,\"low\":0.25,\"high\":0.25,\"sd\":0}},"
-    "\"mean\":{\"mean\":0.375,\"low\":0.3,\"high\":0.45},\"format\":0.99,\"tokens\":41.6},"
-    "{\"name\":\"second\",\"section\":\"controls\",\"note\":\"says "
-    "<i>\",\"seeds\":3,\"missing\":false,\"accuracy\":{\"tool\":"
-    "{\"mean\":0.8,\"low\":0.7,\"high\":1.0,\"sd\":0.02}},\"mean\":{\"mean\":0.8}},"
-    "{\"name\":\"third\",\"section\":\"controls\",\"missing\":true}],"
-    "\"differences\":[{\"name\":\"q1\",\"a\":\"second\",\"b\":\"first\",\"mean\":0.3,\"low\":0.1,\"high\":0.5,"
-    "\"excludes_zero\":true,"
-    "\"per_seed\":[0.2,0.3,0.4]},{\"name\":\"q2\",\"a\":\"x\",\"b\":\"y\",\"mean\":-0.1,\"low\":-0.2,\"high\":0.05,"
-    "\"excludes_zero\":false,\"per_seed\":[]}]}";
+#define CELL(value, low, high)                                                                                         \
+    "{\"value\":" #value ",\"low\":" #low ",\"high\":" #high ",\"sd\":0.02,\"n\":9,\"by_seed\":[" #value ",null]}"
+static const char
+    table
+        [] = "{\"format\":1,\"title\":\"Arms & <b>legs</b>\",\"seeds\":2,\"level\":0.9,\"arms\":["
+             "{\"name\":\"none\",\"section\":null,\"note\":null,\"seeds\":0,\"tasks\":{\"tool\":" CELL(null, null, null) ",\"phase\":" CELL(null, null, null) "},\"mean\":" CELL(
+                 null, null,
+                 null) "},"
+                       "{\"name\":\"first\",\"section\":\"stages\",\"note\":null,\"seeds\":2,\"tasks\":{"
+                       "\"tool\":" CELL(0.5, 0.4, 0.6) ",\"phase\":" CELL(0.25, null, null) "},\"mean\":" CELL(0.375, 0.3, 0.45) ",\"iou\":" CELL(
+                           null,
+                           null, null) ",\"tokens\":" CELL(41.6, 40,
+                                                           44) "},"
+                                                               "{\"name\":\"second\",\"section\":\"stages\",\"note\":"
+                                                               "\"says "
+                                                               "<i>\",\"seeds\":1,\"tasks\":{\"tool\":" CELL(0.8, 0.7, 1.0) "},\"mean\":" CELL(
+                                                                   0.8, 0.7,
+                                                                   0.9) "}],\"differences\":["
+                                                                        "{\"name\":\"q1\",\"a\":\"second\",\"b\":"
+                                                                        "\"first\",\"metric\":\"accuracy\","
+                                                                        "\"excludes_0\":true,\"mean\":" CELL(
+                                                                            0.3,
+                                                                            0.1, 0.5) ",\"tasks\":{"
+                                                                                      "\"tool\":" CELL(0.3, 0.2, 0.4) ",\"phase\":" CELL(
+                                                                                          -0.1, -0.2,
+                                                                                          0.1) "}},"
+                                                                                               "{\"name\":"
+                                                                                               "\"q2\",\"a\":"
+                                                                                               "\"x\",\"b\":"
+                                                                                               "\"y\","
+                                                                                               "\"metric\":"
+                                                                                               "\"iou\","
+                                                                                               "\"excludes_0\":"
+                                                                                               "false,"
+                                                                                               "\"mean\":" CELL(
+                                                                                                   -0.1, -0.2,
+                                                                                                   0.05) "},"
+                                                                                                         "{\"nam"
+                                                                                                         "e\":"
+                                                                                                         "\"q3\""
+                                                                                                         ",\"a\""
+                                                                                                         ":\"x\""
+                                                                                                         ",\"b\""
+                                                                                                         ":\"y\""
+                                                                                                         ",\"met"
+                                                                                                         "ric\":"
+                                                                                                         "\"toke"
+                                                                                                         "ns\","
+                                                                                                         "\"excl"
+                                                                                                         "udes_"
+                                                                                                         "0\":"
+                                                                                                         "true,"
+                                                                                                         "\"mean"
+                                                                                                         "\""
+                                                                                                         ":" CELL(
+                                                                                                             7,
+                                                                                                             5,
+                                                                                                             10) "},"
+                                                                                                                 "{\"na"
+                                                                                                                 "me\":"
+                                                                                                                 "\"q4"
+                                                                                                                 "\","
+                                                                                                                 "\"a\""
+                                                                                                                 ":\"x"
+                                                                                                                 "\","
+                                                                                                                 "\"b\""
+                                                                                                                 ":\"no"
+                                                                                                                 "ne\","
+                                                                                                                 "\"met"
+                                                                                                                 "ric\""
+                                                                                                                 ":\"ac"
+                                                                                                                 "curac"
+                                                                                                                 "y\","
+                                                                                                                 "\"exc"
+                                                                                                                 "ludes"
+                                                                                                                 "_0\":"
+                                                                                                                 "null,"
+                                                                                                                 "\"mea"
+                                                                                                                 "n\""
+                                                                                                                 ":" CELL(
+                                                                                                                     null,
+                                                                                                                     null,
+                                                                                                                     null) "}]}";
 TEST(the_ablation_table_is_drawn_as_it_is_written) {
     const char *path = tmp_path("table.json");
     put_file(path, table, sizeof table - 1);
     EXPECT(report((ReportOptions){.table = path}));
     EXPECT(has("<h2>Arms &amp; &lt;b&gt;legs&lt;/b&gt;</h2>") && has("says &lt;i&gt;"));
-    EXPECT(has("<td class=n title=\"40.0 to 60.0, deviation 2.0\">50.0<"));
+    EXPECT(
+        has("<th class=n>tool<th class=n>phase<th class=n>mean<th class=n>tokens</thead>")); // no IoU: nobody has one
+    EXPECT(has("<td class=n title=\"40.0 to 60.0, deviation 2.0; seeds: 50.0\">50.0<"));
     // The column runs from .4 to 1 over 60 pixels: the bar of the first arm is its first third, its mark in the middle of it.
     EXPECT(has("<line class=iv x1=3.0 x2=23.0 y1=5 y2=5 /><rect class=mark x=12.0 "));
     EXPECT(has("<line class=iv x1=33.0 x2=63.0 y1=5 y2=5 /><rect class=mark x=42.0 "));
-    EXPECT(has("<td class=n>99.0<td class=n>42</tr>") && has("<td class=n>-<td class=n>-</tr>"));
-    EXPECT_INT(count("not there"), 1);
-    EXPECT_INT(count("scope=rowgroup colspan=7>"), 2);
-    EXPECT(!has(">iou<"));
-    // Differences on an axis from -20 to 60 points over 280 pixels: 0 at 80, the first from 115 to 255 with its dot at 185.
-    EXPECT(has("d=\"M115.0 11H255.0M115.0 7v8M255.0 7v8\"/><circle class=solid cx=185.0 "));
-    EXPECT(has("<circle class=hollow cx=45.0 ") && has("<line class=zero x1=80.0 "));
+    EXPECT_INT(count("<line class=iv "), 5); // an estimate without an interval has no bar
+    EXPECT(has(">41.6<svg") && !has("4160"));
+    EXPECT_INT(count("<td class=note colspan=4>not run</tr>"), 1);
+    EXPECT_INT(count("<th scope=rowgroup colspan=6>stages</tr>"), 1);
+    // Differences on an axis from -20 to 60 points over 272 pixels: 0 at 82, the first from 116 to 252 with its dot at 184.
+    EXPECT(has("d=\"M116.0 11H252.0M116.0 7v8M252.0 7v8\"/><circle class=solid cx=184.0 cy=11 r=4 /></svg><td>yes"));
+    EXPECT(has("tool +30.0*, phase -10.0</tr>") && has("<circle class=hollow cx=48.0 ") && has("<th>90 % interval"));
+    EXPECT_INT(count("<table class=differences>"), 2); // tokens have an axis of their own
+    EXPECT(has("<th class=n>tokens<th>90 %") && has("<td class=n>+7.0<td>"));
     EXPECT_INT(count("<circle class=seed "), 3);
-    EXPECT(has(">outside</tr>") && has(">inside</tr>"));
-    put_file(path, "{\"arms\":3}", 10);
+    EXPECT_INT(count("<td class=n>-<td class=note>not run"), 1);
+    put_file(path, "{\"arms\":[]}", 11);
+    EXPECT(!report((ReportOptions){.table = path}));
+    EXPECT_STR(refused, "E-CF-02");
+    put_file(path, "{\"format\":1,\"arms\":3}", 21);
     EXPECT(!report((ReportOptions){.table = path}));
     EXPECT_STR(refused, "E-CF-02");
 }
