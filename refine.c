@@ -531,7 +531,7 @@ static bool label_record(Labels *l, int64_t i, Err *e) {
     Text line = {0};
     enum SynthVerdict v;
     int order[REFINE_MOST_ROLLOUTS + 1], right = 0, candidates = refine_order(x, r->K, r->o->pick, order);
-    bool hard = refine_hard(x, r->K), ask = !candidates;
+    bool hard = !candidates, ask = hard; // of a fresh rollout: when that is wrong, too
     if (!prompts_measure(&r->set, r->chosen[i], &q, e)) return false;
     for (int k = 0; k < r->K; k++) right += x[k].right;
     Counts *c = &r->counts[q.task.item.task];
@@ -1150,8 +1150,8 @@ static bool find_roots(Refine *r, Err *e) {
 static void config_text(const Refine *r, Text *out) {
     text_addf(out, "{\"command\":{\"name\":\"refine\",\"version\":\"" SURGR1_VERSION "\"},%s,\"sft\":[",
               r->o->options_json);
-    for (int k = 0; k < r->o->n_sft; k++) {
-        text_addf(out, "%s", k ? "," : "");
+    for (int k = r->o->n_shared; k < r->o->n_sft; k++) {
+        text_addf(out, "%s", k > r->o->n_shared ? "," : "");
         text_add_json_string(out, r->o->sft[k], strlen(r->o->sft[k]));
     }
     text_addf(out, "],\"inputs\":{\"model\":\"%s\",\"data\":\"%s\"", r->first.sha256, r->set.sha256);

@@ -2323,8 +2323,8 @@ typedef struct RefineOptions {
     bool from_first;        // every training starts from the first model, not from the last one
     bool measure;           // sample the last model too
     bool hash_base;         // tell the first model by all its bytes
-    const char *const *sft; // options of surgr1 sft
-    int n_sft;
+    const char *const *sft; // options of surgr1 sft; the first n_shared repeat options of this command
+    int n_sft, n_shared;
     const char *options_json; // members "options" and "origins" for config.json
 } RefineOptions;
 // Runs or resumes all of it; prints the tables on standard output. *status: EXIT_OK, EXIT_STOPPED (on request, or a teacher's

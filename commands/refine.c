@@ -197,6 +197,7 @@ static int run_refine(char **args, int n) {
     int status = EXIT_OK, rc = check_options(&teacher, &folder);
     if (rc) return rc;
     pass_on(&sft);
+    int n_shared = sft.n;
     if (!read_sft_options(args, n, &sft, &e)) return err_report(&e);
     stop_on_signals();
     list_options(refine_options, "command line", "given");
@@ -248,6 +249,7 @@ static int run_refine(char **args, int n) {
         .hash_base = refine.hash_base,
         .sft = sft.p,
         .n_sft = sft.n,
+        .n_shared = n_shared,
         .options_json = config.p,
     };
     bool ok = generation_config_load(&o.g, refine.model, &from_file, &e) &&
