@@ -1941,6 +1941,20 @@ extern const char *const report_rollouts_style;
 // E-JS-*, E-CF-02, E-IO-*.
 bool report_rollouts(const char *const *runs, int n, int64_t max_groups, Text *out, Err *e);
 
+// ================================================================================================= surgery/table.c
+// Arms of an experiment side by side, over seeds, with paired differences.
+typedef struct TableOptions {
+    const char *spec;         // data/recipes/README.md
+    const char *const *roots; // one folder per seed; the paths of the spec are beneath each
+    int n_roots;
+    int64_t resamples; // of the intervals
+    double level;
+    uint64_t seed;
+} TableOptions;
+// Adds the table as text, Markdown and JSON, none with a path or a time in it. Answers that are not there are said and warned
+// of (E-TA-03). E-CF-02 the spec; E-DS-*, E-JS-*, E-IO-*; E-TA-02 an id twice in one file.
+bool table_make(const TableOptions *o, Text *text, Text *markdown, Text *json, Err *e);
+
 // ================================================================================================ surgery/report.c
 // One HTML file about predictions, metrics and runs.
 
