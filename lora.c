@@ -880,19 +880,8 @@ static bool config_copy(const Model *m, const char *from, const char *to, const 
 
 // What transformers' processor and generation read beside the weights; files that are not there are not missed.
 static bool files_copy(const Model *m, const char *dir, const char *type, Err *e) {
-    static const char *const names[] = {"config.json",
-                                        "generation_config.json",
-                                        "preprocessor_config.json",
-                                        "video_preprocessor_config.json",
-                                        "processor_config.json",
-                                        "tokenizer.json",
-                                        "tokenizer_config.json",
-                                        "special_tokens_map.json",
-                                        "added_tokens.json",
-                                        "vocab.json",
-                                        "merges.txt",
-                                        "chat_template.json",
-                                        "chat_template.jinja"};
+    static const char *const names[] = {"config.json", "generation_config.json", "preprocessor_config.json",
+                                        "video_preprocessor_config.json", "processor_config.json"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char from[PATH_BUFFER], to[PATH_BUFFER];
         if (i > 0 ? !file_copy(m->c.dir, dir, names[i], e)
@@ -900,7 +889,7 @@ static bool files_copy(const Model *m, const char *dir, const char *type, Err *e
                         !path_join(to, sizeof to, dir, names[i], e) || !config_copy(m, from, to, type, e))
             return false;
     }
-    return true;
+    return tokenizer_copy(m->c.dir, dir, e);
 }
 
 bool model_save(const Model *m, const char *dir, SaveOptions o, Err *e) {

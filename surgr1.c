@@ -58,7 +58,7 @@ static const Command *const commands[] = {
     &command_ask,    &command_sft,     &command_grpo,         &command_merge,  &command_info,
     &command_check,  &command_compare, &command_trace_diff,   &command_limits, &command_scenes,
     &command_synth,  &command_import,  &command_reward_check, &command_eval,   &command_report,
-    &command_recipe, &command_table,   &command_tokenizer,    &command_refine};
+    &command_recipe, &command_table,   &command_tokenizer,    &command_init,   &command_refine};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static int help_program(void) {

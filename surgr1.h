@@ -466,6 +466,7 @@ typedef struct Tokenizer Tokenizer;
 bool tokenizer_load(Tokenizer **out, const char *dir, Err *e);
 bool tokenizer_load_files(Tokenizer **out, const char *vocab_json, const char *merges_txt, Err *e); // no added tokens
 bool tokenizer_load_json(Tokenizer **out, const char *tokenizer_json, Err *e);
+bool tokenizer_copy(const char *from, const char *to, Err *e); // all files of a tokenizer that folder `from` has
 void tokenizer_free(Tokenizer *t);
 int32_t tokenizer_size(const Tokenizer *t);                    // largest id + 1
 int32_t tokenizer_added(const Tokenizer *t, const char *text); // id of an added token, -1 when there is none
@@ -1338,6 +1339,24 @@ const char *import_what(const char *dataset); // one line for the help; NULL whe
 // left), -04, -06, -09 (a patient on both sides), -12 (a label outside of its vocabulary), -13 (an annotation file), -14 (how
 // frames are numbered), -15 (a pickle), E-JS-*, E-IM-*, E-IO-*, E-WR-*.
 bool import_run(const ImportOptions *o, Text *report, Err *e);
+
+// ====================================================================================================== init.c
+// A checkpoint folder with random weights, for any shape that config.json can describe.
+
+typedef struct InitOptions {
+    const char *config;    // file; its vocab_size is raised to what the tokenizer needs
+    const char *tokenizer; // folder
+    uint64_t seed;
+    FileType type;                  // FT_F32 or FT_BF16
+    int64_t min_pixels, max_pixels; // of a picture; 0: 4, and 1280 or half the context, picture tokens
+} InitOptions;
+typedef struct InitResult {
+    int64_t parameters, tensors, vocab;
+} InitResult;
+// The value of a parameter: pure in (seed, name, element). Fills out [rows * cols].
+void init_values(const Param *p, uint64_t seed, float *out);
+// Writes the new folder dir. E-CF-*, E-TK-* (-06: a token that pictures or the chat template need), E-IO-*, E-WR-*.
+bool model_init(const InitOptions *o, const char *dir, InitResult *r, Err *e);
 
 // =============================================================================================== surgery/metrics.c
 // Every number of an evaluation, from plain arrays: no file, no text, no model. Shares are in [0, 1] unless "percent"

@@ -1120,6 +1120,15 @@ bool tokenizer_load(Tokenizer **out, const char *dir, Err *e) {
     return ok;
 }
 
+bool tokenizer_copy(const char *from, const char *to, Err *e) {
+    static const char *const names[] = {
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+        "merges.txt",     "chat_template.json",    "chat_template.jinja"};
+    for (size_t k = 0; k < COUNT(names); k++)
+        if (!file_copy(from, to, names[k], e)) return false;
+    return true;
+}
+
 // --------------------------------------------------------------------------------------------------- chat template
 // A conversation is rendered as pieces: control tokens by name, and text. Text between two control tokens is tokenised
 // as one whole ("user\n" and content that begins with a newline share a token), so it is collected until one comes.

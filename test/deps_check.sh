@@ -21,6 +21,7 @@ data/vocabulary 52
 data/tasks 53
 data/ 55
 tokenizer_train 56
+init 58
 lora 57
 generate 60
 surgery/metrics 65
