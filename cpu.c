@@ -218,9 +218,17 @@ typedef struct Attention {
     Mat o, lse, q, k, v;
     const Span *spans;
     int64_t heads, group, dim, blocks; // query heads per key head; blocks of queries in the longest span
+    int64_t together;                  // decoding: most rows of q that one job may take
     float scale;
 } Attention;
-enum { QUERIES = 64, KEYS = 64, SIDE = KEYS, HEAD_DIM = 512, OUT_ROW = HEAD_DIM + 16 };
+enum { QUERIES = 64, KEYS = 64, SIDE = KEYS, HEAD_DIM = 512, OUT_ROW = HEAD_DIM + 16, PADDED = QUERIES + 12 };
+typedef struct Attend { // query rows on their way through their keys; PADDED: whole tiles of rows
+    _Alignas(64) float q[PADDED * OUT_ROW], o[PADDED * OUT_ROW], kt[HEAD_DIM * SIDE];
+    _Alignas(64) float s[PADDED * KEYS], top[PADDED], sum[PADDED];
+} Attend;
+static inline bool same_prefix(const Span *a, const Span *b) { // and not an empty one
+    return a->prefix_first == b->prefix_first && a->prefix_last == b->prefix_last && a->prefix_first < a->prefix_last;
+}
 
 // The backward pass works on squares of SIDE queries times SIDE keys of one query head.
 typedef struct Backward {
@@ -557,8 +565,8 @@ static void cpu_adamw(Mat w, Mat m, Mat v, Mat g, AdamStep step) {
 static void cpu_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
                                   int64_t dim, float scale) {
     Mat m[] = {o, q, k, v};
-    Attention g = {
-        o, lse, q, k, v, spans.host, heads, heads / kv_heads, dim, (spans.longest + QUERIES - 1) / QUERIES, scale};
+    Attention g = {o, lse,  q, k, v, spans.host, heads, heads / kv_heads, dim, (spans.longest + QUERIES - 1) / QUERIES,
+                   1, scale};
     if (!all_f32(m, 4)) ops_ref()->attention_forward(o, lse, q, k, v, spans, heads, kv_heads, dim, scale);
     else parallel_for(spans.n * g.blocks * heads, isa()->lanes->attention, &g);
 }
@@ -611,9 +619,31 @@ static void cpu_attention_backward(Mat dq, Mat dk, Mat dv, Mat delta, Mat dout, 
 static void cpu_attention_decode(Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim,
                                  float scale) {
     Mat m[] = {o, q, k, v};
-    Attention g = {o, mat_none(), q, k, v, spans.host, heads, heads / kv_heads, dim, 1, scale};
+    int64_t together = QUERIES / (heads / kv_heads);
+    while (together > 1 && spans.n * kv_heads < 3 * pool_threads() * together) together--; // work for every thread
+    Attention g = {o,    mat_none(), q, k, v, spans.host, heads, heads / kv_heads, dim, 1, together > 1 ? together : 1,
+                   scale};
     if (!all_f32(m, 4)) ops_ref()->attention_decode(o, q, k, v, spans, heads, kv_heads, dim, scale);
     else parallel_for(spans.n * kv_heads, isa()->lanes->decode, &g);
+}
+
+// ------------------------------------------------------------------------------------------------------------ sampling
+
+typedef struct SampleRows {
+    Rows rows; // tokens, logits, seen, streams, steps
+    SampleParams p;
+} SampleRows;
+static void sample_job(void *ctx, int64_t chunk, int thread) {
+    const SampleRows *g = ctx;
+    Mat m[5];
+    int64_t first = rows_first(&g->rows, chunk), n = rows_last(&g->rows, chunk) - first;
+    (void)thread;
+    for (int k = 0; k < 5; k++) m[k] = g->rows.m[k].p ? mat_rows(g->rows.m[k], first, n) : mat_none();
+    ops_ref()->sample(m[0], m[1], m[2], m[3], m[4], g->p);
+}
+static void cpu_sample(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams p) {
+    SampleRows g = {{.m = {tokens, logits, seen, streams, steps}}, p};
+    over_rows(&g.rows, logits.cols, sample_job);
 }
 
 const Ops *ops_cpu(void) {
@@ -632,6 +662,7 @@ const Ops *ops_cpu(void) {
         cpu.gelu_forward = cpu_gelu_forward, cpu.gelu_backward = cpu_gelu_backward;
         cpu.gather_rows = cpu_gather_rows, cpu.scatter_add_rows = cpu_scatter_add_rows;
         cpu.logprob_forward = cpu_logprob_forward, cpu.logprob_backward = cpu_logprob_backward;
+        cpu.sample = cpu_sample;
         cpu.sum_squares = cpu_sum_squares, cpu.adamw = cpu_adamw;
     }
     return &cpu;

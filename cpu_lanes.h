@@ -920,111 +920,133 @@ FN void L(scores)(float *s, const float *q, const float *kt, int64_t dim, int64_
     L(add_product)(s, KEYS, q, OUT_ROW, 1, kt, SIDE, dim, rows, KEYS, true);
 }
 
-// Up to QUERIES query rows q (each dim floats at q + r*q_row bytes) against key rows [first[s], last[s]) of segments 0
-// (prefix) and 1 (own); of its own keys row r sees the first own[r] (causal: one more than the row before). Softmax
-// online (Milakov and Gimelshein 2018): keys in blocks of KEYS counted from the segment's start, so a row's result
-// depends on its own keys only. Keys a row may not see are not touched in the weighted sum.
-FN void L(attend)(const Attention *g, const char *q, int64_t q_row, char *out, int64_t out_row, float *lse,
-                  int64_t lse_row, int64_t rows, int64_t kv, const int64_t first[2], const int64_t last[2],
-                  const int64_t *own) {
-    enum { PADDED = QUERIES + 12 }; // whole tiles of rows
-    _Alignas(64) float qs[PADDED * OUT_ROW], o[PADDED * OUT_ROW], kt[HEAD_DIM * SIDE];
-    _Alignas(64) float s[PADDED * KEYS], top[PADDED], sum[PADDED];
-    int64_t dim = g->dim, whole = (dim + LANES - 1) / LANES * LANES, pad = (rows + 5) / 6 * 6;
-    for (int64_t r = 0; r < pad; r++) {
+// Up to six rows at once; a row's sum is the same in any company.
+INLINE void L(weigh_rows)(float *o, const float *p, const char *v, int64_t v_row, int64_t n, int64_t dim,
+                          int64_t rows) {
+    switch (rows) {
+    case 1: L(weigh)(o, p, v, v_row, n, dim, 1); break;
+    case 2: L(weigh)(o, p, v, v_row, n, dim, 2); break;
+    case 3: L(weigh)(o, p, v, v_row, n, dim, 3); break;
+    case 4: L(weigh)(o, p, v, v_row, n, dim, 4); break;
+    case 5: L(weigh)(o, p, v, v_row, n, dim, 5); break;
+    default: L(weigh)(o, p, v, v_row, n, dim, 6);
+    }
+}
+
+// Attention of up to QUERIES query rows, in three parts: start, keys once for each run of keys, finish. Row r is head
+// `head` + r % per of token `token` + r / per. Softmax online (Milakov and Gimelshein 2018): keys in blocks of KEYS
+// counted from the start of their run, so a row's result depends on its own keys only, whichever rows are beside it.
+FN void L(attend_start)(Attend *a, const Attention *g, int64_t token, int64_t head, int64_t tokens, int64_t per) {
+    int64_t dim = g->dim, whole = (dim + LANES - 1) / LANES * LANES, rows = tokens * per;
+    for (int64_t r = 0; r < rows; r++) {
+        const char *q = mat_at(g->q, token + r / per, (head + r % per) * dim);
         for (int64_t c = 0; c < whole; c += LANES) {
             int64_t n = dim - c < LANES ? dim - c : LANES;
-            STORE(o + r * OUT_ROW + c, (Vec){0});
-            STORE(qs + r * OUT_ROW + c, r < rows ? L(take)(q + r * q_row + 4 * c, false, n) * g->scale : (Vec){0});
+            STORE(a->o + r * OUT_ROW + c, (Vec){0});
+            STORE(a->q + r * OUT_ROW + c, L(take)(q + 4 * c, false, n) * g->scale);
         }
-        top[r] = -INFINITY, sum[r] = 0;
+        a->top[r] = -INFINITY, a->sum[r] = 0;
     }
-    for (int64_t r = pad; r < pad + OUTER_ROWS && r < PADDED; r++) memset(qs + r * OUT_ROW, 0, (size_t)whole * 4);
-    for (int seg = 0; seg < 2; seg++)
-        for (int64_t t0 = first[seg]; t0 < last[seg]; t0 += KEYS) {
-            int64_t n = last[seg] - t0 < KEYS ? last[seg] - t0 : KEYS, done = t0 - first[seg];
-            if (seg == 1 && own[rows - 1] <= done) break; // above the diagonal for every row
-            const char *k = (const char *)mat_at(g->k, t0, kv), *v = (const char *)mat_at(g->v, t0, kv);
-            int64_t k_row = g->k.stride * 4, v_row = g->v.stride * 4;
-            L(side_turn)(kt, k, k_row, n, dim);
-            L(scores)(s, qs, kt, dim, rows);
-            bool all = true; // every row sees the whole block
-            for (int64_t r = 0; r < rows; r++) {
-                int64_t seen = seg == 0 || own[r] - done > n ? n : own[r] - done;
-                if (seen < n) all = false;
-                if (seen <= 0) continue;
-                float *p = s + r * KEYS;
-                for (int64_t t = seen; t < KEYS; t++) p[t] = -INFINITY;
-                Vec m = L(all)(top[r]);
-                for (int64_t t = 0; t < KEYS; t += LANES) {
-                    Vec x = L(load)(p + t);
-                    VecInt keep = m > x;
-                    m = (Vec)(((VecInt)m & keep) | ((VecInt)x & ~keep)); // a score that is not a number goes through
-                }
-                float largest = L(most)(m);
-                Vec total = {0};
-                for (int64_t t = 0; t < KEYS; t += LANES) {
-                    Vec x = L(exp)(L(load)(p + t) - largest);
-                    STORE(p + t, x);
-                    total += x;
-                }
-                float shrink = L(exp)(L(all)(top[r] - largest))[0];
-                sum[r] = sum[r] * shrink + L(sum)(total), top[r] = largest;
-                if (shrink != 1)
-                    for (int64_t c = 0; c < whole; c += LANES)
-                        STORE(o + r * OUT_ROW + c, L(load)(o + r * OUT_ROW + c) * shrink);
+    for (int64_t r = rows; r < rows + OUTER_ROWS; r++)
+        memset(a->q + r * OUT_ROW, 0, (size_t)whole * 4); // of a last tile
+}
+// Rows [from, from + rows) against key rows [first, last): row from + r sees all of them, or the first own[r] (causal: one
+// more than the row before). Keys a row may not see are not touched in the weighted sum.
+FN void L(attend_keys)(Attend *a, const Attention *g, int64_t from, int64_t rows, int64_t kv, int64_t first,
+                       int64_t last, const int64_t *own) {
+    int64_t dim = g->dim, whole = (dim + LANES - 1) / LANES * LANES, k_row = g->k.stride * 4, v_row = g->v.stride * 4;
+    float *s = a->s, *out = a->o + from * OUT_ROW, *top = a->top + from, *sum = a->sum + from;
+    for (int64_t t0 = first; t0 < last; t0 += KEYS) {
+        int64_t n = last - t0 < KEYS ? last - t0 : KEYS, done = t0 - first;
+        if (own && own[rows - 1] <= done) break; // above the diagonal for every row
+        const char *k = (const char *)mat_at(g->k, t0, kv), *v = (const char *)mat_at(g->v, t0, kv);
+        L(side_turn)(a->kt, k, k_row, n, dim);
+        L(scores)(s, a->q + from * OUT_ROW, a->kt, dim, rows);
+        bool all = true; // every row sees the whole block
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t seen = !own || own[r] - done > n ? n : own[r] - done;
+            if (seen < n) all = false;
+            if (seen <= 0) continue;
+            float *p = s + r * KEYS, *o = out + r * OUT_ROW;
+            for (int64_t t = seen; t < KEYS; t++) p[t] = -INFINITY;
+            Vec m = L(all)(top[r]);
+            for (int64_t t = 0; t < KEYS; t += LANES) {
+                Vec x = L(load)(p + t);
+                VecInt keep = m > x;
+                m = (Vec)(((VecInt)m & keep) | ((VecInt)x & ~keep)); // a score that is not a number goes through
             }
-            if (all)
-                for (int64_t r = 0; r < pad; r += 6) L(weigh)(o + r * OUT_ROW, s + r * KEYS, v, v_row, n, dim, 6);
-            else
-                for (int64_t r = 0; r < rows; r += 6) { // what all six rows see, then what the later ones see beyond
-                    int64_t common = own[r] - done > 0 ? own[r] - done : 0;
-                    if (common > n) common = n;
-                    if (common) L(weigh)(o + r * OUT_ROW, s + r * KEYS, v, v_row, common, dim, 6);
-                    for (int64_t i = r; i < r + 6 && i < rows; i++) {
-                        int64_t seen = own[i] - done > n ? n : own[i] - done;
-                        if (seen > common) L(weigh)
-                        (o + i * OUT_ROW, s + i * KEYS + common, v + common * v_row, v_row, seen - common, dim, 1);
-                    }
-                }
+            float largest = L(most)(m);
+            Vec total = {0};
+            for (int64_t t = 0; t < KEYS; t += LANES) {
+                Vec x = L(exp)(L(load)(p + t) - largest);
+                STORE(p + t, x);
+                total += x;
+            }
+            float shrink = L(exp)(L(all)(top[r] - largest))[0];
+            sum[r] = sum[r] * shrink + L(sum)(total), top[r] = largest;
+            if (shrink != 1)
+                for (int64_t c = 0; c < whole; c += LANES) STORE(o + c, L(load)(o + c) * shrink);
         }
-    for (int64_t r = 0; r < rows; r++) {
-        bool none = first[0] == last[0] && own[r] <= 0;
+        for (int64_t r = 0; r < rows; r += 6) { // what all six rows see, then what the later ones see beyond
+            int64_t six = rows - r < 6 ? rows - r : 6, common = all ? n : own[r] - done > 0 ? own[r] - done : 0;
+            if (common > n) common = n;
+            if (common) L(weigh_rows)(out + r * OUT_ROW, s + r * KEYS, v, v_row, common, dim, six);
+            for (int64_t i = r; !all && i < r + six; i++) {
+                int64_t seen = own[i] - done > n ? n : own[i] - done;
+                if (seen > common) L(weigh)
+                (out + i * OUT_ROW, s + i * KEYS + common, v + common * v_row, v_row, seen - common, dim, 1);
+            }
+        }
+    }
+}
+FN void L(attend_finish)(Attend *a, const Attention *g, int64_t token, int64_t head, int64_t tokens, int64_t per) {
+    int64_t dim = g->dim;
+    for (int64_t r = 0; r < tokens * per; r++) {
+        char *out = mat_at(g->o, token + r / per, (head + r % per) * dim);
+        bool none = a->sum[r] == 0; // it saw no key: one that sees any has at least exp(0)
         EACH_VECTOR(c, n, dim)
-        GIVE(out + r * out_row + 4 * c, none ? (Vec){0} : L(load)(o + r * OUT_ROW + c) / sum[r], n);
-        if (lse) lse[r * lse_row] = none ? -INFINITY : (float)(top[r] + log((double)sum[r]));
+        GIVE(out + 4 * c, none ? (Vec){0} : L(load)(a->o + r * OUT_ROW + c) / a->sum[r], n);
+        if (g->lse.p)
+            *(float *)mat_at(g->lse, token + r / per, head + r % per) =
+                none ? -INFINITY : (float)(a->top[r] + log((double)a->sum[r]));
     }
 }
 
 FN void L(attention_job)(void *ctx, int64_t chunk, int thread) { // a block of queries of one head of one span
     const Attention *g = ctx;
+    Attend a;
     (void)thread;
-    int64_t h = chunk % g->heads, block = chunk / g->heads % g->blocks;
+    int64_t h = chunk % g->heads, block = chunk / g->heads % g->blocks, kv = h / g->group * g->dim;
     Span s = g->spans[chunk / g->heads / g->blocks];
     int64_t own_rows = s.last - s.first, blocks = (own_rows + QUERIES - 1) / QUERIES;
     if (block >= blocks) return;
     block = blocks - 1 - block; // the longest first: a causal block costs as much as lies before it
     int64_t i = s.first + block * QUERIES, rows = s.last - i < QUERIES ? s.last - i : QUERIES, own[QUERIES];
     for (int64_t r = 0; r < rows; r++) own[r] = s.causal ? i + r + 1 - s.first : own_rows;
-    int64_t first[2] = {s.prefix_first, s.first}, last[2] = {s.prefix_last, s.last};
-    L(attend)
-    (g, mat_at(g->q, i, h * g->dim), g->q.stride * 4, mat_at(g->o, i, h * g->dim), g->o.stride * 4,
-     g->lse.p ? mat_at(g->lse, i, h) : NULL, g->lse.stride, rows, h / g->group * g->dim, first, last, own);
+    L(attend_start)(&a, g, i, h, rows, 1);
+    L(attend_keys)(&a, g, 0, rows, kv, s.prefix_first, s.prefix_last, NULL);
+    L(attend_keys)(&a, g, 0, rows, kv, s.first, s.last, own);
+    L(attend_finish)(&a, g, i, h, rows, 1);
 }
 
-FN void L(decode_job)(void *ctx, int64_t chunk,
-                      int thread) { // the query heads that share a key head, QUERIES at a time
+// The query heads that share a key head. Rows beside each other with the same prefix go through it together, up to
+// g->together of them: the chunk of the first of those does all, those of the others nothing.
+FN void L(decode_job)(void *ctx, int64_t chunk, int thread) {
     const Attention *g = ctx;
+    Attend a;
     (void)thread;
-    int64_t kv_heads = g->heads / g->group, row = chunk / kv_heads, kv = chunk % kv_heads;
-    Span s = g->spans[row];
-    int64_t first[2] = {s.prefix_first, s.first}, last[2] = {s.prefix_last, s.last}, own[QUERIES];
-    for (int64_t r = 0; r < QUERIES; r++) own[r] = s.last - s.first;
-    for (int64_t h = 0; h < g->group; h += QUERIES) {
-        int64_t head = kv * g->group + h, rows = g->group - h < QUERIES ? g->group - h : QUERIES;
-        L(attend)
-        (g, mat_at(g->q, row, head * g->dim), g->dim * 4, mat_at(g->o, row, head * g->dim), g->dim * 4, NULL, 0, rows,
-         kv * g->dim, first, last, own);
+    int64_t kv_heads = g->heads / g->group, row = chunk / kv_heads, kv = chunk % kv_heads, before = 0, n = 1;
+    const Span *s = g->spans + row;
+    while (row > before && same_prefix(s, s - before - 1)) before++;
+    if (before % g->together) return;
+    while (row + n < g->q.rows && n < g->together && same_prefix(s, s + n)) n++;
+    for (int64_t h = 0, per; h < g->group; h += per) {
+        int64_t head = kv * g->group + h;
+        per = g->group - h < QUERIES ? g->group - h : QUERIES;
+        L(attend_start)(&a, g, row, head, n, per);
+        L(attend_keys)(&a, g, 0, n * per, kv * g->dim, s->prefix_first, s->prefix_last, NULL);
+        for (int64_t i = 0; i < n; i++) L(attend_keys)(&a, g, i * per, per, kv * g->dim, s[i].first, s[i].last, NULL);
+        L(attend_finish)(&a, g, row, head, n, per);
     }
 }
 

@@ -455,7 +455,7 @@ static void scores_compute(Scores *s, Mat logits, int64_t row, const uint32_t *s
 // no order, so every device and thread count draws the same id. seen I32 [N, ceil(V/32)] holds one bit per id that the
 // penalty counts; the drawn id's bit is set. It may be absent when the penalty is 1. streams, steps I32 [N,1].
 static void ref_sample(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams p) {
-    static _Thread_local Scores s; // one row of scratch per thread, kept
+    Scores s = {0}; // scratch of one row
     for (int64_t i = 0; i < logits.rows; i++) {
         uint32_t *bits = seen.p ? mat_at(seen, i, 0) : NULL;
         scores_compute(&s, logits, i, p.repetition_penalty != 1 ? bits : NULL, p, 1);
@@ -473,6 +473,7 @@ static void ref_sample(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps,
         *(int32_t *)mat_at(tokens, i, 0) = best;
         if (bits) bits[best / 32] |= 1u << (best % 32);
     }
+    free(s.z), free(s.order), free(s.heap);
 }
 
 int64_t sample_distribution(const float *logits, int64_t V, const int32_t *seen_ids, int64_t n_seen, SampleParams p,

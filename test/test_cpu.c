@@ -745,6 +745,49 @@ TEST(attention_decode_is_the_reference) {
     }
 }
 
+// Rows that decode behind one prefix go through it together: in runs of 1, 2 and 40 rows, with own keys of many lengths, the
+// prefix longer and shorter than a block. Each has the bits it has alone, though the own keys of another are not numbers.
+TEST(decoding_behind_a_shared_prefix_gives_each_row_its_bits_alone) {
+    enum { ROWS = 46 };
+    static const int32_t runs[][3] = {{40, 0, 97}, {1, 5, 5}, {1, 5, 5}, {2, 100, 120}, {1, 0, 97}, {1, 0, 96}};
+    Span spans[ROWS];
+    int n = 0;
+    for (int r = 0; r < 6; r++)
+        for (int i = 0; i < runs[r][0]; i++, n++)
+            spans[n] = (Span){120 + 3 * n, 120 + 3 * n + 7 * n % 130, runs[r][1], runs[r][2], 0};
+    spans[3].last = spans[3].first; // nothing but the prefix
+    EXPECT_INT(n, ROWS);
+    for (int shape = 0; shape < 4; shape++) {
+        HeadsArg a = head_shapes[shape];
+        int64_t Q = a.heads * a.dim, KV = a.kv_heads * a.dim;
+        Buffer b[] = {buffer(ROWS, Q, 2, F32, 0), random_buffer(ROWS, Q, 1, F32, 0, 1),
+                      random_buffer(400, KV, 5, F32, 0, 2), random_buffer(400, KV, 0, F32, 0, 3)};
+        Buffer alone = buffer(1, Q, 0, F32, 0);
+        int64_t bad = spans[44].last - 1; // of few rows: the others must not look at it
+        for (int64_t c = 0; c < KV; c++) *(float *)mat_at(b[3].m, bad, c) = NAN;
+        for (int s = 0; s < ISAS; s++)
+            for (int threads = 1; cpu_isa_set(isas[s]) && threads <= 3; threads += 2) {
+                pool_start(threads);
+                a.spans = spans_of(spans, ROWS);
+                run_decode(ops_cpu(), b, &a);
+                int64_t other = 0, numbers = 0;
+                for (int i = 0; i < ROWS; i++) {
+                    a.spans = spans_of(spans + i, 1);
+                    Buffer one[] = {alone, {.m = mat_rows(b[1].m, i, 1)}, b[2], b[3]};
+                    run_decode(ops_cpu(), one, &a);
+                    other += memcmp(alone.m.p, mat_at(b[0].m, i, 0), (size_t)Q * 4) != 0;
+                    numbers += isfinite(*(float *)alone.m.p);
+                }
+                if (other || numbers < ROWS / 2 || numbers == ROWS)
+                    FAIL("%s, shape %d, %d threads: %lld rows differ, %lld are numbers", isas[s], shape, threads,
+                         (long long)other, (long long)numbers);
+                pool_stop();
+            }
+        cpu_isa_set(NULL);
+        drop(b, 4), drop(&alone, 1);
+    }
+}
+
 // A sequence gives the same bits alone, at another place, and with more rows behind it; what a causal row may not see may
 // even be NaN. Decoding its last row against the cache gives those bits too.
 TEST(a_sequence_alone_and_in_company_has_the_same_bits) {
