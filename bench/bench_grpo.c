@@ -5,7 +5,7 @@
 //
 // What it is:  the checkpoint in DIR in F32 (bench/make_checkpoint demo DIR), every parameter trained. Eight prompts of 192
 //              tokens, 64 of them a picture of 224 x 224, and eight answers to each of N tokens (96). Both ways take turns,
-//              a round holds one of each, and a ratio is the median over rounds. The answers of both ways must be the same
+//              a round holds one of each, and a ratio is the median over rounds, by the clock and by the processor's time. The answers of both ways must be the same
 //              tokens with the same bits of log-probability, and the gradients of both the same to rounding, or the
 //              comparison would be worthless: that is looked at, and said.
 // What it is not: a test. Nothing fails here but answers or gradients that differ.
@@ -53,26 +53,35 @@ static Request request_of(const Rollouts *r, int q, int first, int completions) 
 
 // ----------------------------------------------------------------------------------------------------------- rollouts
 
-static bool in_batch(Rollouts *r, double *seconds, Err *e) {
+typedef struct Times { // of one way, by round
+    double wall[MOST_ROUNDS], cpu[MOST_ROUNDS];
+    double wall_started, cpu_started;
+} Times;
+static void begin(Times *t) { t->cpu_started = cpu_seconds(), t->wall_started = clock_seconds(); }
+static void end(Times *t, int round) {
+    t->wall[round] = clock_seconds() - t->wall_started, t->cpu[round] = cpu_seconds() - t->cpu_started;
+}
+
+static bool in_batch(Rollouts *r, Times *t, int round, Err *e) {
     GenerationConfig g = {.sample = {.repetition_penalty = 1, .do_sample = 1, .temperature = 1, .top_p = 1, .seed = 1},
                           .max_new_tokens = r->new_tokens};
     Request all[PROMPTS];
-    double started = clock_seconds();
+    begin(t);
     for (int q = 0; q < PROMPTS; q++) all[q] = request_of(r, q, 0, G);
     bool ok = generate(&r->m, all, PROMPTS, &g, NULL, NULL, r->batch, e);
-    *seconds = clock_seconds() - started;
+    end(t, round);
     return ok;
 }
-static bool one_by_one(Rollouts *r, double *seconds, Err *e) {
+static bool one_by_one(Rollouts *r, Times *t, int round, Err *e) {
     GenerationConfig g = {.sample = {.repetition_penalty = 1, .do_sample = 1, .temperature = 1, .top_p = 1, .seed = 1},
                           .max_new_tokens = r->new_tokens};
     bool ok = true;
-    double started = clock_seconds();
+    begin(t);
     for (int k = 0; ok && k < ANSWERS; k++) {
         Request one = request_of(r, k / G, k % G, 1);
         ok = generate(&r->m, &one, 1, &g, NULL, NULL, &r->alone[k], e);
     }
-    *seconds = clock_seconds() - started;
+    end(t, round);
     return ok;
 }
 static bool same_answers(const Rollouts *r) {
@@ -85,13 +94,19 @@ static bool same_answers(const Rollouts *r) {
     return same == ANSWERS;
 }
 
-static void print_way(const char *name, const double *seconds, int rounds, double tokens) {
-    printf("  %-32s %8.1f ms %8.0f tokens/s\n", name, 1e3 * median(seconds, rounds), tokens / median(seconds, rounds));
+static void print_way(const char *name, const Times *t, int rounds, double tokens) {
+    double wall = median(t->wall, rounds);
+    printf("  %-28s %8.1f ms %7.0f tokens/s; of processor %8.1f ms\n", name, 1e3 * wall, tokens / wall,
+           1e3 * median(t->cpu, rounds));
 }
-static void print_ratio(const char *what, const double *ratio, int rounds, const char *same) {
-    double low = ratio[0], high = ratio[0];
-    for (int i = 1; i < rounds; i++) low = fmin(low, ratio[i]), high = fmax(high, ratio[i]);
-    printf("  %s %.2f (%.2f to %.2f in %d rounds); %s\n", what, median(ratio, rounds), low, high, rounds, same);
+static void print_ratio(const char *what, const Times *a, const Times *b, int rounds, const char *same) {
+    double wall[MOST_ROUNDS], cpu[MOST_ROUNDS], low = INFINITY, high = 0;
+    for (int i = 0; i < rounds; i++) {
+        wall[i] = a->wall[i] / b->wall[i], cpu[i] = a->cpu[i] / b->cpu[i];
+        low = fmin(low, wall[i]), high = fmax(high, wall[i]);
+    }
+    printf("  %s %.2f (%.2f to %.2f in %d rounds), of the processor's time %.2f; %s\n", what, median(wall, rounds), low,
+           high, rounds, median(cpu, rounds), same);
 }
 static bool differ(const char *found, Err *e) {
     return err_set(e, "E-BG-01", AT(.file = "bench_grpo"), "expected the same work both ways; found %s; do: report it",
@@ -99,10 +114,9 @@ static bool differ(const char *found, Err *e) {
 }
 
 static bool bench_rollouts(Rollouts *r, int rounds, Err *e) {
-    double batch[MOST_ROUNDS], alone[MOST_ROUNDS], ratio[MOST_ROUNDS];
+    Times batch, alone;
     for (int i = 0; i < rounds; i++) {
-        if (!in_batch(r, &batch[i], e) || !one_by_one(r, &alone[i], e)) return false;
-        ratio[i] = alone[i] / batch[i];
+        if (!in_batch(r, &batch, i, e) || !one_by_one(r, &alone, i, e)) return false;
         bool same = same_answers(r);
         for (int k = 0; k < ANSWERS; k++) completion_free(&r->batch[k]), completion_free(&r->alone[k]);
         if (!same) return differ("other answers", e);
@@ -110,16 +124,17 @@ static bool bench_rollouts(Rollouts *r, int rounds, Err *e) {
     double tokens = (double)(ANSWERS * r->new_tokens);
     printf("rollouts: %d prompts of %d tokens with a picture, %d answers to each of %lld tokens\n", PROMPTS, PROMPT, G,
            (long long)r->new_tokens);
-    print_way("one batch, prompts shared", batch, rounds, tokens);
-    print_way("one by one", alone, rounds, tokens);
-    print_ratio("one by one takes so many times as long:", ratio, rounds, "the answers are the same to the bit");
+    print_way("one batch, prompts shared", &batch, rounds, tokens);
+    print_way("one by one", &alone, rounds, tokens);
+    print_ratio("one by one takes so many times as long:", &alone, &batch, rounds,
+                "the answers are the same to the bit");
     return true;
 }
 
 // ------------------------------------------------------------------------------------------------------------ the pass
 
 // Forward and backward of one group, every block kept. Gradients are left in the model.
-static bool pass(Rollouts *r, bool shared, int64_t *rows, double *seconds, Err *e) {
+static bool pass(Rollouts *r, bool shared, int64_t *rows, Times *t, int round, Err *e) {
     static int32_t ids[G][PROMPT + MOST_NEW];
     static uint8_t trained[PROMPT + MOST_NEW];
     Pack p = {0};
@@ -138,28 +153,28 @@ static bool pass(Rollouts *r, bool shared, int64_t *rows, double *seconds, Err *
                           .n_grids = 1};
     }
     model_zero_gradients(&r->m);
-    double started = clock_seconds();
+    begin(t);
     if (shared) ok = pack_add_group(&p, &r->m.c, s, G, PROMPT, e);
     for (int k = 0; !shared && ok && k < G; k++) ok = pack_add(&p, &r->m.c, &s[k], e);
     const TrainBatch *b = pack_batch(&p, false, 0, r->m.c.L);
     float *dlp = alloc_or_die(2 * (size_t)b->N, sizeof *dlp, "the pass");
     for (int64_t i = 0; i < b->N; i++) dlp[i] = b->targets[i] < 0 ? 0 : b->targets[i] % 2 ? -1e-3f : 1e-3f;
     ok = ok && model_pass(&r->m, b, dlp, dlp + b->N, NULL, e);
-    *rows = b->N, *seconds = clock_seconds() - started;
+    end(t, round), *rows = b->N;
     free(dlp), pack_free(&p);
     return ok;
 }
 
 static bool bench_pass(Rollouts *r, int rounds, Err *e) {
-    double group[MOST_ROUNDS], apart[MOST_ROUNDS], ratio[MOST_ROUNDS], error = 0, size = 0;
+    Times group, apart;
+    double error = 0, size = 0;
     int64_t rows[2], n = (int64_t)(r->m.gradients.used / sizeof(float));
     const float *now = (const float *)(const void *)r->m.gradients.base;
     float *before = alloc_or_die((size_t)n, sizeof *before, "gradients");
     for (int i = 0; i < rounds; i++) {
-        if (!pass(r, true, &rows[0], &group[i], e)) return false;
+        if (!pass(r, true, &rows[0], &group, i, e)) return false;
         memcpy(before, now, (size_t)n * sizeof *before);
-        if (!pass(r, false, &rows[1], &apart[i], e)) return false;
-        ratio[i] = group[i] / apart[i];
+        if (!pass(r, false, &rows[1], &apart, i, e)) return false;
     }
     for (int64_t i = 0; i < n; i++)
         error += (now[i] - before[i]) * (double)(now[i] - before[i]), size += now[i] * (double)now[i];
@@ -167,12 +182,12 @@ static bool bench_pass(Rollouts *r, int rounds, Err *e) {
     if (!(error < 1e-10 * size)) return differ("other gradients", e);
     printf("the pass: forward and backward of one group, %d answers of %lld tokens to a prompt of %d with a picture\n",
            G, (long long)r->new_tokens, PROMPT);
-    print_way("one group", group, rounds, (double)rows[0]);
-    print_way("separate sequences", apart, rounds, (double)rows[1]);
+    print_way("one group", &group, rounds, (double)rows[0]);
+    print_way("separate sequences", &apart, rounds, (double)rows[1]);
     char same[100];
     snprintf(same, sizeof same, "%lld of %lld rows; the gradients differ by %.1e of their norm", (long long)rows[0],
              (long long)rows[1], sqrt(error / size));
-    print_ratio("the group takes so much of the time of the separate ones:", ratio, rounds, same);
+    print_ratio("the group takes so much of the time of the separate ones:", &group, &apart, rounds, same);
     return true;
 }
 

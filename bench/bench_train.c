@@ -83,13 +83,6 @@ static bool step_open(Step *t, const char *dir, const Ops *d, Err *e) {
 }
 static void step_close(Step *t) { optimizer_close(&t->o, &t->m), pack_free(&t->pack), model_free(&t->m); }
 
-// Of all threads of this process: on a machine with neighbours the steadier of the two clocks.
-static double cpu_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static bool step_once(Step *t, int64_t keep, Err *e) {
     double started = clock_seconds(), cpu = cpu_seconds(), loss = 0;
     pack_clear(&t->pack);

@@ -1,7 +1,7 @@
 // ceilings.h - what this machine can do: a loop of fused multiply-adds that touches no memory, for the programs of bench/.
 //
 // What it is:  fma_peak() in GFLOP/s of all threads, in the instruction set that "cpu" uses; a cheap source of numbers; the
-//              median over rounds.
+//              processor's clock; the median over rounds.
 // What it is not: part of the library.
 // Read before: ops.h (cpu_isa), base.h (parallel_for).  Read next: bench.c, bench_train.c, bench_grpo.c.
 #ifndef SURGR1_CEILINGS_H
@@ -76,6 +76,13 @@ static uint64_t cheap_state = 88172645463325252u;
 static inline uint64_t cheap(void) { // xorshift64 (Marsaglia 2003): only to fill memory
     cheap_state ^= cheap_state << 13, cheap_state ^= cheap_state >> 7, cheap_state ^= cheap_state << 17;
     return cheap_state;
+}
+
+// Of all threads of this process: on a machine with neighbours the steadier of the two clocks.
+static inline double cpu_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 enum { MOST_ROUNDS = 64 };
