@@ -161,6 +161,7 @@ bench: $(BENCHES)
 	$(BUILD)/bench/make_checkpoint demo $(BUILD)/bench/demo
 	$(BUILD)/bench/bench_train $(BUILD)/bench/demo --threads 1 --python $(PYTHON) --profile
 	$(BUILD)/bench/bench_train $(BUILD)/bench/demo --python $(PYTHON)
+	$(BUILD)/bench/bench_grpo $(BUILD)/bench/demo
 
 # Fuzzing: clang's libFuzzer over the same readers, with both sanitizers. SECONDS is per harness.
 SECONDS ?= 60
