@@ -163,6 +163,34 @@ bench: $(BENCHES)
 	$(BUILD)/bench/bench_train $(BUILD)/bench/demo --python $(PYTHON)
 	$(BUILD)/bench/bench_grpo $(BUILD)/bench/demo
 
+# The method from start to end. base: data/base again, and whether it came out the same (on one type of machine, to the bit);
+# KEEP=1 puts it there. demo: the stages of both papers from data/base. demo-full: five seeds, with every control.
+DEMO  ?= demo
+SEEDS ?= 1 2 3 4 5
+BASE  := build/base
+BASE_TAKES := config.json generation_config.json preprocessor_config.json tokenizer.json tokenizer_config.json vocab.json merges.txt \
+              chat_template.jinja model.safetensors
+.PHONY: base demo demo-full built
+built:
+	@test -n "$(STB)" || $(MAKE) deps
+	@$(MAKE) all
+base: built
+	./surgr1 run data/recipes/base.json --set out=$(BASE)
+	@rm -rf $(BASE)/publish && mkdir $(BASE)/publish
+	@for f in $(BASE_TAKES); do cp $(BASE)/train/export/$$f $(BASE)/publish/ || exit 1; done
+	@cp $(BASE)/recipe.json $(BASE)/measure/tables.txt $(BASE)/publish/
+	@sed -n 's/.*"ev":"step","step":\([0-9]*\),"loss":\([^,]*\),.*"align_loss":\([^,}]*\).*/\1\t\2\t\3/p' $(BASE)/train/run.jsonl > $(BASE)/publish/loss.tsv
+	@cd $(BASE)/publish && sha256sum * > SHA256SUMS
+	$(if $(KEEP),cp $(BASE)/publish/* data/base/)
+	@cmp $(BASE)/publish/SHA256SUMS data/base/SHA256SUMS && echo "data/base: the same"
+demo: built
+	./surgr1 run data/recipes/demo.json --set out=$(DEMO)
+	@cat $(DEMO)/table/table.txt $(DEMO)/table-vqla/table.txt; echo "$(DEMO)/report.html"
+demo-full: built
+	@for s in $(SEEDS); do ./surgr1 run data/recipes/demo.json --with full --set seed=$$s --set out=$(DEMO)-full/seed-$$s || exit 1; done
+	./surgr1 table data/recipes/demo-table.json $(SEEDS:%=--root $(DEMO)-full/seed-%) --out $(DEMO)-full/table
+	./surgr1 table data/recipes/demo-table-vqla.json $(SEEDS:%=--root $(DEMO)-full/seed-%) --out $(DEMO)-full/table-vqla
+
 # Fuzzing: clang's libFuzzer over the same readers, with both sanitizers. SECONDS is per harness.
 SECONDS ?= 60
 fuzz:
@@ -190,6 +218,8 @@ help:
 	@echo "make test-oracle      ROOT=dir DEVICE=ref|cpu|cuda THREADS=n: other people's numbers in dir"
 	@echo "make test-long        those on every device and several thread counts; kills and faults by the hundred"
 	@echo "make test-weights     MODEL=dir: a real checkpoint"
+	@echo "make demo             the stages of both papers     make demo-full      five seeds with every control"
+	@echo "make base             data/base again (KEEP=1: keep what came out)"
 	@echo "make bench            speed, PYTHON=path         make fuzz SECONDS=n  fuzz the readers, needs clang"
 	@echo "make deps-check       arrows between floors        make format-check    make clean"
 
