@@ -78,9 +78,10 @@ typedef struct Axis {
     double low, high, step;
 } Axis;
 static Axis axis_of(double low, double high, int most) {
-    if (!(high - low > 1e-12 * fabs(low)) || high - low < 1e-200) { // one value: it stands in the middle
-        double around = fabs(low) > 1e-200 ? 0.1 * fabs(low) : 1;
+    if (!(high - low > 1e-4 * fmax(fabs(low), fabs(high))) || high - low < 1e-200) { // one value: in the middle
+        double around = 0.1 * fmax(fabs(low), fabs(high));
         low -= around, high += around;
+        if (!(high - low > 1e-200)) low = 0, high = 1;
     }
     double rough = (high - low) / most, power = pow(10, floor(log10(rough)));
     Axis a = {.step = power};

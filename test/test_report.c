@@ -195,6 +195,15 @@ TEST(a_curve_keeps_its_peaks_however_long_it_is) {
     EXPECT(has("L235.4 9.0L") && strlen(page) < 40000);
 }
 
+TEST(a_number_that_hardly_moves_is_drawn_flat) {
+    for (int k = 0; k < 2; k++)
+        snprintf(lines[k], LINE, "\"ev\":\"step\",\"step\":%d,\"loss\":0,\"entropy\":%g", k, 11.9180 + 0.0001 * k);
+    const char *run = run_folder("flat", "run.jsonl", line_list(), 2);
+    EXPECT(report((ReportOptions){.runs = &run, .n_runs = 1}));
+    EXPECT(has(">11</text>") && has(">12</text>") && !has(">11.918")); // not its rounding on the whole axis
+    EXPECT(has(">0</text>") && has(">1</text>") && !has(">-"));        // all 0: from 0 to 1
+}
+
 TEST(a_torn_last_line_is_no_fault_and_a_damaged_one_is) {
     for (int k = 0; k < 3; k++) snprintf(lines[k], LINE, "\"ev\":\"step\",\"step\":%d,\"loss\":%d", k, k);
     const char *run = run_folder("torn", "run.jsonl", line_list(), 3);
