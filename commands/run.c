@@ -278,7 +278,7 @@ static bool option_into(Stage *s, const Command *c, const Json *v, Err *e) {
 
 static bool read_line(Stage *s, Err *e) {
     const Json *command = json_get(s->at, "command"), *options = json_get(s->at, "options"),
-               *arguments = json_get(s->at, "arguments");
+               *arguments = json_get(s->at, "arguments"), *sft = json_get(s->at, "sft");
     const char *nearest = NULL;
     const Command *c = command && command->type == JSON_STRING ? command_named(command->str, &nearest) : NULL;
     if (!c)
@@ -299,7 +299,17 @@ static bool read_line(Stage *s, Err *e) {
     if (dash) words_add(&s->line, "--", 2);
     for (int i = 0; ok && i < texts.n; i++) words_add(&s->line, texts.p[i], strlen(texts.p[i]));
     words_free(&texts);
-    return ok;
+    if (!ok || !sft) return ok;
+    if (strcmp(c->name, "refine") || dash)
+        return err_set(e, "E-CF-02", json_at(&recipe.doc, sft, "sft"),
+                       "expected this member with the command refine alone, and no options in \"arguments\"; found %s; "
+                       "do: remove it",
+                       c->name);
+    words_add(&s->line, "--", 2);
+    if (!is_object(sft, "sft", e)) return false;
+    for (const Json *v = sft->child; v; v = v->next)
+        if (!option_into(s, command_named("sft", &nearest), v, e)) return false;
+    return true;
 }
 
 // A folder may be removed again only when it lies beneath OUT, and in no folder of another stage.
@@ -367,8 +377,8 @@ static bool read_after(Stage *s, Err *e) {
 }
 
 static bool read_stage(Stage *s, Err *e) {
-    static const char *const members[] = {"name",   "about", "command", "options", "arguments", "makes", "fresh",
-                                          "folder", "after", "tags",    "seconds", "sources",   NULL};
+    static const char *const members[] = {"name",  "about",  "command", "options", "arguments", "sft",     "makes",
+                                          "fresh", "folder", "after",   "tags",    "seconds",   "sources", NULL};
     const Json *name = json_get(s->at, "name"), *about = json_get(s->at, "about");
     static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.+ ";
     bool good = name && name->type == JSON_STRING && name->len > 0 && name->len <= 60 && name->str[0] != '.' &&

@@ -63,6 +63,8 @@ slip "a variable that is none" '{"name":"x","command":"scenes","options":{"out":
 slip "an unknown member" '{"name":"x","command":"limits","option":{}}' 'field "option"'
 slip "no command" '{"name":"x"}' 'field "command": expected a command of surgr1; found none'
 slip "no name" '{"command":"limits"}' 'field "name"'
+slip "an unknown option of a training within" '{"name":"x","command":"refine","options":{"model":"m"},"sft":{"lr":1e-4,"epoch":1}}' 'expected an option of surgr1 sft; found "epoch"; do: write epochs'
+slip "a training within what has none" '{"name":"x","command":"limits","sft":{}}' 'the command refine alone'
 slip "a name twice" '{"name":"scenes","command":"limits"}' 'a name of its own'
 slip "a stage after a later one" '{"name":"x","command":"limits","after":"y"},{"name":"y","command":"limits"}' 'found "y"'
 slip "a folder outside of out" '{"name":"x","command":"limits","fresh":"{out}/../x"}' 'beneath {out}'
@@ -89,6 +91,9 @@ check "the list of a recipe" grep -qF "surgr1 scenes --count 7 --out ./o-big/s -
 check "a list that makes something" gone o-big
 run sizes.json --list --set size=small --set n=3
 check "another variant" grep -qF "surgr1 scenes --count 3 --out ./o-small/s --tasks" out
+recipe within.json '' '{"name":"x","command":"refine","options":{"model":"m","out":"{out}/r"},"sft":{"lr":1e-4,"lora":"decoder"}}'
+run within.json --list
+check "options of a training within" grep -qF "surgr1 refine --model m --out o/r -- --lr 1e-4 --lora decoder" out
 run sizes.json --list --set size=huge
 said "a variant that is none" 3 'expected one of big, small; found "huge"'
 run sizes.json
