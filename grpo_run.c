@@ -99,39 +99,6 @@ typedef struct Tally { // over completions
     double term[REWARD_TERMS], low[REWARD_TERMS], high[REWARD_TERMS], total;
 } Tally;
 
-static View second_word(View v) { // the verb of "grasper retract gallbladder"
-    const char *end = v.p + v.len, *p = v.p;
-    while (p < end && *p != ' ') p++;
-    while (p < end && *p == ' ') p++;
-    const char *q = p;
-    while (q < end && *q != ' ') q++;
-    return (View){p, (size_t)(q - p)};
-}
-
-// Whether the answer names something that the last level of its trace does not: the name itself, of triplets their verbs.
-// -1: not a kind of answer for which words tell, or nothing to compare.
-static int contradicts(const Reward *r) {
-    enum AnswerKind kind = r->reading.kind;
-    const Answer *a = &r->answer;
-    bool one = kind == ANSWER_WORD || kind == ANSWER_VQLA, several = kind == ANSWER_LIST || kind == ANSWER_TRIPLETS;
-    if ((!one && !several) || !r->reading.ok || !r->reading.word.len || !a->think.len) return -1;
-    View last = a->think, rest = r->reading.word, item = rest;
-    for (int k = 0; k < 3; k++)
-        if (a->level[k].found) last = a->level[k].text;
-    Text words = {0}, term = {0};
-    bool missing = false;
-    words_of(last.p, last.len, &words);
-    while (one || answer_next_item(&rest, kind, &item)) {
-        View v = kind == ANSWER_TRIPLETS ? second_word(item) : item;
-        text_free(&term);
-        text_add(&term, v.p, v.len);
-        missing |= v.len && !words_hold(&words, term.p);
-        if (one) break;
-    }
-    text_free(&words), text_free(&term);
-    return missing;
-}
-
 static void count(Count *c, const Reward *r, const Completion *done) {
     c->n++, c->right += r->right, c->tokens += done->ids.n;
 }
@@ -140,7 +107,7 @@ static void tally(Tally *t, const Prompt *q, const Reward *r, const Completion *
     count(&t->all, r, done), count(&t->task[item->task], r, done);
     count(&t->level[task_info(item->task)->level], r, done);
     t->status[r->answer.status]++, t->truncated += !done->stopped, t->empty += !r->answer.text.len;
-    int against = contradicts(r);
+    int against = synth_contradicts(r);
     t->judged += against >= 0, t->contradicted += against == 1;
     for (int k = 0; k < 3; k++) t->header[k] += r->answer.level[k].found && r->answer.level[k].colon;
     for (int k = 0; k < REWARD_TERMS; k++) {

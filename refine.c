@@ -55,7 +55,7 @@ int refine_order(const Rollout *r, int K, enum RefinePick pick, int *order) {
     return n;
 }
 
-// ------------------------------------------------------------------------------------------------------------ state
+// --------------------------------------------------------------------------------------------------------------- state
 
 typedef struct Counts { // of one task, or of all
     int64_t records, sampled, right, easy, hard, predicted, asked, teacher, without;
@@ -109,7 +109,7 @@ static bool dir_has(const Refine *r, const char *name) {
     return in_dir(r, name, path, &e) && file_exists(path);
 }
 
-// A line of run.jsonl that stands there once, however often the run was started. members begins with "ev" and "iteration".
+// A line of run.jsonl that stands there once, however often the run was started.
 static bool event(Refine *r, const char *name, const Text *more, Err *e) {
     Text line = {0}, key = {0};
     char *text = NULL;
@@ -126,7 +126,7 @@ static bool event(Refine *r, const char *name, const Text *more, Err *e) {
     return ok;
 }
 
-// --------------------------------------------------------------------------------------------------------- fingerprints
+// -------------------------------------------------------------------------------------------------------- fingerprints
 
 static bool fingerprint(Policy *p, bool all_bytes, Err *e) {
     TensorFile f;
@@ -158,7 +158,7 @@ static bool load_model(const Refine *r, Model *m, const char *model, const char 
     return true;
 }
 
-// -------------------------------------------------------------------------------------------------------------- rollouts
+// ------------------------------------------------------------------------------------------------------------ rollouts
 
 typedef struct Sampling { // one file of rollouts
     const char *name;     // of the file
@@ -348,7 +348,7 @@ static bool rollout_text(int fd, const char *path, const Rollout *r, Text *out, 
     return ok;
 }
 
-// --------------------------------------------------------------------------------------------------------------- labels
+// -------------------------------------------------------------------------------------------------------------- labels
 
 typedef struct Said { // by a batch teacher
     char *id, *text, *teacher, *request;
@@ -449,7 +449,15 @@ typedef struct Writer {      // who drew rollouts
     const FrameSize *size;
 } Writer;
 
-// The first of the right rollouts, by the rule, that passes the filters. *v: the verdict on the best one when none does.
+static bool contradicts(const Prompt *q, const Text *text) {
+    RewardOptions o;
+    Reward reward;
+    CHECK(reward_preset(&o, "surg-r1"), "no preset surg-r1");
+    reward_score(&reward, &o, &(RewardInput){.item = &q->task.item, .text = text->p, .len = text->len, .tokens = -1});
+    return synth_contradicts(&reward) == 1;
+}
+
+// The best of the right rollouts that passes the filters. *v: the verdict on the best one of all when none does.
 static bool pick_rollout(const Refine *r, int64_t i, const Prompt *q, const Writer *w, int own_right, Text *line,
                          enum SynthVerdict *v, Err *e) {
     int order[REFINE_MOST_ROLLOUTS + 1], n = refine_order(w->rollouts, w->K, w->pick, order);
@@ -470,6 +478,7 @@ static bool pick_rollout(const Refine *r, int64_t i, const Prompt *q, const Writ
         if (x->usable) {
             line->len = 0;
             ok = rollout_text(w->fd, w->path, x, &text, e) && label_line(r, i, q, &label, line, &now, e);
+            if (ok && now == SYNTH_ACCEPTED && r->o->consistent && contradicts(q, &text)) now = SYNTH_CONTRADICTION;
         }
         text_free(&text), text_free(&provenance);
         if (!j || now == SYNTH_ACCEPTED) *v = now;
@@ -631,7 +640,7 @@ static bool label_records(Refine *r, bool write, const char *name, int64_t *line
     return ok;
 }
 
-// --------------------------------------------------------------------------------------------------------------- counts
+// -------------------------------------------------------------------------------------------------------------- counts
 
 static void add_reasons(Text *out, const char *name, const int64_t *n) {
     text_addf(out, ",\"%s\":{", name);
@@ -756,7 +765,7 @@ static bool write_tables(Refine *r, Err *e) {
     return ok;
 }
 
-// ------------------------------------------------------------------------------------------------------------- iteration
+// ----------------------------------------------------------------------------------------------------------- iteration
 
 static uint64_t seed_of(const Refine *r, bool teacher) { // of the rollouts of an iteration
     Random4 x = philox(r->o->seed, (uint32_t)r->iteration, teacher, RANDOM_SAMPLE, 0);
@@ -907,7 +916,7 @@ static bool tell_labels(Refine *r, int64_t *lines, Err *e) {
     return ok;
 }
 
-// ------------------------------------------------------------------------------------------------------------- training
+// ------------------------------------------------------------------------------------------------------------ training
 
 // Options that shape a new adapter say nothing where an adapter goes on.
 static bool shapes_adapter(const char *arg, bool *takes_value) {
@@ -1040,7 +1049,7 @@ static bool measure(Refine *r, bool *finished, Err *e) {
     return ok;
 }
 
-// --------------------------------------------------------------------------------------------------------------- set up
+// -------------------------------------------------------------------------------------------------------------- set up
 
 static bool open_prompts(const RefineOptions *o, const char *model, Config *c, Tokenizer **t, PromptSet *set, Err *e) {
     if (!config_load(c, model, e) || !tokenizer_load(t, model, e) || !chat_template_check(model, e)) return false;

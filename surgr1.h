@@ -1779,6 +1779,7 @@ enum SynthVerdict { // of one request; the first that applies
     SYNTH_VOCABULARY, // words of another operation, or none of this one
     SYNTH_BOXES,      // not as bbox_2d, or outside of the picture
     SYNTH_ANSWER,     // not the label; of boxes IoU < 0.99
+    SYNTH_CONTRADICTION, // of a student: the thought ends elsewhere than the answer
     SYNTH_VERDICTS
 };
 extern const char *const synth_verdict_names[SYNTH_VERDICTS];
@@ -1800,6 +1801,9 @@ void synth_counts_print(const SynthCounts *c, Text *out); // one JSON object
 enum SynthVerdict synth_judge_thought(const TaskItem *item, const char *text, size_t len,
                                       const Knowledge *const *knowledge, int n, int64_t min_words, int64_t max_words,
                                       bool any_language);
+// Whether the answer names something that the last level of its trace does not: the name itself, of triplets their verbs.
+// -1: not a kind of answer for which words tell, or nothing to compare.
+int synth_contradicts(const Reward *r);
 // The record (its JSON, with "messages") as a training record: its system turn, or the prompt for reasoning, its question, text.
 // teacher, request may be NULL.
 void synth_record_print(const Json *root, const char *text, const char *teacher, const char *request, Text *out);
@@ -2347,6 +2351,7 @@ typedef struct RefineOptions {
     int n_responses;
     bool refused_to_teacher; // easy records of which every label is refused go to the teacher; else they are left out
     bool any_language;       // thoughts need not be English sentences
+    bool consistent;         // a rollout whose thought does not end in its answer becomes no label
     int64_t min_words, max_words;
     const char *const *knowledge; // files
     int n_knowledge;

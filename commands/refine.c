@@ -13,7 +13,7 @@ static struct {
         max_pixels, threads, max_memory, teacher_tokens, max_bytes;
     double temperature, top_p, min_p, wrong, teacher_temperature;
     int pick, refused, aggregate, start, alpha, exif, device, dtype, detail, limit_name;
-    bool brief, measure, trust_text, allow_nonfinite, hash_base;
+    bool brief, consistent, measure, trust_text, allow_nonfinite, hash_base;
 } refine = {.teacher = "none",
             .iterations = 1,
             .rollouts = 3,
@@ -44,6 +44,7 @@ static Option refine_options[] = {
         "                             second checkpoint; batch, requests out and answers in (see --responses)"),
     CHOICE("refused", &refine.refused, "drop|teacher", "easy records of which the filters refuse every right rollout"),
     FLAG("brief", &refine.brief, "thoughts of a few words: of the scene teacher, and the filters do not ask for English"),
+    FLAG("consistent", &refine.consistent, "no label of a model whose last level does not name its answer"),
     REAL("wrong", &refine.wrong, "SHARE", "of the scene teacher's thoughts that mistake what an instrument does", 0, 1),
     MANY("knowledge", &refine.knowledge, "FILE", "data/knowledge/*.json: vocabulary for the filters and for a batch teacher", 64),
     INT("min-words", &refine.min_words, "N", "shortest thought", 0, 10000),
@@ -237,6 +238,7 @@ static int run_refine(char **args, int n) {
         .n_responses = refine.responses.n,
         .refused_to_teacher = refine.refused == 1,
         .any_language = refine.brief,
+        .consistent = refine.consistent,
         .min_words = refine.min_words,
         .max_words = refine.max_words,
         .knowledge = refine.knowledge.p,

@@ -18,7 +18,7 @@ const char *const synth_verdict_names[SYNTH_VERDICTS] = {
     [SYNTH_ERROR] = "error",       [SYNTH_CUT] = "cut",         [SYNTH_EMPTY] = "empty",
     [SYNTH_FORMAT] = "format",     [SYNTH_LEVELS] = "levels",   [SYNTH_LENGTH] = "length",
     [SYNTH_LANGUAGE] = "language", [SYNTH_LEAK] = "leak",       [SYNTH_VOCABULARY] = "vocabulary",
-    [SYNTH_BOXES] = "boxes",       [SYNTH_ANSWER] = "answer",
+    [SYNTH_BOXES] = "boxes",       [SYNTH_ANSWER] = "answer",   [SYNTH_CONTRADICTION] = "contradiction",
 };
 
 // ------------------------------------------------------------------------------------------------------------ judge
@@ -164,6 +164,37 @@ enum SynthVerdict synth_judge(const TaskItem *item, const char *text, size_t len
     answer_parse(&a, text, len);
     if (!boxes_clean(item, a.text.p, a.text.len)) return SYNTH_BOXES;
     return answer_right(item, a.answer) ? SYNTH_ACCEPTED : SYNTH_ANSWER;
+}
+
+static View second_word(View v) { // the verb of "grasper retract gallbladder"
+    const char *end = v.p + v.len, *p = v.p;
+    while (p < end && *p != ' ') p++;
+    while (p < end && *p == ' ') p++;
+    const char *q = p;
+    while (q < end && *q != ' ') q++;
+    return (View){p, (size_t)(q - p)};
+}
+
+int synth_contradicts(const Reward *r) {
+    enum AnswerKind kind = r->reading.kind;
+    const Answer *a = &r->answer;
+    bool one = kind == ANSWER_WORD || kind == ANSWER_VQLA, several = kind == ANSWER_LIST || kind == ANSWER_TRIPLETS;
+    if ((!one && !several) || !r->reading.ok || !r->reading.word.len || !a->think.len) return -1;
+    View last = a->think, rest = r->reading.word, item = rest;
+    for (int k = 0; k < 3; k++)
+        if (a->level[k].found) last = a->level[k].text;
+    Text words = {0}, term = {0};
+    bool missing = false;
+    words_of(last.p, last.len, &words);
+    while (one || answer_next_item(&rest, kind, &item)) {
+        View v = kind == ANSWER_TRIPLETS ? second_word(item) : item;
+        text_free(&term);
+        text_add(&term, v.p, v.len);
+        missing |= v.len && !words_hold(&words, term.p);
+        if (one) break;
+    }
+    text_free(&words), text_free(&term);
+    return missing;
 }
 
 // ---------------------------------------------------------------------------------------------------- request files

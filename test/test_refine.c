@@ -75,6 +75,31 @@ TEST(boxes_of_a_model_survive_the_way_to_the_file_and_back) {
     }
 }
 
+TEST(a_thought_contradicts_an_answer_that_its_last_level_does_not_name) {
+    static const struct {
+        enum Task task;
+        const char *last, *answer;
+        int want;
+    } cases[] = {{TASK_PHASE, "the clips tell of clipping cutting", "clipping_cutting", 0},
+                 {TASK_PHASE, "this is the preparation", "clipping_cutting", 1},
+                 {TASK_TRIPLET, "grasper: retract gallbladder", "grasper retract gallbladder", 0},
+                 {TASK_TRIPLET, "grasper: retract", "grasper retract gallbladder, hook dissect cystic_duct", 1},
+                 {TASK_COUNT, "one and another", "3", -1},
+                 {TASK_TOOL_BOX, "left", "[1, 2, 3, 4]", -1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[400];
+        Reward r;
+        RewardOptions o;
+        TaskItem item = {.task = cases[i].task, .id = "x", .answer = cases[i].answer};
+        int n = snprintf(text, sizeof text,
+                         "<think>Level 1: clipping_cutting grasper.\nLevel 2: %s</think>\n<answer>%s</answer>",
+                         cases[i].last, cases[i].answer);
+        EXPECT(reward_preset(&o, "surg-r1"));
+        reward_score(&r, &o, &(RewardInput){.item = &item, .text = text, .len = (size_t)n, .tokens = -1});
+        EXPECT_INT(synth_contradicts(&r), cases[i].want);
+    }
+}
+
 // ----------------------------------------------------------------------------------------------- a model, and its data
 
 static char *in_work(const char *name) { // rotating
