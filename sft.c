@@ -162,85 +162,42 @@ void sft_eval_plan(const Dataset *d, const SftOptions *o, SftPlan *p) {
 // -------------------------------------------------------------------------------------------------------------- state
 
 typedef struct Sft {
-    Model *m;
-    const Tokenizer *t;
+    Trainer t;
+    const Tokenizer *tok;
     const Dataset *train, *eval; // eval: NULL when there is none
-    Run *run;
     const SftOptions *o;
     SftPlan plan;
     Order order, eval_order;
     Schedule schedule;
-    Optimizer opt;
     Pack pack;
     float *dlp, *lp, *entropy; // of one micro-batch
     int64_t cap;
     // what a checkpoint holds; seen: units, which are samples where nothing is grouped
-    int64_t step, seen, skipped, in_a_row, outliers;
-    int64_t skips[64], n_skips; // the latest steps that were skipped
-    Window losses, norms;
+    int64_t seen;
     double best;
     int64_t best_step, stale; // evaluations since the best
-    // not saved
-    double started;
-    int64_t first_step, disk_full;
 } Sft;
 
 static void state_print(const Sft *s, Text *out) {
-    text_addf(out,
-              "{\"format\":1,\"step\":%lld,\"seen\":%lld,\"epoch\":%lld,\"index\":%lld,\"updates\":[%lld,%lld,%lld],"
-              "\"skipped\":%lld,"
-              "\"in_a_row\":%lld,\"outliers\":%lld,\"skips\":[",
-              (long long)s->step, (long long)s->seen, (long long)(s->seen / s->train->n_units),
-              (long long)(s->seen % s->train->n_units), (long long)s->opt.updates[0], (long long)s->opt.updates[1],
-              (long long)s->opt.updates[2], (long long)s->skipped, (long long)s->in_a_row, (long long)s->outliers);
-    for (int64_t i = 0; i < s->n_skips; i++) text_addf(out, "%s%lld", i ? "," : "", (long long)s->skips[i]);
-    text_addf(out, "],\"best\":\"%a\",\"best_step\":%lld,\"stale\":%lld,\"losses\":", s->best, (long long)s->best_step,
-              (long long)s->stale);
-    window_print(&s->losses, out);
-    text_addf(out, ",\"norms\":");
-    window_print(&s->norms, out);
-    text_addf(out, "}");
+    text_addf(out, "{\"format\":1,");
+    trainer_state_print(&s->t, out);
+    text_addf(out, ",\"seen\":%lld,\"epoch\":%lld,\"index\":%lld,\"best\":\"%a\",\"best_step\":%lld,\"stale\":%lld}",
+              (long long)s->seen, (long long)(s->seen / s->train->n_units), (long long)(s->seen % s->train->n_units),
+              s->best, (long long)s->best_step, (long long)s->stale);
 }
 
 static bool state_read(Sft *s, const Checkpoint *c, Err *e) {
-    const Json *j = c->state.root, *best = json_get(j, "best"), *skips = json_get(j, "skips"),
-               *updates = json_get(j, "updates");
+    const Json *j = c->state.root, *best = json_get(j, "best");
     int64_t format = 0, most = INT64_MAX;
     bool ok = json_int(&c->state, j, "format", true, 1, 1, &format, e) &&
-              json_int(&c->state, j, "step", true, 0, most, &s->step, e) &&
+              trainer_state_read(&s->t, c, "a fine-tuning run", e) &&
               json_int(&c->state, j, "seen", true, 0, most, &s->seen, e) &&
-              json_int(&c->state, j, "skipped", true, 0, most, &s->skipped, e) &&
-              json_int(&c->state, j, "in_a_row", true, 0, most, &s->in_a_row, e) &&
-              json_int(&c->state, j, "outliers", true, 0, most, &s->outliers, e) &&
               json_int(&c->state, j, "best_step", true, -1, most, &s->best_step, e) &&
               json_int(&c->state, j, "stale", true, 0, most, &s->stale, e);
     if (!ok) return false;
-    ok = updates && updates->type == JSON_ARRAY && updates->count == 3 && best && best->type == JSON_STRING && skips &&
-         skips->type == JSON_ARRAY && skips->count <= sizeof s->skips / sizeof *s->skips &&
-         window_read(&s->losses, json_get(j, "losses")) && window_read(&s->norms, json_get(j, "norms"));
-    for (const Json *k = ok ? skips->child : NULL; k; k = k->next) s->skips[s->n_skips++] = k->i;
-    const Json *u = ok ? updates->child : NULL;
-    for (int tower = 0; u; tower++, u = u->next) s->opt.updates[tower] = u->i;
+    ok = best && best->type == JSON_STRING;
     if (ok) s->best = strtod(best->str, NULL);
-    return ok || err_set(e, "E-CK-04", AT(.file = c->state.file),
-                         "expected the state of a fine-tuning run; found something else; do: resume with the program "
-                         "version that wrote it");
-}
-
-// ---------------------------------------------------------------------------------------------------------------- logs
-
-static bool log_event(Sft *s, Text *members, Err *e) {
-    bool ok = log_write(&s->run->log, members->p, e);
-    text_free(members);
-    return ok;
-}
-static void number(Text *t, const char *name, double v) { // JSON knows no NaN
-    text_addf(t, ",\"%s\":", name);
-    if (isfinite(v)) text_add_json_number(t, v);
-    else text_addf(t, "\"%s\"", isnan(v) ? "nan" : v > 0 ? "inf" : "-inf");
-}
-static bool scalar(Sft *s, const char *tag, double v, Err *e) {
-    return events_scalar(&s->run->events, tag, s->step, v, e);
+    return ok || trainer_state_bad(c, "a fine-tuning run", e);
 }
 
 // -------------------------------------------------------------------------------------------------------------- passes
@@ -297,8 +254,8 @@ static bool pack_unit(Sft *s, const Order *w, int64_t first, int64_t end, const 
             n++, *(*place)++ = base + i - first;
         }
         q[0].align = align;
-        ok = n == 1 ? pack_add(&s->pack, &s->m->c, q, e)
-                    : pack_add_group(&s->pack, &s->m->c, q, n, w->d->samples[lead].shared, e);
+        ok = n == 1 ? pack_add(&s->pack, &s->t.m->c, q, e)
+                    : pack_add_group(&s->pack, &s->t.m->c, q, n, w->d->samples[lead].shared, e);
     }
     return ok;
 }
@@ -387,7 +344,7 @@ static bool pass(Sft *s, Order *w, int64_t seen, int64_t n, const Size *all, Sum
             s->entropy = grow_or_die(s->entropy, (size_t)s->cap, sizeof *s->entropy, "the loss");
         }
         if (all) weigh(s, b, x, place, all);
-        ok = model_pass(s->m, b, all ? s->dlp : NULL, s->lp, s->entropy, e);
+        ok = model_pass(s->t.m, b, all ? s->dlp : NULL, s->lp, s->entropy, e);
         if (ok) add_sums(s, b, x, place, all && s->o->per_answer, sums);
     }
     for (int64_t k = 0; k < count; k++) sample_free(&x[k]);
@@ -426,21 +383,22 @@ static bool evaluate(Sft *s, double *loss, Err *e) {
     if (!ok) return false;
     *loss = sums.weight > 0 ? sums.loss / sums.weight : 0;
     bool better =
-        s->step && *loss < s->best - s->o->min_delta; // step 0 is where the model stood: nothing to go back to
-    if (better) s->best = *loss, s->best_step = s->step, s->stale = 0;
-    else s->stale += s->step > 0;
-    note("eval at step %lld: loss %.4f, perplexity %.3f over %lld targets of %lld samples%s", (long long)s->step, *loss,
-         exp(*loss), (long long)sums.targets, (long long)sums.sequences, better ? ", the best so far" : "");
+        s->t.step && *loss < s->best - s->o->min_delta; // step 0 is where the model stood: nothing to go back to
+    if (better) s->best = *loss, s->best_step = s->t.step, s->stale = 0;
+    else s->stale += s->t.step > 0;
+    note("eval at step %lld: loss %.4f, perplexity %.3f over %lld targets of %lld samples%s", (long long)s->t.step,
+         *loss, exp(*loss), (long long)sums.targets, (long long)sums.sequences, better ? ", the best so far" : "");
     Text t = {0};
-    text_addf(&t, "\"ev\":\"eval\",\"step\":%lld", (long long)s->step);
-    number(&t, "loss", *loss);
+    text_addf(&t, "\"ev\":\"eval\",\"step\":%lld", (long long)s->t.step);
+    trainer_number(&t, "loss", *loss);
     text_addf(&t, ",\"targets\":%lld,\"best_step\":%lld", (long long)sums.targets, (long long)s->best_step);
-    return log_event(s, &t, e) && scalar(s, "eval/loss", *loss, e) && scalar(s, "eval/perplexity", exp(*loss), e);
+    return trainer_log(&s->t, &t, e) && trainer_scalar(&s->t, "eval/loss", *loss, e) &&
+           trainer_scalar(&s->t, "eval/perplexity", exp(*loss), e);
 }
 
 // The pictures of a sample as the model sees them, in TensorBoard.
 static bool show_pictures(Sft *s, const Sample *x, Err *e) {
-    const VisionConfig *v = &s->m->c.vision;
+    const VisionConfig *v = &s->t.m->c.vision;
     const float *pixels = x->pixels;
     bool ok = true;
     for (int k = 0; ok && k < x->n_grids; k++) {
@@ -448,7 +406,7 @@ static bool show_pictures(Sft *s, const Sample *x, Err *e) {
         char tag[300];
         snprintf(tag, sizeof tag, "picture/%s/%d", x->id, k + 1);
         patches_to_image(v, pixels, x->grids[k], &im);
-        ok = events_image(&s->run->events, tag, s->step, &im, e);
+        ok = events_image(&s->t.run->events, tag, s->t.step, &im, e);
         image_free(&im);
         pixels += grid_patches(x->grids[k]) * v->channels * v->temporal * v->patch * v->patch;
     }
@@ -459,10 +417,10 @@ static bool show_pictures(Sft *s, const Sample *x, Err *e) {
 static bool complete_samples(Sft *s, Err *e) {
     const Dataset *d = s->eval ? s->eval : s->train;
     GenerationConfig g;
-    bool from_file, ok = generation_config_load(&g, s->m->c.dir, &from_file, e);
+    bool from_file, ok = generation_config_load(&g, s->t.m->c.dir, &from_file, e);
     g.sample = (SampleParams){.repetition_penalty = 1, .temperature = 1, .top_p = 1};
     g.max_new_tokens = s->o->sample_tokens;
-    bool first = s->step == s->o->sample_every; // their pictures are shown once
+    bool first = s->t.step == s->o->sample_every; // their pictures are shown once
     Text table = {0};
     text_addf(&table, "| id | answer |\n|---|---|\n");
     for (int64_t i = 0; ok && i < s->o->samples && i < d->n; i++) {
@@ -472,7 +430,7 @@ static bool complete_samples(Sft *s, Err *e) {
         int n_grids = 0;
         if (!(ok = sample_load(d, i, &x, e))) break;
         ok = sample_prompt(d, i, &prompt, &n_grids, e);
-        int64_t room = (s->m->c.context < LIMIT_CONTEXT ? s->m->c.context : LIMIT_CONTEXT) - prompt.n;
+        int64_t room = (s->t.m->c.context < LIMIT_CONTEXT ? s->t.m->c.context : LIMIT_CONTEXT) - prompt.n;
         GenerationConfig fits = g;
         if (fits.max_new_tokens > room) fits.max_new_tokens = room > 1 ? room : 1;
         Request r = {.ids = prompt.p,
@@ -482,157 +440,93 @@ static bool complete_samples(Sft *s, Err *e) {
                      .n_grids = n_grids,
                      .stream = (uint32_t)i,
                      .completions = 1};
-        ok = ok && generate(s->m, &r, 1, &fits, NULL, NULL, &done, e);
+        ok = ok && generate(s->t.m, &r, 1, &fits, NULL, NULL, &done, e);
         if (ok) {
             Text answer = {0}, clean = {0}, line = {0};
-            tokenizer_decode(s->t, done.ids.p, done.ids.n, true, &answer);
+            tokenizer_decode(s->tok, done.ids.p, done.ids.n, true, &answer);
             text_add_clean(&clean, answer.p ? answer.p : "", answer.len, "");
-            note("sample %s at step %lld: %s", x.id, (long long)s->step, clean.p ? clean.p : "");
-            text_addf(&line, "\"ev\":\"sample\",\"step\":%lld,\"id\":", (long long)s->step);
+            note("sample %s at step %lld: %s", x.id, (long long)s->t.step, clean.p ? clean.p : "");
+            text_addf(&line, "\"ev\":\"sample\",\"step\":%lld,\"id\":", (long long)s->t.step);
             text_add_json_string(&line, x.id, strlen(x.id));
             text_addf(&line, ",\"tokens\":%lld,\"stopped\":%s,\"text\":", (long long)done.ids.n,
                       done.stopped ? "true" : "false");
             log_add_text(&line, answer.p ? answer.p : "", answer.len);
             text_addf(&table, "| %s | %s |\n", x.id, clean.p ? clean.p : "");
-            ok = log_event(s, &line, e) && (!first || show_pictures(s, &x, e));
+            ok = trainer_log(&s->t, &line, e) && (!first || show_pictures(s, &x, e));
             text_free(&answer), text_free(&clean), completion_free(&done);
         }
         ids_free(&prompt), sample_free(&x);
     }
-    ok = ok && events_text(&s->run->events, "samples", s->step, table.p, table.len, e);
+    ok = ok && events_text(&s->t.run->events, "samples", s->t.step, table.p, table.len, e);
     text_free(&table);
     return ok;
 }
 
 // --------------------------------------------------------------------------------------------------------- checkpoints
 
-// When checkpoints are made is no result of a run (a signal makes one too): timing.jsonl tells of them, run.jsonl does not.
-// What follows a checkpoint, and also the first thing after a resume from it: a kill may have come between.
-// Behind a step that went bad every older one stays: nobody knows yet which of them will be wanted.
-static bool rotate(Sft *s, Err *e) {
-    if (s->in_a_row || s->outliers) return true;
-    return checkpoint_rotate(s->run, s->o->keep_last, s->o->keep_every, s->eval ? s->best_step : -1, e);
-}
+static int64_t best_of(const Sft *s) { return s->eval ? s->best_step : -1; }
 
-static bool all_finite(Sft *s, Err *e) {
-    const char *name = train_find_nonfinite(&s->opt, s->m);
-    return !name || err_set(e, "E-NU-07", AT(.file = s->run->dir, .tensor = name),
-                            "expected finite weights and moments after step %lld; found some that are not; do: lower "
-                            "the learning rate and begin in another folder (no checkpoint was written of them)",
-                            (long long)s->step);
-}
-
-// last: there is no later step at which to try again.
 static bool save_checkpoint(Sft *s, bool last, Err *e) {
-    char dir[1300];
-    bool enough = true;
-    if (!all_finite(s, e)) return false;
-    if (!checkpoint_begin(s->run, s->step, train_bytes(&s->opt), dir, sizeof dir, &enough, e)) return false;
-    if (!enough) {
-        if (++s->disk_full < 3 && !last) return true;
-        return err_set(
-            e, "E-WR-01", AT(.file = s->run->dir),
-            "expected room for a checkpoint; found none%s; do: free space, then start the same command again",
-            last ? " at the last step" : " for the third time in a row");
-    }
-    s->disk_full = 0;
     Text state = {0};
     state_print(s, &state);
-    bool ok = train_save(&s->opt, s->m, dir, e);
-    if (!ok) checkpoint_abort(s->run, dir);
-    ok = ok && checkpoint_commit(s->run, s->step, dir, state.p, e);
+    bool ok = trainer_save(&s->t, state.p, best_of(s), last, NULL, NULL, e);
     text_free(&state);
-    return ok && rotate(s, e);
+    return ok;
 }
 
 static bool resume(Sft *s, const Checkpoint *c, Err *e) {
-    if (!state_read(s, c, e) || !train_load_moments(&s->opt, s->m, c->dir, e)) return false;
-    if (!s->m->lora && !train_load_values(s->m, c->dir, e)) return false;
-    note("resumed from step %lld of %lld", (long long)s->step, (long long)s->plan.steps);
-    return rotate(s, e);
+    if (!state_read(s, c, e) || !trainer_resume(&s->t, c, best_of(s), e)) return false;
+    note("resumed from step %lld of %lld", (long long)s->t.step, (long long)s->plan.steps);
+    return true;
 }
 
 // ---------------------------------------------------------------------------------------------------------------- step
 
-// Whether the run has to stop: three skips in a row, or more than 1 % (and at least 10) of the last 1,000 steps.
-static bool too_many_skips(Sft *s) {
-    enum { ROOM = sizeof s->skips / sizeof *s->skips };
-    if (s->n_skips == ROOM) memmove(s->skips, s->skips + 1, (ROOM - 1) * sizeof *s->skips), s->n_skips--;
-    s->skips[s->n_skips++] = s->step;
-    int64_t recent = 0;
-    for (int64_t i = 0; i < s->n_skips; i++) recent += s->skips[i] > s->step - 1000;
-    return s->in_a_row >= s->o->max_skips || recent > 10;
-}
-
 static bool report_skip(Sft *s, const Sums *sums, int64_t first, double norm, Err *e) {
-    Text bad = {0}, t = {0};
     Culprit culprit = {{0}};
     bool loss = sums->bad.len > 0;
     if (loss && !find_culprit(s, first, s->seen, &culprit, e)) return false;
-    if (!loss) describe_nonfinite(&s->opt, &bad);
-    s->skipped++, s->in_a_row++;
-    char found[400];
-    if (loss)
-        snprintf(found, sizeof found, "%.120s in sample %.200s",
-                 culprit.op[0] ? culprit.op : "no bad op on a second look", sums->bad.p);
-    else
-        snprintf(found, sizeof found, "gradient norm %g with samples %.150s; bad in %.200s", fabs(norm), sums->ids.p,
-                 bad.p ? bad.p : "");
-    warn(loss ? "E-NU-02" : "E-NU-03", AT(.file = s->run->dir, .sample = loss ? sums->bad.p : sums->ids.p),
-         "expected a finite %s in step %lld; found %s; do: look at the sample (the step is skipped)",
-         loss ? "loss" : "gradient", (long long)s->step, found);
-    text_addf(&t, "\"ev\":\"skip\",\"step\":%lld,\"code\":\"%s\",\"found\":", (long long)s->step,
-              loss ? "E-NU-02" : "E-NU-03");
-    text_add_json_string(&t, found, strlen(found));
-    text_free(&bad);
-    if (!log_event(s, &t, e)) return false;
-    if (!too_many_skips(s)) return true;
-    char path[1300], report[600];
-    snprintf(report, sizeof report, "{\"step\":%lld,\"skipped\":%lld,\"in_a_row\":%lld}\n", (long long)s->step,
-             (long long)s->skipped, (long long)s->in_a_row);
-    if (!path_join(path, sizeof path, s->run->dir, "nan-report.json", e) ||
-        !file_write_atomic(path, report, strlen(report), e))
-        return false;
-    return err_set(
-        e, "E-NU-04", AT(.file = s->run->dir),
-        "expected finite numbers; found %lld skipped steps in a row, %lld in all, the last: %.300s; do: mend "
-        "the sample or lower the learning rate, and begin in another folder",
-        (long long)s->in_a_row, (long long)s->skipped, found);
+    return trainer_skip(&s->t, loss ? sums->bad.p : NULL, sums->ids.p, norm, &culprit, e);
 }
 
 static bool report_step(Sft *s, const Sums *sums, double loss, double align, double norm, double factor, bool far,
                         double seconds, Err *e) {
     const AdamOptions *a = &s->o->adam;
     double lr = a->lr[TOWER_DECODER] * factor, entropy = sums->targets ? sums->entropy / (double)sums->targets : 0;
-    double spent = clock_seconds() - s->started;
-    int64_t done = s->step - s->first_step, left = s->plan.steps - s->step;
+    double spent = clock_seconds() - s->t.started;
+    int64_t done = s->t.step - s->t.first_step, left = s->plan.steps - s->t.step;
     double eta = done > 0 ? spent / (double)done * (double)left : 0;
     int width = snprintf(NULL, 0, "%lld", (long long)s->plan.steps);
     char aligned[40] = "";
     if (s->o->align > 0) snprintf(aligned, sizeof aligned, "  align %8.4f", align);
     note("step %*lld/%lld  loss %8.4f%s  norm %8.3f  lr %9.3e  tokens %6lld  targets %5lld  %6.2f s  %7.0f tok/s  left "
          "%d:%02d",
-         width, (long long)s->step, (long long)s->plan.steps, loss, aligned, norm, lr, (long long)sums->rows,
+         width, (long long)s->t.step, (long long)s->plan.steps, loss, aligned, norm, lr, (long long)sums->rows,
          (long long)sums->targets, seconds, (double)sums->rows / seconds, (int)(eta / 60), (int)fmod(eta, 60));
     Text t = {0}, timing = {0};
-    text_addf(&t, "\"ev\":\"step\",\"step\":%lld", (long long)s->step);
-    number(&t, "loss", loss);
-    if (s->o->align > 0) number(&t, "align_loss", align);
-    number(&t, "grad_norm", norm), number(&t, "learning_rate", lr), number(&t, "entropy", entropy);
-    number(&t, "epoch", (double)s->seen / (double)s->train->n_units);
+    text_addf(&t, "\"ev\":\"step\",\"step\":%lld", (long long)s->t.step);
+    trainer_number(&t, "loss", loss);
+    if (s->o->align > 0) trainer_number(&t, "align_loss", align);
+    trainer_number(&t, "grad_norm", norm), trainer_number(&t, "learning_rate", lr),
+        trainer_number(&t, "entropy", entropy);
+    trainer_number(&t, "epoch", (double)s->seen / (double)s->train->n_units);
     text_addf(&t, ",\"tokens\":%lld,\"targets\":%lld,\"samples\":%lld,\"outlier\":%s", (long long)sums->rows,
               (long long)sums->targets, (long long)sums->sequences, far ? "true" : "false");
-    text_addf(&timing, "\"ev\":\"step\",\"step\":%lld", (long long)s->step);
-    number(&timing, "seconds", seconds), number(&timing, "tokens_per_second", (double)sums->rows / seconds);
-    bool ok = log_event(s, &t, e) && log_write(&s->run->timing, timing.p, e) && scalar(s, "train/loss", loss, e) &&
-              (s->o->align <= 0 || scalar(s, "train/align_loss", align, e)) && scalar(s, "train/grad_norm", norm, e) &&
-              scalar(s, "train/learning_rate", lr, e) && scalar(s, "train/entropy", entropy, e) &&
-              scalar(s, "speed/tokens_per_second", (double)sums->rows / seconds, e);
+    text_addf(&timing, "\"ev\":\"step\",\"step\":%lld", (long long)s->t.step);
+    trainer_number(&timing, "seconds", seconds),
+        trainer_number(&timing, "tokens_per_second", (double)sums->rows / seconds);
+    bool ok = trainer_log(&s->t, &t, e) && log_write(&s->t.run->timing, timing.p, e) &&
+              trainer_scalar(&s->t, "train/loss", loss, e) &&
+              (s->o->align <= 0 || trainer_scalar(&s->t, "train/align_loss", align, e)) &&
+              trainer_scalar(&s->t, "train/grad_norm", norm, e) &&
+              trainer_scalar(&s->t, "train/learning_rate", lr, e) &&
+              trainer_scalar(&s->t, "train/entropy", entropy, e) &&
+              trainer_scalar(&s->t, "speed/tokens_per_second", (double)sums->rows / seconds, e);
     text_free(&timing);
     return ok;
 }
 
-// One update: accumulate, look, clip, apply. s->step and s->seen advance whatever comes of it.
+// One update: accumulate, look, clip, apply. s->t.step and s->seen advance whatever comes of it.
 static bool update(Sft *s, Err *e) {
     double started = clock_seconds();
     int64_t first = s->seen, end = s->seen, micros = 0;
@@ -640,7 +534,7 @@ static bool update(Sft *s, Err *e) {
     Size all = {0};
     for (int64_t seen = first; seen < end; seen++) add_unit(&all, &s->order, unit_at(&s->order, seen));
     Sums sums = {0};
-    model_zero_gradients(s->m);
+    model_zero_gradients(s->t.m);
     for (int64_t k = 0; k < micros; k++) {
         progress("update", k, micros, started);
         int64_t n = micro_batch(&s->order, s->seen, end);
@@ -649,31 +543,20 @@ static bool update(Sft *s, Err *e) {
     }
     progress("update", micros, micros, started);
 
-    double loss = all.total > 0 ? sums.loss / all.total : 0, norm = gradient_norm(&s->opt, s->m);
+    double loss = all.total > 0 ? sums.loss / all.total : 0, norm = gradient_norm(&s->t.opt, s->t.m);
     double align = sums.aligned ? sums.align / (double)sums.aligned : 0;
-    double factor = schedule_factor(&s->schedule, s->step++);
+    double factor = schedule_factor(&s->schedule, s->t.step++);
     bool ok = true, far = false;
     if (sums.bad.len || !isfinite(norm)) ok = report_skip(s, &sums, first, norm, e);
     else {
-        s->in_a_row = 0;
-        far = outlier(&s->norms, norm);
-        far |= outlier(&s->losses, loss);
-        s->outliers = far ? s->outliers + 1 : 0;
-        bool skip = far && s->o->skip_outliers && s->outliers <= 5;
-        if (far)
-            warn("E-NU-05", AT(.file = s->run->dir, .sample = sums.ids.p),
-                 "expected step %lld to be like the ones before; found loss %.4g and gradient norm %.4g; do: %s",
-                 (long long)s->step, loss, norm,
-                 skip ? "look at its samples (the step is skipped)" : "look at its samples when it comes often");
-        if (skip) s->skipped++;
-        else optimizer_step(&s->opt, s->m, factor, norm);
+        bool skip;
+        far = trainer_far(&s->t, sums.ids.p, loss, norm, &skip);
+        if (!skip) optimizer_step(&s->t.opt, s->t.m, factor, norm);
         ok = report_step(s, &sums, loss, align, norm, factor, far, fmax(clock_seconds() - started, 1e-6), e);
     }
     text_free(&sums.ids), text_free(&sums.bad);
     return ok;
 }
-
-static bool due(int64_t every, int64_t step) { return every > 0 && step % every == 0; }
 
 // The evaluation before the first step, if there is one: where the model stood.
 static bool start(Sft *s, Err *e) {
@@ -682,44 +565,20 @@ static bool start(Sft *s, Err *e) {
         &t,
         "\"ev\":\"start\",\"steps\":%lld,\"samples\":%lld,\"bad_samples\":%lld,\"long_samples\":%lld,\"trained\":%lld",
         (long long)s->plan.steps, (long long)s->train->n, (long long)s->train->dropped_bad,
-        (long long)s->train->dropped_long, (long long)s->opt.n);
+        (long long)s->train->dropped_long, (long long)s->t.opt.n);
     double loss;
-    return log_event(s, &t, e) && (!s->eval || !s->o->eval_every || evaluate(s, &loss, e));
-}
-
-// The trained values of a checkpoint in a model of their own, on the host.
-static bool load_of(Model *m, const Sft *s, const char *dir, Err *e) {
-    if (!model_load(m, s->m->c.dir, ops_ref(), (LoadOptions){.allow_nonfinite = true}, e)) return false;
-    if (s->m->lora) return lora_load(m, dir, e);
-    for (int64_t i = 0; i < m->n_params; i++) m->params[i].trained = s->m->params[i].trained;
-    return model_train_open(m, e) && train_load_values(m, dir, e);
-}
-
-static bool write_result(const Model *m, const Sft *s, const char *dir, Err *e) {
-    char temporary[1300];
-    if (!m->lora) return model_save(m, dir, (SaveOptions){.type = s->o->export_type}, e);
-    return path_join(temporary, sizeof temporary, s->run->dir, ".tmp-export", e) && folder_begin(temporary, e) &&
-           lora_save(m, temporary, s->o->old_keys, e) && folder_finish(temporary, dir, e);
-}
-
-static bool export_result(Sft *s, Err *e) {
-    char dir[1300], best[1300], name[60];
-    if (!path_join(dir, sizeof dir, s->run->dir, "export", e)) return false;
-    if (!path_join(best, sizeof best, dir, s->m->lora ? "adapter_config.json" : "config.json", e)) return false;
-    if (file_exists(best)) return true; // the folder appeared whole, by the end of an earlier start
-    if (!s->o->export_best || s->best_step < 0 || s->best_step == s->step) return write_result(s->m, s, dir, e);
-    Model m = {0};
-    snprintf(name, sizeof name, "ckpt/step-%09lld", (long long)s->best_step);
-    note("export of step %lld, the best one", (long long)s->best_step);
-    bool ok = path_join(best, sizeof best, s->run->dir, name, e) && checkpoint_verify(best, e) &&
-              load_of(&m, s, best, e) && write_result(&m, s, dir, e);
-    model_free(&m);
-    return ok;
+    return trainer_log(&s->t, &t, e) && (!s->eval || !s->o->eval_every || evaluate(s, &loss, e));
 }
 
 bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *eval, Run *run, const SftOptions *o,
              const Checkpoint *from, bool *finished, Err *e) {
-    Sft s = {.m = m, .t = t, .train = train, .eval = eval, .run = run, .o = o, .best = INFINITY, .best_step = -1};
+    Sft s = {.t = {.m = m, .run = run, .o = o->trainer},
+             .tok = t,
+             .train = train,
+             .eval = eval,
+             .o = o,
+             .best = INFINITY,
+             .best_step = -1};
     *finished = false;
     sft_plan(train, o, &s.plan);
     s.order = order_of(train, o);
@@ -727,35 +586,33 @@ bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *
     s.schedule = o->schedule;
     s.schedule.steps = s.plan.steps;
     if (o->warmup_part > 0) s.schedule.warmup = (int64_t)ceil(o->warmup_part * (double)s.plan.steps);
-    bool ok = optimizer_open(&s.opt, m, &o->adam, e) && (from && from->step >= 0 ? resume(&s, from, e) : start(&s, e));
-    s.started = clock_seconds(), s.first_step = s.step;
+    bool ok =
+        optimizer_open(&s.t.opt, m, &o->adam, e) && (from && from->step >= 0 ? resume(&s, from, e) : start(&s, e));
+    s.t.started = clock_seconds(), s.t.first_step = s.t.step;
     bool stale = o->patience > 0 && s.stale >= o->patience; // when resumed behind an early end
     bool stop = stop_requested(); // looked at once a step: a signal after the look is for the next step
-    while (ok && s.step < s.plan.steps && !stale && !stop) {
+    while (ok && s.t.step < s.plan.steps && !stale && !stop) {
         double loss;
         int64_t best = s.best_step;
         if (!(ok = update(&s, e))) break;
-        progress("training", s.step - s.first_step, s.plan.steps - s.first_step, s.started);
-        bool last = s.step == s.plan.steps;
-        if (eval && (due(o->eval_every, s.step) || (last && o->eval_every))) ok = evaluate(&s, &loss, e);
-        if (ok && due(o->sample_every, s.step)) ok = complete_samples(&s, e);
+        progress("training", s.t.step - s.t.first_step, s.plan.steps - s.t.first_step, s.t.started);
+        bool last = s.t.step == s.plan.steps;
+        if (eval && (trainer_due(o->eval_every, s.t.step) || (last && o->eval_every))) ok = evaluate(&s, &loss, e);
+        if (ok && trainer_due(o->sample_every, s.t.step)) ok = complete_samples(&s, e);
         stale = o->patience > 0 && s.stale >= o->patience;
         stop = stop_requested();
-        if (ok && (due(o->save_every, s.step) || last || stale || stop || s.best_step > best))
+        if (ok && (trainer_due(o->save_every, s.t.step) || last || stale || stop || s.best_step > best))
             ok = save_checkpoint(&s, last || stale || stop, e);
-        if (ok && due(CHECK_FINITE_EVERY, s.step)) ok = all_finite(&s, e);
+        if (ok && trainer_due(CHECK_FINITE_EVERY, s.t.step)) ok = trainer_finite(&s.t, e);
     }
-    *finished = ok && (s.step == s.plan.steps || stale);
+    *finished = ok && (s.t.step == s.plan.steps || stale);
     if (*finished) {
-        if (stale && s.step < s.plan.steps)
-            note("stopped at step %lld: %lld evaluations without a better loss", (long long)s.step, (long long)s.stale);
-        Text end = {0};
-        text_addf(&end, "\"ev\":\"end\",\"step\":%lld,\"skipped\":%lld", (long long)s.step, (long long)s.skipped);
-        ok = log_event(&s, &end, e) && log_sync(&run->log, e) && log_sync(&run->timing, e) &&
-             events_sync(&run->events, e) && export_result(&s, e);
-        *finished = ok;
+        if (stale && s.t.step < s.plan.steps)
+            note("stopped at step %lld: %lld evaluations without a better loss", (long long)s.t.step,
+                 (long long)s.stale);
+        *finished = ok = trainer_end(&s.t, o->export_best ? s.best_step : -1, e);
     }
-    optimizer_close(&s.opt, m);
+    optimizer_close(&s.t.opt, m);
     pack_free(&s.pack), order_free(&s.order);
     free(s.dlp), free(s.lp), free(s.entropy);
     return ok;

@@ -2160,11 +2160,10 @@ typedef struct SftOptions {
     double warmup_part; // > 0: warm-up as a part of the steps
     int64_t eval_every, eval_samples, patience; // samples: units are taken whole
     double min_delta;
-    int64_t save_every, keep_last, keep_every;
+    int64_t save_every;
     int64_t sample_every, samples, sample_tokens;
-    int64_t max_skips;                         // in a row
-    bool skip_outliers, old_keys, export_best; // export the checkpoint with the best evaluation instead of the last
-    const char *export_type;                   // of whole weights: SaveOptions.type
+    bool export_best; // export the checkpoint with the best evaluation instead of the last
+    TrainerOptions trainer;
 } SftOptions;
 typedef struct SftPlan {                       // of a whole run: what comes is known before it starts
     int64_t steps, end;                        // updates; units
