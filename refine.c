@@ -1082,7 +1082,7 @@ static void choose(Refine *r) {
 
 // All that a later phase would refuse, before the first rollout.
 static bool check_record(Refine *r, const Prompt *q, Err *e) {
-    const Json *root = q->task.doc.root, *messages = json_get(root, "messages"), *user = NULL;
+    const Json *root = q->task.doc.root, *messages = json_get(root, "messages");
     const TaskItem *item = &q->task.item;
     const Record *rec = &q->record;
     Where at = AT(.file = "--data", .line = rec->line, .sample = rec->id);
@@ -1092,15 +1092,24 @@ static bool check_record(Refine *r, const Prompt *q, Err *e) {
         return err_set(e, "E-DS-02", at,
                        "expected \"messages\" with a question; found none; do: use records of surgr1 "
                        "scenes or import");
-    for (const Json *m = messages->child; m; m = m->next)
-        if (json_is(json_get(m, "role"), "user")) user = m;
-    json_print(&text, user);
-    bool boxes = strstr(text.p, "bbox_2d") && rec->frame != BOX_ORIGINAL;
-    text_free(&text);
-    if (boxes)
-        return err_set(e, "E-DS-02", at,
-                       "expected boxes of a question in pixels of the file; found another \"box_frame\"; "
-                       "do: convert them, and write \"box_frame\": \"original\"");
+    int turns = 0, boxes = 0;
+    for (int k = 0; k < rec->n; k++) {
+        const Message *m = &rec->messages[k];
+        bool question = !strcmp(m->role, "user");
+        turns += question;
+        for (int j = 0; question && j < m->n_parts; j++)
+            if (m->parts[j].image < 0 && memmem(m->parts[j].text, m->parts[j].len, "bbox_2d", 7)) {
+                Box one; // a form to answer in has no numbers
+                boxes += answer_boxes(m->parts[j].text, m->parts[j].len, &one, 1);
+            }
+    }
+    if (turns != 1) // the label would stand behind the last question alone
+        return err_set(e, "E-DS-02", at, "expected one question; found %d; do: make a record of each", turns);
+    if (boxes && rec->frame != BOX_ORIGINAL)
+        return err_set(
+            e, "E-DS-02", at,
+            "expected boxes of a question in pixels of the file; found another \"box_frame\"; do: convert them, and "
+            "write \"box_frame\": \"original\"");
     if (r->o->teacher == TEACHER_SCENE) {
         bool ok = teach_text(item, wording_of(r, &q->task), json_get(root, "truth"), r->o->teach, &text, e);
         text_free(&text);
