@@ -18,7 +18,7 @@ static const char *const measure_names[MEASURES] = {"accuracy", "label", "iou", 
 
 typedef struct Judged { // one answer
     char *id, *who;     // who: its patient
-    int task;           // of Table.tasks
+    int task;           // a column of the table
     int64_t patient;    // of Seed.patients
     double v[MEASURES]; // NaN: does not apply
 } Judged;
@@ -28,7 +28,8 @@ typedef struct Answers { // of one arm at one seed, by id
     int64_t n, cap;
 } Answers;
 typedef struct Arm {
-    const char *name, *predictions, *section, *note;
+    const char *name, *section, *note;
+    const Json *predictions; // a path or several
     bool constant, any;
     Answers *at; // [seeds]
     int seeds;   // with answers
@@ -46,7 +47,12 @@ typedef struct Cell { // one number of the table
 typedef struct Table {
     const TableOptions *o;
     JsonDoc spec;
-    int task[TASKS], n_tasks;
+    struct Column {
+        const char *name; // "phase", or "phase:cholec80": of that data set only
+        enum Task task;
+        const char *dataset; // NULL: any
+    } task[TASKS];
+    int n_tasks;
     Arm *arms;
     int n_arms;
     Seed *seeds;
@@ -85,21 +91,64 @@ static bool text_of(const Table *t, const Json *object, const char *name, bool r
     return true;
 }
 
-// A list of task names; of those of the table when `among` says so. NULL leaves *mask alone.
-static bool tasks_of(const Table *t, const Json *list, bool among, uint32_t *mask, Err *e) {
+// A path, or a list of them.
+static bool paths_of(const Table *t, const Json *object, const char *name, const Json **out, Err *e) {
+    const Json *v = json_get(object, name);
+    bool list = v && v->type == JSON_ARRAY, ok = v && (!list || v->count);
+    for (const Json *x = list ? v->child : v; ok && x; x = list ? x->next : NULL)
+        ok = x->type == JSON_STRING && x->len && !memchr(x->str, 0, x->len);
+    *out = v;
+    return ok || err_set(e, "E-CF-02", json_at(&t->spec, v ? v : object, name),
+                         "expected a path or a list of paths; found %s; do: add it", json_shown(v));
+}
+static const Json *first_path(const Json *v) { return v->type == JSON_ARRAY ? v->child : v; }
+static const Json *next_path(const Json *list, const Json *v) { return list->type == JSON_ARRAY ? v->next : NULL; }
+
+static bool is_list(const Table *t, const Json *v, const char *name, Err *e) {
+    return (v && v->type == JSON_ARRAY && v->count) ||
+           err_set(e, "E-CF-02", json_at(&t->spec, v ? v : t->spec.root, name),
+                   "expected a list with something in it; found %s; do: see data/recipes/README.md", json_shown(v));
+}
+static int column_named(const Table *t, const Json *v) {
+    for (int k = 0; k < t->n_tasks; k++)
+        if (json_is(v, t->task[k].name)) return k;
+    return -1;
+}
+static int column_of(const Table *t, const TaskItem *item) {
+    for (int k = 0; k < t->n_tasks; k++)
+        if (t->task[k].task == item->task &&
+            (!t->task[k].dataset || (item->dataset && !strcmp(t->task[k].dataset, item->dataset))))
+            return k;
+    return -1;
+}
+// The columns: "phase", or "phase:cholec80".
+static bool read_columns(Table *t, const Json *list, Err *e) {
+    if (!is_list(t, list, "tasks", e)) return false;
+    for (const Json *v = list->child; v; v = v->next) {
+        char task[32] = "";
+        size_t n = v->type == JSON_STRING && !memchr(v->str, 0, v->len) ? strcspn(v->str, ":") : sizeof task;
+        if (n < sizeof task) memcpy(task, v->str, n);
+        if (task_of(task) < 0 || column_named(t, v) >= 0 || t->n_tasks == TASKS || (v->str[n] && !v->str[n + 1]))
+            return err_set(e, "E-CF-02", json_at(&t->spec, v, "tasks"),
+                           "expected the name of a task, once (phase, or phase:cholec80 of one data set), at most %d; "
+                           "found %s; do: see data/README.md",
+                           TASKS, json_shown(v));
+        t->task[t->n_tasks++] = (struct Column){v->str, (enum Task)task_of(task), v->str[n] ? v->str + n + 1 : NULL};
+    }
+    return true;
+}
+// Some of the columns, by bit; without a list all of them.
+static bool columns_of(const Table *t, const Json *list, uint32_t *mask, Err *e) {
+    *mask = (1u << t->n_tasks) - 1;
     if (!list) return true;
-    if (list->type != JSON_ARRAY || !list->count)
-        return err_set(e, "E-CF-02", json_at(&t->spec, list, "tasks"), "expected a list of tasks; found %s; do: %s",
-                       json_shown(list), "leave it out for all of them");
+    if (!is_list(t, list, "tasks", e)) return false;
     *mask = 0;
     for (const Json *v = list->child; v; v = v->next) {
-        int task = v->type == JSON_STRING ? task_of(v->str) : -1;
-        bool has = !among;
-        for (int i = 0; i < t->n_tasks; i++) has = has || t->task[i] == task;
-        if (task < 0 || !has)
-            return err_set(e, "E-CF-02", json_at(&t->spec, v, "tasks"), "expected %s; found %s; do: see data/README.md",
-                           among ? "a task of this table" : "the name of a task", json_shown(v));
-        *mask |= 1u << task;
+        int k = column_named(t, v);
+        if (k < 0)
+            return err_set(e, "E-CF-02", json_at(&t->spec, v, "tasks"),
+                           "expected a task of this table; found %s; do: see its \"tasks\"", json_shown(v));
+        *mask |= 1u << k;
     }
     return true;
 }
@@ -116,7 +165,7 @@ static bool read_arm(Table *t, const Json *v, Err *e) {
     const char *answers = "tags";
     bool ok = members_known(t, v, "an arm", members, e) && text_of(t, v, "name", true, &a.name, e) &&
               json_bool(&t->spec, v, "constant", false, &a.constant, e) &&
-              text_of(t, v, "predictions", !a.constant, &a.predictions, e) &&
+              (a.constant || paths_of(t, v, "predictions", &a.predictions, e)) &&
               text_of(t, v, "section", false, &a.section, e) && text_of(t, v, "note", false, &a.note, e) &&
               text_of(t, v, "answers", false, &answers, e);
     if (ok && strcmp(answers, "tags") && strcmp(answers, "any"))
@@ -141,12 +190,7 @@ static bool read_spec(Table *t, Err *e) {
                *differences = json_get(root, "differences");
     if (!members_known(t, root, "a table", members, e) || !json_int(&t->spec, root, "format", true, 1, 1, &format, e))
         return false;
-    if (!tasks || !arms || arms->type != JSON_ARRAY || !arms->count)
-        return err_set(e, "E-CF-02", json_at(&t->spec, root, tasks ? "arms" : "tasks"),
-                       "expected a list; found none; do: see data/recipes/README.md");
-    if (!tasks_of(t, tasks, false, &mask, e)) return false;
-    for (const Json *v = tasks->child; v; v = v->next) // in the order of the spec, each once
-        if (mask & 1u << task_of(v->str)) mask &= ~(1u << task_of(v->str)), t->task[t->n_tasks++] = task_of(v->str);
+    if (!read_columns(t, tasks, e) || !is_list(t, arms, "arms", e)) return false;
     t->arms = alloc_or_die(arms->count, sizeof *t->arms, "arms of a table");
     for (const Json *v = arms->child; v; v = v->next)
         if (!read_arm(t, v, e)) return false;
@@ -157,7 +201,7 @@ static bool read_spec(Table *t, Err *e) {
         const char *name, *side[2], *metric = "accuracy";
         if (!members_known(t, v, "a difference", of_difference, e) || !text_of(t, v, "name", true, &name, e) ||
             !text_of(t, v, "a", true, &side[0], e) || !text_of(t, v, "b", true, &side[1], e) ||
-            !text_of(t, v, "metric", false, &metric, e) || !tasks_of(t, json_get(v, "tasks"), true, &mask, e))
+            !text_of(t, v, "metric", false, &metric, e) || !columns_of(t, json_get(v, "tasks"), &mask, e))
             return false;
         bool known = false;
         for (int m = 0; m < MEASURES; m++) known = known || !strcmp(metric, measure_names[m]);
@@ -177,10 +221,11 @@ static bool read_spec(Table *t, Err *e) {
 // ------------------------------------------------------------------------------------------- what a constant would say
 typedef struct Known { // a label of the training records
     char *text;
-    int task, same_as; // same_as: the entry that says the same in other words, or itself
+    int column, same_as; // same_as: the entry that says the same in other words, or itself
     int64_t count;
 } Known;
-typedef struct Constant {
+typedef struct Constant { // by column
+    const Table *t;
     Known *p;
     int n, cap;
     double box[TASKS][4], boxes[TASKS]; // sums of shares of the picture's sides; how many
@@ -194,23 +239,25 @@ static Reading *reading(void) { // large: one for the whole program
 
 static void constant_add(Constant *c, const TaskItem *item) {
     enum AnswerKind kind = task_info(item->task)->kind;
+    int column = column_of(c->t, item);
+    if (column < 0) return;
     if (item->n_boxes > 0 && (kind == ANSWER_BOX || kind == ANSWER_VQLA)) {
         const Box *b = &item->boxes[0];
         double w = item->width > 0 ? (double)item->width : 1, h = item->width > 0 ? (double)item->height : 1;
         double share[4] = {b->x1 / w, b->y1 / h, b->x2 / w, b->y2 / h};
-        for (int k = 0; k < 4; k++) c->box[item->task][k] += share[k];
-        c->boxes[item->task]++;
+        for (int k = 0; k < 4; k++) c->box[column][k] += share[k];
+        c->boxes[column]++;
     }
     if (kind == ANSWER_BOX || kind == ANSWER_BOXES || !item->answer || !*item->answer) return;
     int found = -1;
     for (int i = 0; i < c->n && found < 0; i++)
-        if (c->p[i].task == (int)item->task && !strcmp(c->p[i].text, item->answer)) found = c->p[i].same_as;
+        if (c->p[i].column == column && !strcmp(c->p[i].text, item->answer)) found = c->p[i].same_as;
     if (found >= 0) {
         c->p[found].count++;
         return;
     }
     for (int i = 0; i < c->n && found < 0; i++) {
-        if (c->p[i].task != (int)item->task || c->p[i].same_as != i) continue;
+        if (c->p[i].column != column || c->p[i].same_as != i) continue;
         answer_read(reading(), view_of(c->p[i].text), item);
         if (answer_matches(reading(), item)) found = i;
     }
@@ -218,7 +265,7 @@ static void constant_add(Constant *c, const TaskItem *item) {
         c->cap = 2 * c->cap + 64;
         c->p = grow_or_die(c->p, (size_t)c->cap, sizeof *c->p, "labels of the training records");
     }
-    c->p[c->n] = (Known){copy_text(item->answer), (int)item->task, found < 0 ? c->n : found, 0};
+    c->p[c->n] = (Known){copy_text(item->answer), column, found < 0 ? c->n : found, 0};
     c->p[c->p[c->n].same_as].count++;
     c->n++;
 }
@@ -234,20 +281,29 @@ static void constant_free(Constant *c) {
     for (int i = 0; i < c->n; i++) free(c->p[i].text);
     free(c->p);
 }
-static bool constant_read(Constant *c, const char *path, Err *e) {
+// The files of "train" at a seed; *there: all of them are.
+static bool constant_read(Constant *c, const Table *t, const Json *train, const char *root, bool *there, Err *e) {
+    char path[1200];
     int64_t best[TASKS] = {0};
-    *c = (Constant){0};
-    if (!pieces_read(path, NULL, constant_record, c, e)) return constant_free(c), false;
-    for (int i = 0; i < c->n; i++) // the first of the file among equals
-        if (c->p[i].count > best[c->p[i].task])
-            best[c->p[i].task] = c->p[i].count, c->most[c->p[i].task] = c->p[i].text;
+    *c = (Constant){.t = t};
+    *there = true;
+    for (const Json *v = first_path(train); v; v = next_path(train, v)) {
+        if (!path_join(path, sizeof path, root, v->str, e)) return false;
+        if (!file_exists(path)) {
+            warn("E-TA-03", AT(.file = path), "expected the training records; found none; do: check \"train\"");
+            *there = false;
+        } else if (!pieces_read(path, NULL, constant_record, c, e)) return false;
+    }
+    for (int i = 0; i < c->n; i++) // the first among equals
+        if (c->p[i].count > best[c->p[i].column])
+            best[c->p[i].column] = c->p[i].count, c->most[c->p[i].column] = c->p[i].text;
     return true;
 }
 // The most frequent label, the mean box; where all boxes are asked for, none.
-static void constant_says(const Constant *c, const TaskItem *item, Text *out) {
+static void constant_says(const Constant *c, const TaskItem *item, int column, Text *out) {
     enum AnswerKind kind = task_info(item->task)->kind;
-    const char *label = c->most[item->task] ? c->most[item->task] : "";
-    const double *b = c->box[item->task], n = c->boxes[item->task] > 0 ? c->boxes[item->task] : 1;
+    const char *label = c->most[column] ? c->most[column] : "";
+    const double *b = c->box[column], n = c->boxes[column] > 0 ? c->boxes[column] : 1;
     double w = item->width > 0 ? (double)item->width : 1, h = item->width > 0 ? (double)item->height : 1;
     out->len = 0;
     text_addf(out, "<think>.</think><answer>");
@@ -281,14 +337,13 @@ static bool judge_record(void *ctx, const Piece *p, Err *e) {
     Judge *j = ctx;
     TaskRecord rec;
     if (!task_record_read(&rec, p->text, p->len, j->path, p->line, e)) return false;
-    int task = 0;
-    while (task < j->t->n_tasks && j->t->task[task] != (int)rec.item.task) task++;
-    if (task == j->t->n_tasks) return task_record_free(&rec), true;
+    int task = column_of(j->t, &rec.item);
+    if (task < 0) return task_record_free(&rec), true;
     RewardInput in = {
         .item = &rec.item, .text = rec.response ? rec.response : "", .len = rec.response_len, .tokens = -1};
     in.resized_w = rec.resized_width, in.resized_h = rec.resized_height;
     if (j->constant) {
-        constant_says(j->constant, &rec.item, &j->said);
+        constant_says(j->constant, &rec.item, task, &j->said);
         in.text = j->said.p, in.len = j->said.len, in.resized_w = in.resized_h = 0;
     }
     reward_score(&r, &j->o, &in);
@@ -317,57 +372,61 @@ static bool judge_record(void *ctx, const Piece *p, Err *e) {
 
 static int by_id(const void *a, const void *b) { return strcmp(((const Judged *)a)->id, ((const Judged *)b)->id); }
 
-static bool judge_file(Judge *j, Err *e) {
+// The answers of an arm at one seed, from all its files: it is there when they are.
+static bool judge_files(Judge *j, const Json *files, const char *root, Err *e) {
+    char path[1200];
     Answers *a = j->to;
+    bool ok = true, all = true;
     reward_preset(&j->o, "surgery-r1"); // its language term tells the label from the box
     j->o.any_answer = j->arm->any;
-    bool ok = pieces_read(j->path, NULL, judge_record, j, e);
+    j->path = path;
+    for (const Json *v = first_path(files); ok && v; v = next_path(files, v)) {
+        ok = path_join(path, sizeof path, root, v->str, e);
+        if (ok && !file_exists(path)) {
+            all = false;
+            warn("E-TA-03", AT(.file = path, .field = j->arm->name),
+                 "expected the answers of this arm; found none; do: run it, its row says so");
+        } else if (ok && all) ok = pieces_read(path, NULL, judge_record, j, e);
+    }
     text_free(&j->said);
     if (ok && a->n) qsort(a->p, (size_t)a->n, sizeof *a->p, by_id);
     for (int64_t i = 1; ok && i < a->n; i++)
         if (!strcmp(a->p[i - 1].id, a->p[i].id))
-            ok = err_set(e, "E-TA-02", AT(.file = j->path, .sample = a->p[i].id),
+            ok = err_set(e, "E-TA-02", AT(.file = path, .sample = a->p[i].id),
                          "expected one answer to a record; found a second one; do: leave one of them out");
-    if (ok && j->skipped) note("%s: %lld records without a label left out", j->path, (long long)j->skipped);
-    a->there = ok && a->n > 0;
-    if (ok && !a->there)
-        warn("E-TA-03", AT(.file = j->path, .field = j->arm->name),
+    if (ok && j->skipped) note("%s: %lld records without a label left out", path, (long long)j->skipped);
+    a->there = ok && all && a->n > 0;
+    if (ok && all && !a->there)
+        warn("E-TA-03", AT(.file = path, .field = j->arm->name),
              "expected labelled answers to the tasks of the table; found none; do: check \"tasks\"");
+    for (int64_t i = 0; ok && !all && i < a->n; i++) free(a->p[i].id), free(a->p[i].who);
+    if (ok && !all) a->n = 0;
     return ok;
 }
 
 static bool read_answers(Table *t, Err *e) {
-    char path[1200];
+    const Json *train = NULL;
     for (int k = 0; k < t->n_arms; k++) {
         Arm *a = &t->arms[k];
         for (int s = 0; !a->constant && s < t->o->n_roots; s++) {
-            Judge j = {.t = t, .arm = a, .to = &a->at[s], .path = path};
-            if (!path_join(path, sizeof path, t->o->roots[s], a->predictions, e)) return false;
-            if (!file_exists(path))
-                warn("E-TA-03", AT(.file = path, .field = a->name),
-                     "expected the answers of this arm; found none; do: run it, its row says so");
-            else if (!judge_file(&j, e)) return false;
+            Judge j = {.t = t, .arm = a, .to = &a->at[s]};
+            if (!judge_files(&j, a->predictions, t->o->roots[s], e)) return false;
             a->seeds += a->at[s].there;
         }
     }
-    const char *train = NULL;
     for (int k = 0; k < t->n_arms; k++) { // on the records of the first arm that was run
         Arm *a = &t->arms[k];
         if (!a->constant) continue;
-        if (!text_of(t, t->spec.root, "train", true, &train, e)) return false;
+        if (!train && !paths_of(t, t->spec.root, "train", &train, e)) return false;
         for (int s = 0; s < t->o->n_roots; s++) {
             int from = 0;
-            while (from < t->n_arms && (t->arms[from].constant || !t->arms[from].at[s].there)) from++;
-            if (from == t->n_arms || !path_join(path, sizeof path, t->o->roots[s], train, e)) continue;
-            if (!file_exists(path)) {
-                warn("E-TA-03", AT(.file = path, .field = a->name),
-                     "expected the training records; found none; do: check \"train\"");
-                continue;
-            }
+            bool there;
             Constant c;
-            if (!constant_read(&c, path, e)) return false;
-            Judge j = {.t = t, .arm = a, .to = &a->at[s], .constant = &c, .path = path};
-            bool ok = path_join(path, sizeof path, t->o->roots[s], t->arms[from].predictions, e) && judge_file(&j, e);
+            while (from < t->n_arms && (t->arms[from].constant || !t->arms[from].at[s].there)) from++;
+            if (from == t->n_arms) continue;
+            bool ok = constant_read(&c, t, train, t->o->roots[s], &there, e);
+            Judge j = {.t = t, .arm = a, .to = &a->at[s], .constant = &c};
+            if (ok && there) ok = judge_files(&j, t->arms[from].predictions, t->o->roots[s], e);
             constant_free(&c);
             if (!ok) return false;
             a->seeds += a->at[s].there;
@@ -487,7 +546,7 @@ static Cell cell_of(const Table *t, const Arm *a, const Arm *b, enum Measure m, 
             const Judged *one = &x->p[i];
             while (k < y->n && strcmp(y->p[k].id, one->id) < 0) k++;
             bool pair = k < y->n && !strcmp(y->p[k].id, one->id) && y->p[k].task == one->task;
-            if (!pair || !(tasks & 1u << t->task[one->task])) continue;
+            if (!pair || !(tasks & 1u << one->task)) continue;
             double v = one->v[m] - (b ? y->p[k].v[m] : 0);
             sums_add(sum, count, t->n_tasks, one, v);
             if (!isnan(v)) c.n++, used[one->task] = true;
@@ -607,7 +666,8 @@ static void add_name(Text *out, const char *key, const char *value) {
     else text_addf(out, "null");
 }
 static void cell_json(Text *out, const char *name, const Cell *c, int seeds) {
-    text_addf(out, "\"%s\":{\"value\":", name), add_number(out, c->value);
+    text_add_json_string(out, name, strlen(name));
+    text_addf(out, ":{\"value\":"), add_number(out, c->value);
     text_addf(out, ",\"low\":"), add_number(out, c->low);
     text_addf(out, ",\"high\":"), add_number(out, c->high);
     text_addf(out, ",\"sd\":"), add_number(out, c->sd);
@@ -634,7 +694,7 @@ enum { BEHIND = sizeof behind / sizeof *behind };
 static bool applies(const Table *t, enum Measure m) {
     bool box = false, vqla = false;
     for (int k = 0; k < t->n_tasks; k++) {
-        enum AnswerKind kind = task_info((enum Task)t->task[k])->kind;
+        enum AnswerKind kind = task_info(t->task[k].task)->kind;
         vqla = vqla || kind == ANSWER_VQLA;
         box = box || kind == ANSWER_VQLA || kind == ANSWER_BOX || kind == ANSWER_BOXES;
     }
@@ -645,8 +705,8 @@ static bool applies(const Table *t, enum Measure m) {
 static void arm_cells(const Table *t, const Arm *a, Cell *c) {
     uint32_t all = 0;
     for (int k = 0; k < t->n_tasks; k++) {
-        all |= 1u << t->task[k];
-        c[k] = cell_of(t, a, NULL, RIGHT, 1u << t->task[k], false);
+        all |= 1u << k;
+        c[k] = cell_of(t, a, NULL, RIGHT, 1u << k, false);
     }
     c[t->n_tasks] = cell_of(t, a, NULL, RIGHT, all, false);
     for (int k = 0; k < BEHIND; k++) c[t->n_tasks + 1 + k] = cell_of(t, a, NULL, behind[k].m, all, behind[k].pooled);
@@ -658,8 +718,7 @@ static void arms_print(const Table *t, const Cell *cells, bool markdown, Text *o
     g.columns = 3 + t->n_tasks;
     for (int k = 0; k < BEHIND; k++) g.columns += applies(t, behind[k].m);
     text_addf(sheet_at(&g, 0, 0), "arm"), text_addf(sheet_at(&g, 0, 1), "seeds");
-    for (int k = 0; k < t->n_tasks; k++)
-        text_addf(sheet_at(&g, 0, 2 + k), "%s", task_info((enum Task)t->task[k])->name);
+    for (int k = 0; k < t->n_tasks; k++) add_clean(sheet_at(&g, 0, 2 + k), t->task[k].name, markdown);
     text_addf(sheet_at(&g, 0, 2 + t->n_tasks), "mean");
     column = 3 + t->n_tasks;
     for (int k = 0; k < BEHIND; k++)
@@ -710,7 +769,7 @@ static void arms_json(const Table *t, const Cell *cells, Text *out) {
         text_addf(out, ",\"seeds\":%d,\"tasks\":{", a->seeds);
         for (int k = 0; k < t->n_tasks; k++) {
             text_addf(out, k ? "," : "");
-            cell_json(out, task_info((enum Task)t->task[k])->name, &c[k], t->o->n_roots);
+            cell_json(out, t->task[k].name, &c[k], t->o->n_roots);
         }
         text_addf(out, "},"), cell_json(out, "mean", &c[t->n_tasks], t->o->n_roots);
         for (int k = 0; k < BEHIND; k++)
@@ -740,13 +799,12 @@ static int differences_of(const Table *t, Difference **list) {
         d->a = &t->arms[arm_named(t, json_get(v, "a")->str)], d->b = &t->arms[arm_named(t, json_get(v, "b")->str)];
         for (int m = 0; metric && m < MEASURES; m++)
             if (json_is(metric, measure_names[m])) d->m = (enum Measure)m;
-        for (const Json *x = tasks ? tasks->child : NULL; x; x = x->next) d->tasks |= 1u << task_of(x->str);
-        for (int k = 0; !tasks && k < t->n_tasks; k++) d->tasks |= 1u << t->task[k];
+        Err none = {0};
+        CHECK(columns_of(t, tasks, &d->tasks, &none), "tasks of a difference that were read before");
         bool pooled = d->m == FORMAT || d->m == TOKENS;
         d->mean = cell_of(t, d->a, d->b, d->m, d->tasks, pooled);
         d->task = alloc_or_die((size_t)t->n_tasks, sizeof *d->task, "differences by task");
-        for (int k = 0; k < t->n_tasks; k++)
-            d->task[k] = cell_of(t, d->a, d->b, d->m, d->tasks & 1u << t->task[k], false);
+        for (int k = 0; k < t->n_tasks; k++) d->task[k] = cell_of(t, d->a, d->b, d->m, d->tasks & 1u << k, false);
     }
     return n;
 }
@@ -756,8 +814,7 @@ static void differences_print(const Table *t, const Difference *d, int n, bool m
     static const char *const head[] = {"difference", "of", "mean", "excludes 0", "by seed", "pairs"};
     int by_seed = 4 + t->n_tasks, pairs = by_seed + 1;
     for (int k = 0; k < 6; k++) text_addf(sheet_at(&g, 0, k < 4 ? k : k + t->n_tasks), "%s", head[k]);
-    for (int k = 0; k < t->n_tasks; k++)
-        text_addf(sheet_at(&g, 0, 4 + k), "%s", task_info((enum Task)t->task[k])->name);
+    for (int k = 0; k < t->n_tasks; k++) add_clean(sheet_at(&g, 0, 4 + k), t->task[k].name, markdown);
     g.rows = n + 1;
     for (int i = 0; i < n; i++) {
         double scale = scale_of(d[i].m);
@@ -795,9 +852,9 @@ static void differences_json(const Table *t, const Difference *d, int n, Text *o
         text_addf(out, ",\"tasks\":{");
         bool some = false;
         for (int k = 0; k < t->n_tasks; k++) {
-            if (!(d[i].tasks & 1u << t->task[k])) continue;
+            if (!(d[i].tasks & 1u << k)) continue;
             text_addf(out, some ? "," : ""), some = true;
-            cell_json(out, task_info((enum Task)t->task[k])->name, &d[i].task[k], t->o->n_roots);
+            cell_json(out, t->task[k].name, &d[i].task[k], t->o->n_roots);
         }
         text_addf(out, "}}");
     }

@@ -262,6 +262,32 @@ TEST(boxes_by_hand) {
     EXPECT(holds(&text, "IoU"));
 }
 
+TEST(a_column_may_be_a_task_of_one_data_set_and_an_arm_several_files) {
+    static const char one[] =
+        "{\"id\":\"1\",\"task\":\"phase\",\"dataset\":\"x\",\"answer\":\"Preparation\",\"response\":\"Preparation\"}\n"
+        "{\"id\":\"2\",\"task\":\"phase\",\"dataset\":\"y\",\"answer\":\"Preparation\",\"response\":\"no\"}\n";
+    static const char two[] =
+        "{\"id\":\"3\",\"task\":\"phase\",\"dataset\":\"y\",\"answer\":\"Preparation\",\"response\":\"Preparation\"}\n"
+        "{\"id\":\"4\",\"task\":\"phase\",\"dataset\":\"z\",\"answer\":\"Preparation\",\"response\":\"no\"}\n";
+    static const char *const spec =
+        "{\"format\":1,\"tasks\":[\"phase:x\",\"phase:y\"],\"train\":[\"one.jsonl\",\"two.jsonl\"],\"arms\":[{\"name\":"
+        "\"A\",\"answers\":\"any\","
+        "\"predictions\":[\"one.jsonl\",\"two.jsonl\"]},{\"name\":\"constant\",\"constant\":true}],"
+        "\"differences\":[{\"name\":\"d\",\"a\":\"A\",\"b\":\"constant\",\"tasks\":[\"phase:y\"]}]}";
+    tmp_folder("s1");
+    put_file(tmp_path("s1/one.jsonl"), one, sizeof one - 1), put_file(tmp_path("s1/two.jsonl"), two, sizeof two - 1);
+    EXPECT(table(spec, 1, 100, 0));
+    EXPECT_NEAR(number(arm(0, "phase:x"), "value"), 1, 1e-12);
+    EXPECT_NEAR(number(arm(0, "phase:y"), "value"), 0.5, 1e-12);
+    EXPECT_INT(number(arm(0, "mean"), "n"), 3); // z is no column
+    EXPECT_NEAR(number(arm(1, "mean"), "value"), 1, 1e-12);
+    EXPECT_NEAR(number(json_get(item("differences", 0), "mean"), "value"), -0.5, 1e-12);
+    remove(tmp_path("s1/two.jsonl")); // half of an arm is no arm
+    EXPECT(table(spec, 1, 100, 0));
+    EXPECT_INT(number(item("arms", 0), "seeds"), 0);
+    EXPECT(isnan(number(arm(0, "phase:x"), "value")));
+}
+
 TEST(plain_answers_count_where_the_arm_says_so) {
     tmp_folder("s1");
     answers("s1/a.jsonl", "phase", "Preparation", "1x0x", 0, 1, false);
