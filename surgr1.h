@@ -1954,7 +1954,8 @@ bool report_number(const Json *object, const char *name, double *out);
 bool report_log(const char *path, LineCallback each, void *ctx, Err *e);
 extern const char *const report_runs_style; // CSS
 // table.json of surgr1 table: accuracies with their intervals drawn, paired differences against 0. E-CF-02, E-JS-*, E-IO-*.
-bool report_table(const char *file, Text *out, Err *e);
+// number: of the table on the page, from 0.
+bool report_table(const char *file, int number, Text *out, Err *e);
 // run.jsonl of run folders, several runs in one chart. E-CK-02, E-JS-*, E-IO-*.
 bool report_curves(const char *const *runs, int n, Text *out, Err *e);
 
@@ -1984,9 +1985,9 @@ bool table_make(const TableOptions *o, Text *text, Text *markdown, Text *json, E
 typedef struct ReportOptions {
     const char *predictions; // records with "response"; NULL: none
     const char *metrics;     // metrics.json; NULL: none
-    const char *table;       // table.json; NULL: none
-    const char *const *runs; // run folders
-    int n_runs;
+    const char *const *tables; // table.json of surgr1 table
+    const char *const *runs;   // run folders
+    int n_tables, n_runs;
     const char *image_root; // NULL: the folder of predictions
     const char *out, *title;
     int64_t max_items, max_side; // answers with a card; longer side of their pictures

@@ -6,15 +6,15 @@
 #include "commands.h"
 
 static struct {
-    const char *predictions, *metrics, *table, *image_root, *out, *title;
-    Many runs;
+    const char *predictions, *metrics, *image_root, *out, *title;
+    Many runs, tables;
     int64_t max_items, max_side, max_groups;
 } report = {.out = "report.html", .title = "surgr1", .max_items = 120, .max_side = 320, .max_groups = 12};
 // clang-format off
 static Option report_options[] = {
     TEXT("predictions", &report.predictions, "FILE", "records with a \"response\", as surgr1 eval writes them"),
     TEXT("metrics", &report.metrics, "FILE", "metrics.json of surgr1 eval"),
-    TEXT("table", &report.table, "FILE", "table.json of surgr1 table"),
+    MANY("table", &report.tables, "FILE", "table.json of surgr1 table; again for more", 16),
     MANY("run", &report.runs, "RUN", "run folder: its curves, and completions if it has any; again for more", 16),
     TEXT("image-root", &report.image_root, "DIR", "where the pictures' paths start (default: beside the predictions)"),
     TEXT("out", &report.out, "FILE", "the page"),
@@ -30,7 +30,8 @@ static int run_report(char **args, int n) {
     int64_t cards;
     ReportOptions o = {.predictions = report.predictions,
                        .metrics = report.metrics,
-                       .table = report.table,
+                       .tables = report.tables.p,
+                       .n_tables = report.tables.n,
                        .runs = report.runs.p,
                        .n_runs = report.runs.n,
                        .image_root = report.image_root,
@@ -40,7 +41,7 @@ static int run_report(char **args, int n) {
                        .max_side = report.max_side,
                        .max_groups = report.max_groups};
     (void)args, (void)n;
-    if (!o.predictions && !o.n_runs && !o.metrics && !o.table)
+    if (!o.predictions && !o.n_runs && !o.metrics && !o.n_tables)
         return usage("--predictions", "something to report on", "nothing",
                      "give --predictions, --metrics, --table or --run");
     if (!report_write(&o, &cards, &e)) return err_report(&e);

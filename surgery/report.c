@@ -486,9 +486,11 @@ static bool page(Gather *g, Text *out, Err *e) {
                                                 {"metrics", "metrics"},
                                                 {"answers", "answers"}};
     Text part[PARTS] = {{0}};
-    bool ok = (!o->table || report_table(o->table, &part[0], e)) && report_curves(o->runs, o->n_runs, &part[1], e) &&
-              report_rollouts(o->runs, o->n_runs, o->max_groups, &part[2], e) &&
-              (!o->metrics || metrics(o->metrics, &part[3], e)) && (!g->n || answers(g, &part[4], e));
+    bool ok = true;
+    for (int k = 0; ok && k < o->n_tables; k++) ok = report_table(o->tables[k], k, &part[0], e);
+    ok = ok && report_curves(o->runs, o->n_runs, &part[1], e) &&
+         report_rollouts(o->runs, o->n_runs, o->max_groups, &part[2], e) &&
+         (!o->metrics || metrics(o->metrics, &part[3], e)) && (!g->n || answers(g, &part[4], e));
     text_addf(out, "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport "
                    "content=\"width=device-width\"><title>");
     html_text(out, o->title);

@@ -295,7 +295,7 @@ static void differences_table(const Json *list, double level, bool tokens, Text 
     text_addf(out, "</svg><td><td></tr></tbody></table></div>\n");
 }
 
-bool report_table(const char *file, Text *out, Err *e) {
+bool report_table(const char *file, int number, Text *out, Err *e) {
     JsonDoc doc;
     if (!json_read(&doc, file, LIMIT_CONFIG_BYTES, (JsonOptions){.refuse_duplicates = true}, e)) return false;
     const Json *arms = json_get(doc.root, "arms"), *differences = json_get(doc.root, "differences");
@@ -309,7 +309,9 @@ bool report_table(const char *file, Text *out, Err *e) {
                      arms ? json_shown(arms) : "none");
     if (ok) {
         const Json *title = json_get(doc.root, "title");
-        text_addf(out, "<section id=table><h2>");
+        char id[24] = "table";
+        if (number) snprintf(id, sizeof id, "table-%d", number + 1);
+        text_addf(out, "<section id=%s><h2>", id);
         if (title && title->type == JSON_STRING) html_json(out, title);
         else text_addf(out, "Ablations");
         text_addf(out, "</h2>\n");

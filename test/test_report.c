@@ -305,7 +305,7 @@ static const char
 TEST(the_ablation_table_is_drawn_as_it_is_written) {
     const char *path = tmp_path("table.json");
     put_file(path, table, sizeof table - 1);
-    EXPECT(report((ReportOptions){.table = path}));
+    EXPECT(report((ReportOptions){.tables = &path, .n_tables = 1}));
     EXPECT(has("<h2>Arms &amp; &lt;b&gt;legs&lt;/b&gt;</h2>") && has("says &lt;i&gt;"));
     EXPECT(
         has("<th class=n>tool<th class=n>phase<th class=n>mean<th class=n>tokens</thead>")); // no IoU: nobody has one
@@ -325,10 +325,10 @@ TEST(the_ablation_table_is_drawn_as_it_is_written) {
     EXPECT_INT(count("<circle class=seed "), 3);
     EXPECT_INT(count("<td class=n>-<td class=note>not run"), 1);
     put_file(path, "{\"arms\":[]}", 11);
-    EXPECT(!report((ReportOptions){.table = path}));
+    EXPECT(!report((ReportOptions){.tables = &path, .n_tables = 1}));
     EXPECT_STR(refused, "E-CF-02");
     put_file(path, "{\"format\":1,\"arms\":3}", 21);
-    EXPECT(!report((ReportOptions){.table = path}));
+    EXPECT(!report((ReportOptions){.tables = &path, .n_tables = 1}));
     EXPECT_STR(refused, "E-CF-02");
 }
 
