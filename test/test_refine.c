@@ -168,6 +168,8 @@ static const char *reference(void) { // the run that nothing happened to
     return dir;
 }
 
+static void begin_anew(void) { reference(), discard(in_work("run")); }
+
 static bool same_bytes(const char *name) {
     Why w = {{0}};
     char *a = joined(reference(), name), *b = joined(in_work("run"), name);
@@ -311,8 +313,7 @@ TEST(easy_records_get_their_first_right_rollout_and_hard_ones_the_teacher) {
 }
 
 TEST(neither_batches_nor_threads_change_a_rollout) {
-    reference();
-    discard(in_work("run"));
+    begin_anew();
     EXPECT_EXIT(refined(refine(LORA, "--teacher scene --iterations 1 --batch 3 --threads 3")), 0);
     same_bytes("iter-1/rollouts.jsonl"), same_bytes("iter-1/pseudo.jsonl"), same_bytes("iter-1/summary.json");
     discard(in_work("run")); // another seed does
@@ -327,7 +328,7 @@ TEST(killed_at_random_instants) {
     const char *wanted = getenv("SURGR1_KILLS"), *seed = getenv("SURGR1_SEED");
     int64_t kills = wanted && *wanted ? strtoll(wanted, NULL, 10) : 4, runs = 0, starts = 0;
     random_state = seed && *seed ? strtoull(seed, NULL, 10) : 9;
-    reference(), discard(in_work("run"));
+    begin_anew();
     double seconds = clock_seconds(), begun = seconds;
     EXPECT_EXIT(refined(refine(LORA, "--teacher scene --measure --threads 2")), 0);
     seconds = clock_seconds() - seconds;
@@ -376,7 +377,7 @@ TEST(resumes_from_what_is_left_of_each_phase) {
 }
 
 TEST(a_stop_is_orderly_and_goes_on) {
-    reference(), discard(in_work("run"));
+    begin_anew();
     for (int round = 0, rc = EXIT_STOPPED; rc && round < 40; round++) {
         pid_t pid = start(refine(LORA, "--teacher scene --measure --batch 2"));
         if (round < 4) {
@@ -415,7 +416,7 @@ static int64_t lines_with(const char *name, const char *what) {
 }
 
 TEST(without_a_teacher_hard_records_are_left_out) {
-    discard(in_work("run"));
+    begin_anew();
     EXPECT_EXIT(refined(refine(LORA, "--iterations 1")), 0);
     same_bytes("iter-1/rollouts.jsonl");
     char value[100], *summary = slurp(in_work("run/iter-1/summary.json"), NULL);
@@ -437,7 +438,7 @@ TEST(a_second_checkpoint_teaches_what_it_gets_right) {
     mkdir(in_work("elsewhere"), 0755);
     copy_tree(in_work("scenes/taught.jsonl"), in_work("elsewhere/taught.jsonl"));
     copy_tree(in_work("scenes/frames"), in_work("elsewhere/frames"));
-    discard(in_work("run"));
+    begin_anew();
     char options[900];
     snprintf(options, sizeof options, "--teacher model:%s --pick logprob --aggregate all --mix %s",
              in_work("better/export"), in_work("elsewhere/taught.jsonl"));
@@ -500,13 +501,14 @@ TEST(a_batch_teacher_is_waited_for) {
     static const char *const batch =
         "--iterations 1 --teacher batch --teacher-name wise --knowledge data/knowledge/cholecystectomy.json";
     char value[100], options[900];
-    discard(in_work("run"));
+    begin_anew();
     EXPECT_EXIT(refined(refine(LORA, "%s", batch)), EXIT_STOPPED);
     EXPECT_TOLD("--responses FILE");
     same_bytes("iter-1/rollouts.jsonl");
     EXPECT(!file_exists(in_work("run/iter-1/pseudo.jsonl")));
     EXPECT_EXIT(refined(refine(LORA, "%s", batch)), EXIT_STOPPED); // and again
-    spill(in_work("foreign.jsonl"), "{\"custom_id\":\"other\",\"response\":{\"choices\":[]}}\n", 50);
+    static const char foreign[] = "{\"custom_id\":\"other\",\"response\":{\"choices\":[]}}\n";
+    spill(in_work("foreign.jsonl"), foreign, sizeof foreign - 1);
     snprintf(options, sizeof options, "%s --responses %s", batch, in_work("foreign.jsonl"));
     EXPECT_EXIT(refined(refine(LORA, "%s", options)), EXIT_REFUSED);
     EXPECT_TOLD("E-TA-01");
@@ -528,7 +530,7 @@ TEST(a_batch_teacher_is_waited_for) {
 // ------------------------------------------------------------------------------------------------------------- refusals
 
 TEST(what_a_later_phase_would_refuse_is_refused_at_the_start) {
-    cold_start(), discard(in_work("run"));
+    begin_anew();
     EXPECT_EXIT(refined(refine("--lora decoder --lora-ranks 2", "--teacher scene")), EXIT_REFUSED);
     EXPECT_TOLD("lora-ranks");
     EXPECT_EXIT(refined(refine("--lr fast", "--teacher scene")), EXIT_REFUSED);
@@ -549,8 +551,36 @@ TEST(what_a_later_phase_would_refuse_is_refused_at_the_start) {
     EXPECT(!folder_exists(in_work("run")));
 }
 
+// Pictures of 100 x 90 are shown as 84 x 84; a question may show the form of a box, but not a box in an unknown frame.
+TEST(boxes_are_written_in_pixels_of_the_file) {
+    begin_anew();
+    EXPECT_EXIT(run("scenes --out %s --count 4 --size 100x90 --truth --no-answers --tasks tool_box", in_work("boxes")),
+                0);
+    EXPECT_EXIT(
+        run("refine --model %s --data %s --out %s --max-new-tokens 8 --teacher scene -- --lora decoder --steps 1",
+            cold_start(), in_work("boxes/train.jsonl"), in_work("run")),
+        0);
+    char value[1500], *pseudo = slurp(in_work("run/iter-1/pseudo.jsonl"), NULL);
+    int lines = 0;
+    for (char *line = pseudo; line && *line; line = strchr(line, '\n') + 1, lines++) {
+        EXPECT_STR(field(line, "box_frame", value, sizeof value), "original");
+        EXPECT(strstr(line, "\\\"bbox_2d\\\": [x1, y1, x2, y2]") != NULL || lines > 0);
+    }
+    EXPECT(lines >= 3);
+    free(pseudo), discard(in_work("run"));
+    char *data = slurp(in_work("boxes/train.jsonl"), NULL), *image = strstr(data, "<image>");
+    Text asked = {0};
+    text_add(&asked, data, (size_t)(image - data));
+    text_addf(&asked, "{\\\"bbox_2d\\\": [1, 2, 30, 40]} %s", image);
+    spill(in_work("boxes/asked.jsonl"), asked.p, asked.len), free(data), text_free(&asked);
+    EXPECT_EXIT(run("refine --model %s --data %s --out %s --teacher scene -- --lora decoder", cold_start(),
+                    in_work("boxes/asked.jsonl"), in_work("run")),
+                EXIT_REFUSED);
+    EXPECT_TOLD("box_frame");
+}
+
 TEST(a_training_that_fails_ends_the_run_with_its_code) {
-    discard(in_work("run"));
+    begin_anew();
     EXPECT_EXIT(refined(refine(LORA " --max-tokens 20", "--teacher scene")), EXIT_REFUSED);
     EXPECT_TOLD("E-DS-07");
     EXPECT(!file_exists(in_work("run/iter-1/sft.json")) && file_exists(in_work("run/iter-1/summary.json")));
