@@ -35,7 +35,7 @@ void cache_close(Cache *c, const Model *m) {
     memset(c, 0, sizeof *c);
 }
 
-void completion_free(Completion *c) { ids_free(&c->ids), free(c->lp); }
+void completion_free(Completion *c) { ids_free(&c->ids), free(c->lp), free(c->entropy); }
 
 // ----------------------------------------------------------------------------------------------------------- settings
 
@@ -116,9 +116,9 @@ typedef struct Batch {
     Mat logits;                 // F32 [capacity, V]
     Mat seen;                   // I32 [capacity, ceil(V/32)], one row per running completion
     Mat tokens, streams, steps; // I32 [capacity, 1]
-    Mat lp, scaled_lp;          // F32 [capacity, 1] at temperature 1 and at that of sampling
+    Mat lp, scaled_lp, entropy; // F32 [capacity, 1] at temperature 1; at that of sampling
     int32_t *host;              // [capacity] for transfers
-    float *host_lp, *host_scaled_lp;
+    float *host_lp, *host_scaled_lp, *host_entropy;
 } Batch;
 
 static void batch_place(Batch *b, Arena *a) {
@@ -130,6 +130,7 @@ static void batch_place(Batch *b, Arena *a) {
     b->steps = arena_mat(a, n, 1, I32);
     b->lp = arena_mat(a, n, 1, F32);
     b->scaled_lp = arena_mat(a, n, 1, F32);
+    b->entropy = arena_mat(a, n, 1, F32);
 }
 
 static bool is_stop(const GenerationConfig *g, int32_t id) {
@@ -146,6 +147,7 @@ static bool draw(Batch *b, int64_t first, int64_t n, const Request *requests, co
     SampleParams p = b->g->sample;
     Mat tokens = mat_rows(b->tokens, 0, n), streams = mat_rows(b->streams, 0, n), steps = mat_rows(b->steps, 0, n);
     Mat logits = mat_rows(b->logits, 0, n), lp = mat_rows(b->lp, 0, n), scaled_lp = mat_rows(b->scaled_lp, 0, n);
+    Mat entropy = mat_rows(b->entropy, 0, n);
     bool scaled = p.do_sample && p.temperature != 1;
     const float *own_lp = scaled ? b->host_scaled_lp : b->host_lp;
     const int32_t *host = b->host;
@@ -158,22 +160,26 @@ static bool draw(Batch *b, int64_t first, int64_t n, const Request *requests, co
     for (int64_t i = 0; i < n; i++) b->host[i] = (int32_t)b->rows[first + i].n;
     d->upload(steps, mat(b->host, n, 1, I32));
     sample(d, tokens, logits, mat_rows(b->seen, first, n), streams, steps, p);
-    logprob_forward(d, lp, mat_none(), mat_none(), logits, tokens, 1);
+    logprob_forward(d, lp, mat_none(), scaled ? mat_none() : entropy, logits, tokens, 1);
     if (scaled) {
-        logprob_forward(d, scaled_lp, mat_none(), mat_none(), logits, tokens, (float)(1 / p.temperature));
+        logprob_forward(d, scaled_lp, mat_none(), entropy, logits, tokens, (float)(1 / p.temperature));
         d->download(mat(b->host_scaled_lp, n, 1, F32), scaled_lp);
     }
     d->download(mat(b->host, n, 1, I32), tokens);
     d->download(mat(b->host_lp, n, 1, F32), lp);
+    d->download(mat(b->host_entropy, n, 1, F32), entropy);
 
     bool go_on = true;
     int64_t kept = first;
     for (int64_t i = 0; i < n; i++) {
         Row *row = &b->rows[first + i];
         Completion *c = &out[row->out];
-        if (!(c->ids.n & (c->ids.n - 1))) // room for 1, 2, 4, 8, ...
-            c->lp = grow_or_die(c->lp, (size_t)(c->ids.n ? 2 * c->ids.n : 1), sizeof *c->lp, "log-probabilities");
-        c->lp[c->ids.n] = own_lp[i];
+        if (!(c->ids.n & (c->ids.n - 1))) { // room for 1, 2, 4, 8, ...
+            size_t room = (size_t)(c->ids.n ? 2 * c->ids.n : 1);
+            c->lp = grow_or_die(c->lp, room, sizeof *c->lp, "log-probabilities");
+            c->entropy = grow_or_die(c->entropy, room, sizeof *c->entropy, "entropies");
+        }
+        c->lp[c->ids.n] = own_lp[i], c->entropy[c->ids.n] = b->host_entropy[i];
         ids_add(&c->ids, host[i]);
         c->logprob += (double)b->host_lp[i];
         row->last = host[i], row->n++;
@@ -352,8 +358,8 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
     int *request_of = alloc_or_die((size_t)b.capacity + 1, sizeof *request_of, "batch");
     b.rows = alloc_or_die((size_t)b.capacity + 1, sizeof *b.rows, "batch");
     b.host = alloc_or_die((size_t)b.capacity + 1, sizeof *b.host, "batch");
-    b.host_lp = alloc_or_die(2 * (size_t)b.capacity + 1, sizeof *b.host_lp, "batch");
-    b.host_scaled_lp = b.host_lp + b.capacity;
+    b.host_lp = alloc_or_die(3 * (size_t)b.capacity + 1, sizeof *b.host_lp, "batch");
+    b.host_scaled_lp = b.host_lp + b.capacity, b.host_entropy = b.host_scaled_lp + b.capacity;
     for (int r = 0, o = 0; r < n; r++)
         for (int k = 0; k < requests[r].completions; k++, o++) request_of[o] = r, out[o] = (Completion){0};
 

@@ -29,6 +29,7 @@ typedef struct Buffer {         // a rollout: row i is member i % G of group i /
     double *old_lp, *ref_lp;    // [N] of the policy that drew them, of the reference (NULL: no KL)
     double *entropy, *weight;   // [N]
     double *lp;                 // [N] of the policy now
+    double *drawn;              // [N] what the sampler said; NULL behind a resume
     uint8_t *mask;              // [N]
     double *advantage;          // [rows]
     bool *stopped, *flat;       // [rows] by an end token; of a group without spread
@@ -45,6 +46,11 @@ typedef struct Shown { // of the rollout, in the lines of its steps
     double reward, right, format, length, fraction;
     int64_t flat;
 } Shown;
+
+typedef struct Drift { // of the training pass against the sampler, over tokens of the first update
+    double sum, most, ratio, least_ratio, most_ratio;
+    int64_t n;
+} Drift;
 
 typedef struct Grpo {
     Trainer t;
@@ -70,6 +76,7 @@ typedef struct Grpo {
     double draw_seconds;
     int64_t drawn_tokens;
     Shown shown;
+    double score_seconds;
 } Grpo;
 
 static void *room(int64_t n, size_t size) { return alloc_or_die((size_t)n + 1, size, "a rollout"); }
@@ -77,7 +84,8 @@ static void *room(int64_t n, size_t size) { return alloc_or_die((size_t)n + 1, s
 static void buffer_free(Buffer *b) {
     for (int64_t g = 0; b->prompts && g < b->groups; g++) prompt_free(&b->prompts[g]);
     free(b->index), free(b->prompts), free(b->first), free(b->ids), free(b->old_lp), free(b->ref_lp);
-    free(b->entropy), free(b->weight), free(b->lp), free(b->mask), free(b->advantage), free(b->stopped), free(b->flat);
+    free(b->entropy), free(b->weight), free(b->lp), free(b->drawn), free(b->mask), free(b->advantage), free(b->stopped),
+        free(b->flat);
     *b = (Buffer){.groups = 0};
 }
 
@@ -469,6 +477,11 @@ static bool reference_open(Grpo *s, bool resumed, Err *e) {
     Optimizer *o = &s->t.opt;
     if (s->o->loss.beta <= 0) return true;
     r->other = s->o->reference == REFERENCE_INITIAL || !s->t.m->lora;
+    for (int64_t i = 0; !r->other && i < o->n; i++)
+        if (o->rows[i].p->kind == PARAM_BASE)
+            return err_set(e, "E-CF-02", AT(.file = "grpo", .field = "reference", .tensor = o->rows[i].p->name),
+                           "expected an adapter of A and B only, which can be switched off; found modules_to_save; do: "
+                           "choose the reference initial");
     r->scale = room(s->t.m->n_params, sizeof *r->scale);
     if (!r->other) return true;
     Arena count = {.role = "the reference"};
@@ -502,7 +515,6 @@ typedef struct Drawn { // what a rollout is made of and a checkpoint need not ho
     Completions c;
     WeightStats w;
     Tally t;
-    double drift_mean, drift_max, ratio_mean, ratio_min, ratio_max; // of training against drawing; NaN: not known
 } Drawn;
 static void drawn_free(Drawn *d, int64_t rows) {
     for (int64_t i = 0; i < rows; i++) completion_free(&d->done[i]), text_free(&d->texts[i]);
@@ -589,13 +601,19 @@ static void lay_out(Buffer *b, const Drawn *d, bool kl) {
     for (int64_t i = 0; i < b->rows; i++)
         b->first[i + 1] = b->first[i] + d->done[i].ids.n, b->stopped[i] = d->done[i].stopped;
     int64_t N = b->first[b->rows];
-    double **columns[] = {&b->old_lp, &b->lp, &b->entropy, &b->weight, kl ? &b->ref_lp : NULL};
-    for (int k = 0; k < 5; k++)
+    double **columns[] = {&b->old_lp, &b->lp, &b->drawn, &b->entropy, &b->weight, kl ? &b->ref_lp : NULL};
+    for (int k = 0; k < 6; k++)
         if (columns[k]) *columns[k] = room(N, sizeof(double));
     b->ids = room(N, sizeof *b->ids), b->mask = room(N, sizeof *b->mask);
     b->advantage = room(b->rows, sizeof *b->advantage), b->flat = room(b->rows, sizeof *b->flat);
-    for (int64_t i = 0; i < b->rows; i++)
-        memcpy(b->ids + b->first[i], d->done[i].ids.p, (size_t)d->done[i].ids.n * sizeof *b->ids);
+    for (int64_t i = 0; i < b->rows; i++) {
+        const Completion *c = &d->done[i];
+        memcpy(b->ids + b->first[i], c->ids.p, (size_t)c->ids.n * sizeof *b->ids);
+        for (int64_t t = 0; t < c->ids.n; t++) {
+            b->drawn[b->first[i] + t] = b->old_lp[b->first[i] + t] = (double)c->lp[t];
+            b->entropy[b->first[i] + t] = (double)c->entropy[t];
+        }
+    }
 }
 
 // Equation 3 over the terms that count at this step.
@@ -619,11 +637,12 @@ static bool make_advantages(Grpo *s, Drawn *d, Err *e) {
     return ok;
 }
 
-// The policy that drew them says how likely each token was, and how sure it was (eq. 5). It should be what the sampler saw.
+// How likely each token was, and how sure the policy was of it (eq. 5): the sampler knows, for no token was changed since.
+// With score_pass the training pass is asked instead.
 static bool score(Grpo *s, Drawn *d, Err *e) {
     Buffer *b = &s->b;
-    int64_t n = 0;
-    if (!score_groups(s, 0, b->groups, b->old_lp, b->entropy, e)) return false;
+    double started = clock_seconds();
+    if (s->o->score_pass && !score_groups(s, 0, b->groups, b->old_lp, b->entropy, e)) return false;
     memcpy(b->lp, b->old_lp, (size_t)b->first[b->rows] * sizeof *b->lp);
     if (b->ref_lp) {
         reference_swap(s);
@@ -631,15 +650,7 @@ static bool score(Grpo *s, Drawn *d, Err *e) {
         reference_swap(s);
         if (!ok) return false;
     }
-    d->drift_mean = d->ratio_mean = 0, d->drift_max = 0, d->ratio_min = INFINITY, d->ratio_max = -INFINITY;
-    for (int64_t i = 0; i < b->rows; i++)
-        for (int64_t t = 0; d->done[i].lp && t < d->done[i].ids.n; t++, n++) {
-            double off = b->old_lp[b->first[i] + t] - (double)d->done[i].lp[t], ratio = exp(off);
-            d->drift_mean += fabs(off), d->drift_max = fmax(d->drift_max, fabs(off)), d->ratio_mean += ratio;
-            d->ratio_min = fmin(d->ratio_min, ratio), d->ratio_max = fmax(d->ratio_max, ratio);
-        }
-    if (n) d->drift_mean /= (double)n, d->ratio_mean /= (double)n;
-    else d->drift_mean = d->drift_max = d->ratio_mean = d->ratio_min = d->ratio_max = NAN;
+    s->score_seconds = clock_seconds() - started;
     bool *truncated = room(b->rows, sizeof *truncated);
     for (int64_t i = 0; i < b->rows; i++) truncated[i] = !b->stopped[i];
     completion_mask(&s->o->loss, b->first, truncated, b->rows, s->o->group, b->mask, NULL, &d->c);
@@ -730,15 +741,10 @@ static bool log_rollout(Grpo *s, Drawn *d, Err *e) {
               (long long)d->c.dropped_groups);
     member(&t, "w_fraction", d->w.mean_fraction), member(&t, "w_fraction_low", d->w.low_fraction);
     member(&t, "w_threshold", d->w.threshold);
-    member(&t, "drift_mean", d->drift_mean), member(&t, "drift_max", d->drift_max);
-    member(&t, "ratio_mean", d->ratio_mean), member(&t, "ratio_min", d->ratio_min);
-    member(&t, "ratio_max", d->ratio_max);
     watch_terms(s, d, &t);
     bool ok = trainer_log(&s->t, &t, e) && watch_groups(s, d, e) && tally_scalars(s, "rollout", &d->t, e) &&
               trainer_scalar(&s->t, "rollout/flat groups", flat, e) &&
-              (isnan(d->w.mean_fraction) || trainer_scalar(&s->t, "rollout/w fraction", d->w.mean_fraction, e)) &&
-              (isnan(d->drift_max) || (trainer_scalar(&s->t, "rollout/drift mean", d->drift_mean, e) &&
-                                       trainer_scalar(&s->t, "rollout/drift max", d->drift_max, e)));
+              (isnan(d->w.mean_fraction) || trainer_scalar(&s->t, "rollout/w fraction", d->w.mean_fraction, e));
     for (int64_t row = 0; ok && row < groups * s->o->group; row++) ok = log_completion(s, d, row, e);
     return ok;
 }
@@ -775,6 +781,7 @@ typedef struct Sums { // of an update
     GrpoStats g;      // ratio_mean, kl, entropy, drift_mean and shares are sums until the end
     double loss, sft;
     int64_t tokens, sequences, flat;
+    Drift drift;
 } Sums;
 
 static void add_stats(Sums *u, const GrpoStats *g) {
@@ -825,6 +832,18 @@ static void losses(Grpo *s, int64_t from, int64_t to, double *dlp, Sums *u) {
     }
     end_stats(u);
     free(first);
+}
+
+// What the training pass says of groups [g, g + n) against what the sampler said, of tokens that take part.
+static void add_drift(const Grpo *s, int64_t g, int64_t n, const double *now, Drift *d) {
+    const Buffer *b = &s->b;
+    for (int64_t t = b->first[g * s->o->group]; t < b->first[(g + n) * s->o->group]; t++) {
+        if (!b->mask[t]) continue;
+        double off = now[t] - b->drawn[t], ratio = exp(off);
+        d->least_ratio = d->n ? fmin(d->least_ratio, ratio) : ratio;
+        d->most_ratio = d->n ? fmax(d->most_ratio, ratio) : ratio;
+        d->sum += fabs(off), d->most = fmax(d->most, fabs(off)), d->ratio += ratio, d->n++;
+    }
 }
 
 static bool any_nonzero(const double *v, int64_t n) {
@@ -908,8 +927,15 @@ static bool report_step(Grpo *s, const Sums *u, double norm, double factor, bool
     trainer_number(&line, "entropy", u->g.entropy);
     if (kl) trainer_number(&line, "kl", u->g.kl);
     if (s->sft) trainer_number(&line, "sft", u->sft);
-    trainer_number(&line, "ratio_mean", u->g.ratio_mean), trainer_number(&line, "ratio_min", u->g.ratio_min);
-    trainer_number(&line, "ratio_max", u->g.ratio_max), trainer_number(&line, "policy_drift", u->g.drift_mean);
+    const Drift *d = &u->drift;
+    if (d->n) { // the ratio that the loss takes for 1
+        trainer_number(&line, "drift_mean", d->sum / (double)d->n), trainer_number(&line, "drift_max", d->most);
+        trainer_number(&line, "ratio_mean", d->ratio / (double)d->n);
+        trainer_number(&line, "ratio_min", d->least_ratio), trainer_number(&line, "ratio_max", d->most_ratio);
+    } else {
+        trainer_number(&line, "ratio_mean", u->g.ratio_mean), trainer_number(&line, "ratio_min", u->g.ratio_min);
+        trainer_number(&line, "ratio_max", u->g.ratio_max);
+    }
     trainer_number(&line, "clip_low", u->g.clip_low), trainer_number(&line, "clip_high", u->g.clip_high);
     text_addf(&line,
               ",\"ratio_clamped\":%lld,\"kl_clamped\":%lld,\"tokens\":%lld,\"sequences\":%lld,\"flat_groups\":%lld,"
@@ -924,7 +950,9 @@ static bool report_step(Grpo *s, const Sums *u, double norm, double factor, bool
     bool ok = trainer_log(t, &line, e) && log_write(&t->run->timing, timing.p, e) &&
               trainer_scalar(t, "train/loss", u->loss, e) && trainer_scalar(t, "train/grad_norm", norm, e) &&
               trainer_scalar(t, "train/learning_rate", lr, e) && trainer_scalar(t, "train/entropy", u->g.entropy, e) &&
-              trainer_scalar(t, "train/ratio max", u->g.ratio_max, e) &&
+              trainer_scalar(t, "train/ratio max", d->n ? d->most_ratio : u->g.ratio_max, e) &&
+              (!d->n || (trainer_scalar(t, "train/drift mean", d->sum / (double)d->n, e) &&
+                         trainer_scalar(t, "train/drift max", d->most, e))) &&
               (!kl || trainer_scalar(t, "train/kl", u->g.kl, e)) &&
               trainer_scalar(t, "speed/tokens_per_second", (double)u->tokens / seconds, e);
     text_free(&timing);
@@ -936,10 +964,12 @@ static bool update(Grpo *s, Err *e) {
     Buffer *b = &s->b;
     int64_t part = b->used % s->o->updates, G = s->o->group;
     int64_t from = b->groups * part / s->o->updates, to = b->groups * (part + 1) / s->o->updates;
-    double started = clock_seconds(), norm = 0;
+    double started = clock_seconds() - (b->used ? 0 : s->score_seconds), norm = 0;
     double *dlp = room(b->first[b->rows], sizeof *dlp);
+    // the policy of the first update is the one that drew; dropout would be seen as a difference
+    bool compare = !b->used && b->drawn && !s->o->dropout;
+    double *now = compare ? room(b->first[b->rows], sizeof *now) : NULL;
     Sums u = {.tokens = 0};
-    // the first update is made by the policy that scored the rollout
     bool ok = !b->used || score_groups(s, from, to, b->lp, NULL, e);
     if (ok) losses(s, from, to, dlp, &u);
     bool finite = isfinite(u.loss), idle = true, far = false;
@@ -949,11 +979,12 @@ static bool update(Grpo *s, Err *e) {
         n = groups_in_pass(s, to - g);
         int64_t at = b->first[g * G], len = b->first[(g + n) * G] - at;
         if (!any_nonzero(dlp + at, len)) continue; // nothing to learn from these
-        ok = pass(s, g, n, dlp, NULL, NULL, e), idle = false;
+        ok = pass(s, g, n, dlp, now, NULL, e), idle = false;
+        if (ok && now) add_drift(s, g, n, now, &u.drift);
     }
     progress("update", to - from, to - from, started);
     if (ok && finite && s->sft && s->o->loss.sft_coef > 0) ok = demonstrate(s, &u, e), idle = false;
-    free(dlp);
+    free(dlp), free(now);
     if (!ok) return false;
     finite &= isfinite(u.loss) != 0;
     norm = finite ? gradient_norm(&s->t.opt, s->t.m) : 0;
@@ -1132,6 +1163,7 @@ static void make_plan(Grpo *s) {
 void grpo_largest(const PromptSet *train, const GrpoOptions *o, SftPlan *p) {
     int64_t rows = o->micro * o->group;
     *p = (SftPlan){.samples = rows,
+                   .spans = rows + o->micro,
                    .tokens = o->micro * train->longest + rows * (o->max_new_tokens + 1),
                    .targets = rows * o->max_new_tokens,
                    .patches = o->micro * train->most_patches};

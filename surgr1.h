@@ -918,6 +918,7 @@ typedef struct Completion {
     float *lp;      // [ids.n] of each token, of softmax(logits / T) with the sampling temperature T (1 when greedy). On
                     // ref and cpu the bits of a training pass over pack_add_group of the answers, shared = all of the
                     // prompt, with inv_temperature (float)(1 / T); packed otherwise, or on cuda, to rounding
+    float *entropy; // [ids.n] of that distribution, likewise
     bool stopped;   // ended by an end token (else by the length limit)
 } Completion;
 // Called for every new token, in order of completions within a step. Return false to stop everything.
@@ -2384,6 +2385,7 @@ typedef struct GrpoOptions {
     int64_t micro, generate_batch;  // groups in a pass; prompts drawn from together (0: all); neither changes what is drawn
     SampleParams sample;            // temperature, top_k, ...; its seed is not looked at
     int64_t max_new_tokens;         //
+    bool score_pass;                // ask the training pass for old log-probabilities and entropies, not the sampler
     int64_t keep;                   // as TrainBatch.keep
     bool dropout;                   // some LoRA has dropout
     enum GrpoReference reference;   // of the KL term; without an adapter always the initial policy

@@ -13,7 +13,7 @@ static struct {
     Many data, eval, sft_data;
     const char *system;
     int64_t top_k;
-    int preset, rewards, reference, weak;
+    int preset, rewards, reference, weak, score;
     bool reasoning;
     // switches: 0 and -1 stand for the preset's value
     int baseline, scale, normalize_then_sum, missing_as_zero, dynamic_sampling, mask_truncated, weights, term, ratio;
@@ -21,7 +21,7 @@ static struct {
     int64_t ddof;
     double eps, spread_tol, dynamic_low, dynamic_high, tau, w_max, top_quantile, eps_low, eps_high, delta, dual_clip;
     double cispo_cap, sapo_plus, sapo_minus, log_ratio_limit, beta, kl_limit, sft_coef, bonus_coef;
-    int structure, strict_answer, box, language, coherence;
+    int structure, strict_answer, any_answer, box, language, coherence;
     double weight[REWARD_TERMS], structure_part, box_threshold, repetition_penalty;
     int64_t overlong_buffer, ngram;
     GrpoOptions o;
@@ -93,6 +93,8 @@ static Option grpo_options[] = {
     REAL("epochs", &grpo.o.epochs, "E", "times through the prompts, when --steps is 0", 0.0001, 100000),
     INT("steps", &grpo.o.steps, "N", "updates; 0 = by --epochs", 0, 1e9),
     TRAINING_RATE_ROWS(grpo.t),
+    CHOICE("score", &grpo.score, "sampler|pass", "who says what the tokens' log-probabilities and entropies were: the sampler, or one more\n"
+        "                             forward pass (for devices where both differ)"),
     TRAINING_KEEP_ROW(grpo.t),
 
     CHOICE("rewards", &grpo.rewards, "preset|surg-r1|surgery-r1", "which paper's rewards"),
@@ -108,6 +110,7 @@ static Option grpo_options[] = {
     REAL("structure-part", &grpo.structure_part, "F", "part of the run, from its start, in which the structure counts", -1, 1),
     CHOICE("structure", &grpo.structure, "preset|paper|header", "\"Level 1\" anywhere, or headers with a text"),
     CHOICE("strict-answer", &grpo.strict_answer, "preset|off|on", "an answer counts in a well-formed completion only"),
+    CHOICE("any-answer", &grpo.any_answer, "preset|off|on", "text without tags is an answer too (for models that answer directly)"),
     CHOICE("box", &grpo.box, "preset|iou|iou50|tiered|l1|giou|giou50", "what a box is worth"),
     REAL("box-threshold", &grpo.box_threshold, "F", "of iou50 and giou50", -1, 1),
     CHOICE("language", &grpo.language, "preset|exact|in-vocab|token-f1", "what a label is worth"),
@@ -211,7 +214,8 @@ static void resolve_rewards(void) {
     PICK_NUMBER(r, ngram);
     if (grpo.repetition_penalty < 1) r->repetition_penalty = grpo.repetition_penalty;
     grpo.repetition_penalty = r->repetition_penalty;
-    PICK(r, structure), PICK(r, strict_answer), PICK(r, box), PICK(r, language), PICK(r, coherence);
+    PICK(r, structure), PICK(r, strict_answer), PICK(r, any_answer), PICK(r, box), PICK(r, language),
+        PICK(r, coherence);
     r->max_tokens = grpo.o.max_new_tokens;
 }
 
@@ -269,7 +273,7 @@ static bool check_options(JsonDoc *config, Err *e) {
         return refuse("--system", "one of --system and --reasoning", "both", "choose one", e);
     o->sample.do_sample = true, o->sample.top_k = (int32_t)grpo.top_k;
     o->seed = (uint64_t)t->seed, o->keep_weak = grpo.weak == 1;
-    o->reference = (enum GrpoReference)grpo.reference;
+    o->reference = (enum GrpoReference)grpo.reference, o->score_pass = grpo.score == 1;
     o->adam = t->adam, o->schedule = t->schedule, o->warmup_part = t->warmup_part, o->trainer = t->guards;
     return true;
 }

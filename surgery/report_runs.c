@@ -366,7 +366,7 @@ static const struct {
              {"rollout", "contradictions", "share contradicting its trace", ""},
              {"rollout", "flat_groups", "groups without spread", ""},
              {"rollout", "w_fraction", "effective token fraction of w", ""},
-             {"rollout", "drift_max", "largest |log p drawn − trained|", ""},
+             {"step", "drift_max", "largest |log p drawn − trained|", ""},
              {"step", "kl", "KL to the reference", ""},
              {"step", "loss", "training loss", ""},
              {"eval", "loss", "evaluation loss", ""},
