@@ -655,7 +655,12 @@ static bool score(Grpo *s, Drawn *d, Err *e) {
     for (int64_t i = 0; i < b->rows; i++) truncated[i] = !b->stopped[i];
     completion_mask(&s->o->loss, b->first, truncated, b->rows, s->o->group, b->mask, NULL, &d->c);
     free(truncated);
-    if (!entropies_clamp(b->entropy, b->mask, b->first[b->rows], s->t.m->c.V, e)) return false;
+    // what is no number is left to the loss: it skips the step and names the prompt
+    uint8_t *known = room(b->first[b->rows], 1);
+    for (int64_t t = 0; t < b->first[b->rows]; t++) known[t] = b->mask[t] && isfinite(b->entropy[t]);
+    bool ok = entropies_clamp(b->entropy, known, b->first[b->rows], s->t.m->c.V, e);
+    free(known);
+    if (!ok) return false;
     grpo_weights(&s->o->loss, b->entropy, b->mask, b->first, b->rows, b->weight, &d->w);
     return true;
 }
@@ -692,6 +697,12 @@ static bool watch_groups(Grpo *s, const Drawn *d, Err *e) {
                    (long long)s->dropped_rollouts);
 }
 
+static void add_short(Text *out, int64_t at, double v) { // JSON knows no NaN
+    text_addf(out, at ? "," : "");
+    if (isfinite(v)) text_addf(out, "%.4g", v);
+    else text_addf(out, "null");
+}
+
 // One line for each completion; of a very long one the tokens in front.
 static bool log_completion(Grpo *s, const Drawn *d, int64_t row, Err *e) {
     const Buffer *b = &s->b;
@@ -720,8 +731,7 @@ static bool log_completion(Grpo *s, const Drawn *d, int64_t row, Err *e) {
         bool added, special;
         const char *piece = tokenizer_token(s->tok, b->ids[at + shown], &len, &added, &special);
         text_addf(&pieces, shown ? "," : ""), text_add_json_string(&pieces, piece ? piece : "", len);
-        text_addf(&entropy, "%s%.4g", shown ? "," : "", b->entropy[at + shown]);
-        text_addf(&weight, "%s%.4g", shown ? "," : "", b->weight[at + shown]);
+        add_short(&entropy, shown, b->entropy[at + shown]), add_short(&weight, shown, b->weight[at + shown]);
     }
     text_addf(&t, ",\"pieces\":[%s],\"entropy\":[%s],\"weight\":[%s]", pieces.p, entropy.p, weight.p);
     bool ok = log_write(&s->t.run->rollouts, t.p, e);

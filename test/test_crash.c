@@ -11,11 +11,20 @@
 #include <sched.h>
 #include <sys/mount.h>
 
-static Variant small = {.name = "small",
-                        .options = "--lora q_proj --lora-rank 2 --lora-dropout 0.1 --lr 1e-2 --batch 2 --steps 4 "
-                                   "--save-every 2 --eval-every 4 --eval-samples 1 --sample-every 4 --samples 1 "
-                                   "--sample-tokens 2 --threads 1",
-                        .steps = 4};
+static Variant fine_tuning = {.name = "small",
+                              .options = "--lora q_proj --lora-rank 2 --lora-dropout 0.1 --lr 1e-2 --batch 2 --steps 4 "
+                                         "--save-every 2 --eval-every 4 --eval-samples 1 --sample-every 4 --samples 1 "
+                                         "--sample-tokens 2 --threads 1",
+                              .steps = 4};
+// A checkpoint falls into the middle of each rollout, and there is a reference policy.
+static Variant reinforcement = {
+    .name = "rolled",
+    .options = "grpo --lora q_proj --lora-rank 2 --lr 1e-2 --warmup-ratio 0 --preset trl --updates "
+               "2 --epochs-per-rollout 2 --prompts 2 --group 3 --kl 0.1 --reference initial "
+               "--max-new-tokens 8 --temperature 0.2 --gate 0 --task-floor 0 "
+               "--reward-repetition 1 --ngram 1 --steps 4 --save-every 2 --threads 1",
+    .steps = 4};
+static Variant *small = &fine_tuning;
 
 static void make_reference(Variant *v) {
     if (v->dir[0]) return;
@@ -39,7 +48,7 @@ static void set_up(const char *dir, int beginning) {
                                             ".tmp-export"};
     discard(dir);
     if (beginning == FROM_NOTHING) return;
-    copy_tree(small.dir, dir);
+    copy_tree(small->dir, dir);
     char *export = joined(dir, "export"), *state = joined(dir, "ckpt/step-000000004/state.json");
     char *log = joined(dir, "run.jsonl"), *timing = joined(dir, "timing.jsonl");
     discard(export), append_to(state, " "), append_to(log, "{\"crc\":\"0"), append_to(timing, "{\"crc");
@@ -47,7 +56,9 @@ static void set_up(const char *dir, int beginning) {
         char *path = joined(dir, leftovers[i]), *file = joined(path, "half");
         mkdir(path, 0755), spill(file, "ha", 2), free(path), free(file);
     }
-    free(export), free(state), free(log), free(timing);
+    char *rollouts = joined(dir, "rollouts.jsonl");
+    if (file_exists(rollouts)) append_to(rollouts, "{\"crc\":");
+    free(export), free(state), free(log), free(timing), free(rollouts);
 }
 
 // ---------------------------------------------------------------------------------------------------------- the places
@@ -69,7 +80,7 @@ static int64_t count_calls(const char *dir, int beginning, const char *call) {
     set_up(dir, beginning);
     snprintf(options, sizeof options, "strace -qq -o %s -e trace=%s", trace, call);
     wrapper = options;
-    int rc = finish(start(command(&small, dir, "--quiet")));
+    int rc = finish(start(command(small, dir, "--quiet")));
     wrapper = "";
     if (rc) show_errors("strace %s: exit %d", call, rc);
     char *text = slurp(trace, NULL);
@@ -88,7 +99,7 @@ static void try_place(const char *dir, const Place *p, int64_t *exits) {
     snprintf(options, sizeof options, "strace -f -qq -o /dev/null -e trace=%s -e inject=%s:%s:when=%lld", p->call,
              p->call, p->fault, (long long)p->n);
     wrapper = options;
-    int rc = finish(start(command(&small, dir, "--quiet")));
+    int rc = finish(start(command(small, dir, "--quiet")));
     wrapper = "";
     int before = test_failures;
     bool signalled = is_signal(p->fault), killed = !strcmp(p->fault, "signal=KILL");
@@ -115,10 +126,10 @@ static void try_place(const char *dir, const Place *p, int64_t *exits) {
         free(path);
     } else if (folder_exists(dir) && !run_verify(dir, &count, &e)) FAIL("%s, found %s", e.file, e.found);
     Why w = {{0}};
-    if (rc == 0 && !killed && !program_equal(small.dir, dir)) FAIL("ended well with other bytes");
-    int again = finish(start(command(&small, dir, "--quiet")));
+    if (rc == 0 && !killed && !program_equal(small->dir, dir)) FAIL("ended well with other bytes");
+    int again = finish(start(command(small, dir, "--quiet")));
     if (again) show_errors("the start after it: exit %d", again);
-    else if (!own_equal(&small, small.dir, dir, !signalled || killed, &w)) FAIL("the start after it: %s", w.text);
+    else if (!own_equal(small, small->dir, dir, !signalled || killed, &w)) FAIL("the start after it: %s", w.text);
     if (test_failures > before)
         fprintf(stderr, "     from %s: %s:%s:when=%lld\n", p->beginning ? "a ruin" : "nothing", p->call, p->fault,
                 (long long)p->n);
@@ -138,11 +149,12 @@ static const struct {
     {"rename", "signal=INT"}};
 enum { N_FAULTS = sizeof faults / sizeof *faults };
 
-TEST(a_fault_in_any_system_call_is_told_and_survived) {
-    if (!have_strace()) SKIP("strace is not installed, or may not trace here");
-    make_reference(&small);
+// part: of the places that are tried in all.
+static void try_places(double part) {
+    make_reference(small);
     const char *wanted = getenv("SURGR1_POINTS"), *seed = getenv("SURGR1_SEED");
     int64_t most = wanted && *wanted ? strtoll(wanted, NULL, 10) : 15, n = 0, tried = 0, exits[14] = {0};
+    most = (int64_t)ceil((double)most * part);
     int64_t counts[BEGINNINGS][N_FAULTS] = {{0}}; // of the call, with whatever fault
     random_state = seed && *seed ? strtoull(seed, NULL, 10) : 4;
     char *dir = joined(work, "faulted");
@@ -172,11 +184,23 @@ TEST(a_fault_in_any_system_call_is_told_and_survived) {
     free(dir);
 }
 
+TEST(a_fault_in_any_system_call_is_told_and_survived) {
+    if (!have_strace()) SKIP("strace is not installed, or may not trace here");
+    try_places(1);
+}
+
+TEST(a_rollout_that_is_half_used_survives_them_too) {
+    if (!have_strace()) SKIP("strace is not installed, or may not trace here");
+    small = &reinforcement;
+    try_places(0.4);
+    small = &fine_tuning;
+}
+
 // A log, or a folder of names, that could not be flushed is never passed over: the next checkpoint would stand on it.
 TEST(a_flush_that_fails_ends_the_run) {
     static const char *const targets[] = {"run.jsonl", "timing.jsonl", "ckpt", "."};
     if (!have_strace()) SKIP("strace is not installed, or may not trace here");
-    make_reference(&small);
+    make_reference(small);
     char *dir = joined(work, "faulted");
     for (int i = 0; i < 4; i++)
         for (int which = 1; which <= (i < 3 ? 2 : 1); which++) { // the run folder is flushed once, for export
@@ -185,11 +209,11 @@ TEST(a_flush_that_fails_ends_the_run) {
             snprintf(options, sizeof options, "strace -qq -o /dev/null -P %s/%s -e inject=fsync:error=EIO:when=%d", dir,
                      targets[i], which);
             wrapper = options;
-            int rc = finish(start(command(&small, dir, "--quiet")));
+            int rc = finish(start(command(small, dir, "--quiet")));
             wrapper = "";
             if (rc != 5 || !told("error E-WR-02: ")) show_errors("fsync %d of %s: exit %d", which, targets[i], rc);
-            EXPECT_EXIT(finish(start(command(&small, dir, NOTHING_MORE))), 0);
-            expect_equal(&small, dir, true);
+            EXPECT_EXIT(finish(start(command(small, dir, NOTHING_MORE))), 0);
+            expect_equal(small, dir, true);
         }
     free(dir);
 }
@@ -198,21 +222,21 @@ TEST(a_flush_that_fails_ends_the_run) {
 
 // SIGXFSZ must not end it, and no file that was there may be harmed.
 TEST(files_that_may_not_grow_end_the_run_with_5) {
-    make_reference(&small);
+    make_reference(small);
     char *dir = joined(work, "limited");
     int64_t refused = 0;
     for (rlim_t limit = 0, rc = 5; rc == 5; limit = limit * 3 / 2 + 700) { // until every file fits
         discard(dir);
         file_limit = limit;
-        rc = (rlim_t)finish(start(command(&small, dir, "--quiet")));
+        rc = (rlim_t)finish(start(command(small, dir, "--quiet")));
         file_limit = RLIM_INFINITY, refused += rc == 5;
         int64_t count = 0;
         Err e = {0};
         if (rc && (rc != 5 || (limit && !told("error E-WR-01: "))))
             show_errors("limit %lld: exit %lld", (long long)limit, (long long)rc);
         if (folder_exists(dir) && !run_verify(dir, &count, &e)) FAIL("limit %lld: %s", (long long)limit, e.found);
-        EXPECT_EXIT(finish(start(command(&small, dir, NOTHING_MORE))), 0);
-        expect_equal(&small, dir, true);
+        EXPECT_EXIT(finish(start(command(small, dir, NOTHING_MORE))), 0);
+        expect_equal(small, dir, true);
     }
     EXPECT(refused >= 5);
     free(dir);
@@ -278,17 +302,17 @@ TEST(a_full_disk_is_warned_of_and_the_third_time_ends_the_run) {
 // The disk ends anywhere: in a log, a checkpoint, the export.
 TEST(a_disk_of_any_size_leaves_a_run_that_resumes) {
     char *disk = joined(work, "disk"), *dir = joined(disk, "run");
-    make_reference(&small);
+    make_reference(small);
     for (int64_t size = 8; size <= 200; size += 24) {
         if (!small_disk(disk, size)) SKIP("not allowed to mount a tmpfs");
-        int rc = finish(start(command(&small, dir, "--quiet")));
+        int rc = finish(start(command(small, dir, "--quiet")));
         int64_t count = 0;
         Err e = {0};
         if (rc != 0 && (rc != 5 || !told("error E-WR-01: "))) show_errors("%lld kB: exit %d", (long long)size, rc);
         if (folder_exists(dir) && !run_verify(dir, &count, &e)) FAIL("%lld kB: %s", (long long)size, e.found);
         EXPECT(!mount("none", disk, NULL, MS_REMOUNT, "size=4m"));
-        EXPECT_EXIT(finish(start(command(&small, dir, NOTHING_MORE))), 0);
-        expect_equal(&small, dir, size > 150);
+        EXPECT_EXIT(finish(start(command(small, dir, NOTHING_MORE))), 0);
+        expect_equal(small, dir, size > 150);
         umount(disk);
     }
     free(disk), free(dir);

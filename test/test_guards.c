@@ -244,6 +244,33 @@ TEST(a_far_step_is_reported_or_skipped) {
     free(data);
 }
 
+// One prompt of eight holds the token with infinite weights: its completions have no log-probability.
+TEST(a_prompt_without_numbers_costs_grpo_one_step) {
+    Text t = {0};
+    for (int i = 0; i < 8; i++)
+        text_addf(&t,
+                  "{\"id\":\"p%d\",\"task\":\"step\",\"answer\":\"a\",\"messages\":[{\"role\":\"user\",\"content\":"
+                  "\"Say %s\"}]}\n",
+                  i, i == 5 ? "~" : "yes");
+    char *data = joined(work, "prompts.jsonl"), *dir = fresh("grpo"), *path = joined(dir, "run.jsonl");
+    spill(data, t.p, t.len), text_free(&t);
+    EXPECT_EXIT(
+        run("grpo --model %s --data %s --out %s --lora decoder --prompts 1 --group 2 --steps 8 --gate 0 --task-floor 0 "
+            "--allow-nonfinite --max-new-tokens 6 --reward-repetition 1 --ngram 1 --warmup-ratio 0 --lr 1e-3",
+            with_infinite_row(), data, dir),
+        0);
+    EXPECT_TOLD("E-NU-02");
+    EXPECT_TOLD("text.embeddings gather_rows in sample p5");
+    char *log = slurp(path, NULL);
+    EXPECT_INT(count_in(log, "\"ev\":\"skip\""), 1);
+    EXPECT_INT(count_in(log, "\"ev\":\"step\""), 7);
+    EXPECT(log && strstr(log, "\"ev\":\"end\",\"step\":8,\"skipped\":1"));
+    char *kept = joined(dir, "rollouts.jsonl"), *lines = slurp(kept, NULL);
+    EXPECT(lines && strstr(lines, "\"id\":\"p5\"") && !strstr(lines, "nan,") && !strstr(lines, "nan]")); // no JSON
+    free(kept), free(lines);
+    free(log), free(data), free(dir), free(path);
+}
+
 // 1 - rate x decay = -1.1 a step: a row of the embedding that no sample uses overflows while every gradient is finite.
 TEST(weights_that_overflow_never_reach_a_checkpoint) {
     char *model = with_row_at_the_edge(), *data = text_data("plain.jsonl", 7, "two", "Say no", "No");

@@ -241,22 +241,39 @@ static inline const char *data_file(void) {
     return path;
 }
 
+// Labelled prompts, with and without a picture.
+static inline const char *prompt_file(void) {
+    static char path[200];
+    if (path[0]) return path;
+    Text t = {0};
+    for (int i = 0; i < 6; i++)
+        text_addf(
+            &t,
+            "{\"id\":\"p%d\",\"task\":\"%s\",\"answer\":\"liver\",\"messages\":[{\"role\":\"user\",\"content\":\"%sSay "
+            "what (%d)\"}]%s}\n",
+            i, i % 2 ? "phase" : "tissue", i % 3 ? "<image>" : "", i, i % 3 ? ",\"images\":[\"c2_0.png\"]" : "");
+    snprintf(path, sizeof path, "%s/prompts.jsonl", work);
+    spill(path, t.p, t.len), text_free(&t);
+    return path;
+}
+
 typedef struct Variant {
     const char *name, *options;
     int64_t steps;
     char dir[200];  // of the run that nothing happened to
     double seconds; // it took; 0: not made yet
 } Variant;
-// The command of a variant with another folder and more options.
+// The command of a variant with another folder and more options. Options that begin with "grpo" make it one of surgr1 grpo.
 PRINTF_LIKE(3, 4) static inline const char *command(const Variant *v, const char *dir, const char *fmt, ...) {
     static char args[3000];
     va_list list_of;
     const char *device = getenv("SURGR1_DEVICE");
-    bool eval = strstr(v->options, "--eval-every");
-    int n =
-        snprintf(args, sizeof args,
-                 "sft --model " MODEL " --image-root " FIXTURES " --data %s %s%s --device %s --out %s %s ", data_file(),
-                 eval ? "--eval " : "", eval ? data_file() : "", device && *device ? device : "cpu", dir, v->options);
+    bool grpo = !strncmp(v->options, "grpo ", 5), eval = strstr(v->options, "--eval-every");
+    const char *data = grpo ? prompt_file() : data_file();
+    int n = snprintf(args, sizeof args,
+                     "%s --model " MODEL " --image-root " FIXTURES " --data %s %s%s --device %s --out %s %s ",
+                     grpo ? "grpo" : "sft", data, eval ? "--eval " : "", eval ? data : "",
+                     device && *device ? device : "cpu", dir, v->options + (grpo ? 5 : 0));
     va_start(list_of, fmt);
     vsnprintf(args + n, sizeof args - (size_t)n, fmt, list_of);
     va_end(list_of);
@@ -460,10 +477,10 @@ static inline bool own_equal(const Variant *v, const char *a, const char *b, boo
     }
     if (same && !compared) same = because(w, "nothing was compared");
     list_free(x), list_free(y), free(p), free(q);
-    static const char *const parts[] = {"run.jsonl", "export"};
-    for (int i = 0; same && i < 2; i++) {
+    static const char *const parts[] = {"run.jsonl", "export", "rollouts.jsonl"};
+    for (int i = 0; same && i < 3; i++) {
         p = joined(a, parts[i]), q = joined(b, parts[i]);
-        same = same_tree(p, q, w);
+        if (i < 2 || file_exists(p) || file_exists(q)) same = same_tree(p, q, w);
         free(p), free(q);
     }
     return same && no_leftovers(b, w) && whole_logs(b, v->steps, w) && same_events(a, b, w);
