@@ -135,7 +135,7 @@ test:
 	@$(MAKE) test-now
 .PHONY: test-now
 test-now: $(PROGRAM) $(TESTS) $(ORACLE)
-	@SURGR1=$(abspath $(PROGRAM)) sh test/run.sh $(BUILD) $(TESTS:%="%") $(ORACLES) $(PLANTED) "sh test/test_cli.sh" "sh test/test_report.sh" "sh test/test_recipe.sh" \
+	@SURGR1=$(abspath $(PROGRAM)) sh test/run.sh $(BUILD) $(TESTS:%="%") $(ORACLES) $(PLANTED) "sh test/test_cli.sh" "sh test/test_report.sh" "sh test/test_recipe.sh" "sh test/test_demo.sh" \
 	    "sh test/deps_check.sh $(BUILD)" $(COMPILED)
 
 .PHONY: test-oracle test-long test-weights deps-check bench fuzz
