@@ -1147,6 +1147,8 @@ static bool load_buffer(Grpo *s, const char *dir, int64_t groups, int64_t used, 
     for (int64_t g = 0; ok && g < groups; g++)
         ok = (b->index[g] >= 0 && b->index[g] < s->train->n) || buffer_bad(path, "prompts", e);
     for (int64_t g = 0; ok && g < groups; g++) ok = prompts_load(s->train, b->index[g], &b->prompts[g], e);
+    s->shown = (Shown){NAN, NAN, NAN, NAN, NAN, 0}; // an earlier process has told it
+    for (int64_t g = 0; ok && g < groups; g++) s->shown.flat += b->flat[g * G];
     tensors_close(&f);
     return ok;
 }
