@@ -398,8 +398,8 @@ bool self_run_to(const char *out, const char *const *argv, int *status, Err *e);
 
 typedef struct Run {
     char dir[1100];
-    char id[65]; // SHA-256 of config.json without its free members; "" before run_config
-    int lock;    // descriptor of LOCK, held by flock
+    char id[65];               // SHA-256 of config.json without its free members; "" before run_config
+    int lock;                  // descriptor of LOCK, held by flock
     bool with_rollouts;        // set before run_logs_open: there is a rollouts.jsonl too, as exact as run.jsonl
     Log log, rollouts, timing; //
     Events events;
@@ -409,10 +409,10 @@ typedef struct Run {
 typedef struct Checkpoint { // one that passed verification; step < 0: there is none
     int64_t step;
     char dir[1200];
-    char sha256[65];                               // of its manifest
-    char run[65];                                  // Run.id of the run that wrote it
+    char sha256[65];                                               // of its manifest
+    char run[65];                                                  // Run.id of the run that wrote it
     int64_t log_bytes, rollouts_bytes, timing_bytes, events_bytes; // lengths of the logs when it was written
-    JsonDoc state;                                 // its state.json
+    JsonDoc state;                                                 // its state.json
 } Checkpoint;
 bool folder_make_all(const char *path, Err *e); // with those above it; one that is there is fine. E-WR-01, -02
 bool tree_remove(const char *path, Err *e);     // with all in it, or a file; links are not followed. E-WR-02
@@ -1106,7 +1106,7 @@ typedef struct SceneRecords {                            // how a frame becomes 
     bool truth;                                          // with the truth in every record
     int cell;                                            // > 0: "cells" in the first record, of so many pixels a side
     uint32_t tasks;                                      // bit by enum Task
-    int per_frame;                                       // 0: every question that the frame allows; else so many, tasks in turn
+    int per_frame; // 0: every question that the frame allows; else so many, tasks in turn
 } SceneRecords;
 // Adds the records of a frame, one JSON line each; returns how many. "The grasper" is asked for only when there is one.
 int scene_records(const Scene *s, const SceneRecords *how, Text *out);
@@ -1243,11 +1243,11 @@ typedef struct Dataset {
     int64_t *units,
         n_units; // [n_units + 1] first sample of each unit of the order: without `group` every sample is one
     int64_t dropped_long, dropped_bad;
-    int64_t tokens, targets, patches, aligned;               // sums
-    int64_t longest, most_patches;                           // of one sample: tokens, patches
-    size_t kept;                                             // bytes of ids that are held in memory
-    char sha256[65];                                         // of the files' bytes, one after the other
-    struct DataFile *files;                                  // private
+    int64_t tokens, targets, patches, aligned; // sums
+    int64_t longest, most_patches;             // of one sample: tokens, patches
+    size_t kept;                               // bytes of ids that are held in memory
+    char sha256[65];                           // of the files' bytes, one after the other
+    struct DataFile *files;                    // private
 } Dataset;
 // Scans everything. A sample is never cut: one over max_tokens refuses or is dropped whole. With drop_bad it stops
 // anyway when more than 1 % of the samples, and more than 10, are bad. Nothing usable refuses: E-DS-02. t and c must
@@ -1267,13 +1267,15 @@ typedef struct Sample {
     Grid grids[16];
     int n_grids;
     int32_t *align; // [picture rows] first token of the word that "cells" has for the row, -1: none; NULL: no cells
-    int64_t shared; // ids up to the end of its last picture: what samples of one unit may have in common; 0: no picture,
-                    // or a target among them
+    int64_t
+        shared; // ids up to the end of its last picture: what samples of one unit may have in common; 0: no picture,
+                // or a target among them
 } Sample;
 // Reads sample i with its pictures. E-IO-05 when the file or the number of its tokens changed since the scan. Any number
 // of threads may load from one data set.
 bool sample_load(const Dataset *d, int64_t i, Sample *s, Err *e);
-bool sample_load_text(const Dataset *d, int64_t i, Sample *s, Err *e); // without pixels: for samples that share a picture
+bool sample_load_text(const Dataset *d, int64_t i, Sample *s,
+                      Err *e); // without pixels: for samples that share a picture
 void sample_free(Sample *s);
 // The ids of its prompt alone (up to the first trained turn, with the generation prompt), for sample completions. The
 // pictures of the prompt are the first *n_grids ones of the sample (n_grids may be NULL).
@@ -1767,19 +1769,19 @@ bool synth_requests(const SynthRequests *o, SynthSent *sent, Err *e);
 
 enum SynthVerdict { // of one request; the first that applies
     SYNTH_ACCEPTED,
-    SYNTH_MISSING,    // no response
-    SYNTH_DUPLICATE,  // more than one: nothing tells which is meant
-    SYNTH_ERROR,      // the server's, or a response of neither form
-    SYNTH_CUT,        // finish_reason is not "stop"
-    SYNTH_EMPTY,      //
-    SYNTH_FORMAT,     // answer_parse
-    SYNTH_LEVELS,     // not exactly the levels up to the task's
-    SYNTH_LENGTH,     // words of the thought
-    SYNTH_LANGUAGE,   // not English
-    SYNTH_LEAK,       // the thought speaks of label, list or prompt
-    SYNTH_VOCABULARY, // words of another operation, or none of this one
-    SYNTH_BOXES,      // not as bbox_2d, or outside of the picture
-    SYNTH_ANSWER,     // not the label; of boxes IoU < 0.99
+    SYNTH_MISSING,       // no response
+    SYNTH_DUPLICATE,     // more than one: nothing tells which is meant
+    SYNTH_ERROR,         // the server's, or a response of neither form
+    SYNTH_CUT,           // finish_reason is not "stop"
+    SYNTH_EMPTY,         //
+    SYNTH_FORMAT,        // answer_parse
+    SYNTH_LEVELS,        // not exactly the levels up to the task's
+    SYNTH_LENGTH,        // words of the thought
+    SYNTH_LANGUAGE,      // not English
+    SYNTH_LEAK,          // the thought speaks of label, list or prompt
+    SYNTH_VOCABULARY,    // words of another operation, or none of this one
+    SYNTH_BOXES,         // not as bbox_2d, or outside of the picture
+    SYNTH_ANSWER,        // not the label; of boxes IoU < 0.99
     SYNTH_CONTRADICTION, // of a student: the thought ends elsewhere than the answer
     SYNTH_VERDICTS
 };
@@ -1808,7 +1810,8 @@ int synth_contradicts(const Reward *r);
 // The record (its JSON, with "messages") as a training record: its system turn, or the prompt for reasoning, its question, text.
 // teacher, request may be NULL.
 void synth_record_print(const Json *root, const char *text, const char *teacher, const char *request, Text *out);
-bool synth_is_record(const Text *line, const FrameSize *sizes); // what was printed can be read; sizes of its pictures, or NULL
+bool synth_is_record(const Text *line,
+                     const FrameSize *sizes); // what was printed can be read; sizes of its pictures, or NULL
 
 // ================================================================================================= surgery/teach.c
 // The built-in teacher of drawn scenes. It writes from the truth of the frame and sees no picture.
@@ -1920,7 +1923,7 @@ typedef struct PromptSet { // labelled prompts of several files
 bool prompts_open(PromptSet *s, const Tokenizer *t, const Config *c, const char *const *files, int n,
                   const char *image_root, PromptOptions o, Err *e);
 void prompts_close(PromptSet *s);
-bool prompts_load(const PromptSet *s, int64_t i, Prompt *q, Err *e); // E-IO-05 when it changed since the scan
+bool prompts_load(const PromptSet *s, int64_t i, Prompt *q, Err *e);    // E-IO-05 when it changed since the scan
 bool prompts_measure(const PromptSet *s, int64_t i, Prompt *q, Err *e); // the same without pixels
 
 // ========================================================================================= surgery/eval_generate.c
@@ -1984,8 +1987,8 @@ bool table_make(const TableOptions *o, Text *text, Text *markdown, Text *json, E
 // One HTML file about predictions, metrics and runs.
 
 typedef struct ReportOptions {
-    const char *predictions; // records with "response"; NULL: none
-    const char *metrics;     // metrics.json; NULL: none
+    const char *predictions;   // records with "response"; NULL: none
+    const char *metrics;       // metrics.json; NULL: none
     const char *const *tables; // table.json of surgr1 table
     const char *const *runs;   // run folders
     int n_tables, n_runs;
@@ -2118,8 +2121,8 @@ typedef struct Trainer {
     double started;
     int64_t first_step, disk_full;
 } Trainer;
-bool trainer_log(Trainer *t, Text *members, Err *e);           // a line of run.jsonl; frees members
-void trainer_number(Text *t, const char *name, double v);      // adds ,"name":v; NaN and infinity as texts
+bool trainer_log(Trainer *t, Text *members, Err *e);                // a line of run.jsonl; frees members
+void trainer_number(Text *t, const char *name, double v);           // adds ,"name":v; NaN and infinity as texts
 bool trainer_scalar(Trainer *t, const char *tag, double v, Err *e); // TensorBoard, at t->step
 bool trainer_due(int64_t every, int64_t step);
 // Members of state.json, between those of the trainer itself. what: "a fine-tuning run", for E-CK-04.
@@ -2131,8 +2134,9 @@ bool trainer_finite(Trainer *t, Err *e);                               // E-NU-0
 // when the disk is full. best: the step that is never removed, -1: none. E-WR-*, E-NU-07.
 typedef bool (*CheckpointFiles)(void *ctx, const char *dir, Err *e);
 bool trainer_save(Trainer *t, const char *state, int64_t best, bool last, CheckpointFiles more, void *ctx, Err *e);
-bool trainer_resume(Trainer *t, const Checkpoint *c, int64_t best, Err *e); // moments, weights; after the state was read
-typedef struct Culprit { // the first op whose output is not finite: "text.layer.3 matmul"; "": none yet
+bool trainer_resume(Trainer *t, const Checkpoint *c, int64_t best,
+                    Err *e); // moments, weights; after the state was read
+typedef struct Culprit {     // the first op whose output is not finite: "text.layer.3 matmul"; "": none yet
     char op[200];
 } Culprit;
 void culprit_watch(Culprit *c); // from here on; NULL: no longer
@@ -2158,8 +2162,8 @@ typedef struct SftOptions {
     double align;              // weight of the mean loss over picture rows with targets of their own ("cells"); 0: off
     bool per_answer;           // every sample's targets share its weight, instead of each target having it
     AdamOptions adam;
-    Schedule schedule;  // its steps are those of the plan
-    double warmup_part; // > 0: warm-up as a part of the steps
+    Schedule schedule;                          // its steps are those of the plan
+    double warmup_part;                         // > 0: warm-up as a part of the steps
     int64_t eval_every, eval_samples, patience; // samples: units are taken whole
     double min_delta;
     int64_t save_every;
@@ -2167,8 +2171,8 @@ typedef struct SftOptions {
     bool export_best; // export the checkpoint with the best evaluation instead of the last
     TrainerOptions trainer;
 } SftOptions;
-typedef struct SftPlan {                       // of a whole run: what comes is known before it starts
-    int64_t steps, end;                        // updates; units
+typedef struct SftPlan {                                     // of a whole run: what comes is known before it starts
+    int64_t steps, end;                                      // updates; units
     int64_t units, samples, spans, tokens, patches, targets; // largest of a micro-batch, or a bound in long runs
     int64_t all_tokens;                                      // about, in long runs; rows that are shared count once
 } SftPlan;
@@ -2378,31 +2382,33 @@ typedef struct GrpoOptions {
     GrpoLoss loss;
     RewardOptions reward;
     uint64_t seed;
-    double epochs;                  // times through the prompts, when steps is 0
-    int64_t steps;                  // updates
-    int64_t prompts, group;         // of a rollout; completions of each prompt, at least 2
-    int64_t updates, inner;         // parts of a rollout, an update each; times through the rollout
-    int64_t micro, generate_batch;  // groups in a pass; prompts drawn from together (0: all); neither changes what is drawn
-    SampleParams sample;            // temperature, top_k, ...; its seed is not looked at
-    int64_t max_new_tokens;         //
-    bool score_pass;                // ask the training pass for old log-probabilities and entropies, not the sampler
-    int64_t keep;                   // as TrainBatch.keep
-    bool dropout;                   // some LoRA has dropout
-    enum GrpoReference reference;   // of the KL term; without an adapter always the initial policy
-    AdamOptions adam;               //
-    Schedule schedule;              // its steps are those of the run
-    double warmup_part;             // > 0: warm-up as a part of the steps
-    int64_t max_redraws;            // rounds of dynamic sampling in a rollout
-    int64_t sft_batch;              // demonstrations in an update
-    double gate;                    // least format reward before step 0; 0: off
-    double task_floor;              // least share of right sampled answers of a task; 0: off
-    int64_t gate_samples;           // prompts that both are measured on
-    bool keep_weak;                 // train tasks below the floor anyway
+    double epochs;          // times through the prompts, when steps is 0
+    int64_t steps;          // updates
+    int64_t prompts, group; // of a rollout; completions of each prompt, at least 2
+    int64_t updates, inner; // parts of a rollout, an update each; times through the rollout
+    int64_t micro,
+        generate_batch;     // groups in a pass; prompts drawn from together (0: all); neither changes what is drawn
+    SampleParams sample;    // temperature, top_k, ...; its seed is not looked at
+    int64_t max_new_tokens; //
+    bool score_pass;        // ask the training pass for old log-probabilities and entropies, not the sampler
+    int64_t keep;           // as TrainBatch.keep
+    bool dropout;           // some LoRA has dropout
+    enum GrpoReference reference; // of the KL term; without an adapter always the initial policy
+    AdamOptions adam;             //
+    Schedule schedule;            // its steps are those of the run
+    double warmup_part;           // > 0: warm-up as a part of the steps
+    int64_t max_redraws;          // rounds of dynamic sampling in a rollout
+    int64_t sft_batch;            // demonstrations in an update
+    double gate;                  // least format reward before step 0; 0: off
+    double task_floor;            // least share of right sampled answers of a task; 0: off
+    int64_t gate_samples;         // prompts that both are measured on
+    bool keep_weak;               // train tasks below the floor anyway
     int64_t eval_every, eval_samples, save_every;
-    int64_t log_groups;             // of a rollout, into rollouts.jsonl; -1: all
+    int64_t log_groups; // of a rollout, into rollouts.jsonl; -1: all
     TrainerOptions trainer;
 } GrpoOptions;
-void grpo_largest(const PromptSet *train, const GrpoOptions *o, SftPlan *p); // samples, tokens, patches, targets of a pass
+void grpo_largest(const PromptSet *train, const GrpoOptions *o,
+                  SftPlan *p); // samples, tokens, patches, targets of a pass
 // Trains m, which is open for training, from the checkpoint `from` (NULL or step -1: from the start). eval (first judge of
 // the gate) and sft (demonstrations) may be NULL. run->with_rollouts is set. Ends with a checkpoint, and when *finished
 // with RUN/export; else it was asked to stop. E-NU-04, -08, -10 the gate, -12 no task is left; E-CF-02, E-WR-*, E-CK-*.
