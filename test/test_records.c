@@ -582,8 +582,8 @@ TEST(examples_of_the_readme_are_read) {
         text_free(&t);
         at = end + 3;
     }
-    EXPECT_INT(blocks, 8);
-    EXPECT_INT(n, 11);
+    EXPECT_INT(blocks, 9);
+    EXPECT_INT(n, 13);
     free(readme);
 }
 
