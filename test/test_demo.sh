@@ -38,10 +38,10 @@ refine_steps=2 held_scenes=6 vqla_steps=2 vqla_rl_steps=2 more_steps=2 direct_st
 set -- "$root/data/recipes/demo.json" --set "out=$dir/demo" --with full
 for setting in $small; do set -- "$@" --set "$setting"; done
 check "the demo runs" "$surgr1" run "$@"
-check "its table has every arm" sh -c "[ \"\$(grep -c 'not run' '$dir/demo/table/table.txt')\" -eq 0 ]"
+check "its table has every arm" sh -c "[ \"\$(grep -c 'not run' '$dir/demo/table-full/table.txt')\" -eq 0 ]"
 check "its page is there" test -s "$dir/demo/report.html"
-"$surgr1" run "$@" >"$dir/check" 2>&1
-check "a second time finds everything done" grep -qE '(^|[^0-9])0 stages run' "$dir/check"
+"$surgr1" run "$@" >"$dir/again" 2>&1
+check "a second time finds everything done" grep -qE '(^|[^0-9])0 stages run' "$dir/again"
 check "both recipes of real models are understood" sh -c "'$surgr1' run '$root/data/recipes/surg-r1.json' --list >/dev/null &&
     '$surgr1' run '$root/data/recipes/surgery-r1.json' --list >/dev/null"
 echo "$passed passed, $failed failed, $skipped skipped"
