@@ -780,17 +780,13 @@ static int by_pick(const void *x, const void *y) {
     return c ? c : strcmp(a->item->t.id, b->item->t.id);
 }
 
-static uint64_t id_hash(const char *s) { // FNV-1a, 64 bits
-    uint64_t h = 14695981039346656037u;
-    for (; *s; s++) h = (h ^ (unsigned char)*s) * 1099511628211u;
-    return h;
-}
-
 // Keeps at most `balance` items of each class: those whose random number, a function of seed and id alone, is lowest.
 static void balance(Import *im, uint8_t *kept) {
     Pick *p = alloc_or_die((size_t)im->n + 1, sizeof *p, "balance");
-    for (int64_t i = 0; i < im->n; i++)
-        p[i] = (Pick){&im->items[i], i, random_uniform(im->o->seed, RANDOM_SAMPLE, id_hash(im->items[i].t.id), 0)};
+    for (int64_t i = 0; i < im->n; i++) {
+        const char *id = im->items[i].t.id;
+        p[i] = (Pick){&im->items[i], i, random_uniform(im->o->seed, RANDOM_SAMPLE, bytes_hash(id, strlen(id)), 0)};
+    }
     qsort(p, (size_t)im->n, sizeof *p, by_pick);
     for (int64_t from = 0, to; from < im->n; from = to) { // one task of one split
         int64_t most = im->o->balance, dropped = 0;

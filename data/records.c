@@ -266,14 +266,8 @@ typedef struct IdSet {
     size_t *slots, n, cap;
 } IdSet;
 
-static uint64_t id_hash(const char *id) { // FNV-1a, 64 bits
-    uint64_t h = 0xcbf29ce484222325u;
-    for (; *id; id++) h = (h ^ (unsigned char)*id) * 0x100000001b3u;
-    return h ^ h >> 32;
-}
-
 static size_t *id_slot(const IdSet *s, const char *id) {
-    size_t i = (size_t)id_hash(id) & (s->cap - 1);
+    size_t i = (size_t)bytes_hash(id, strlen(id)) & (s->cap - 1);
     while (s->slots[i] && strcmp(s->text.p + s->slots[i] - 1, id)) i = (i + 1) & (s->cap - 1);
     return &s->slots[i];
 }

@@ -190,14 +190,9 @@ static const char *const brief[TASKS] = {
     [TASK_VQLA] = "<image>{question} With a box.",
 };
 
-static uint64_t text_hash(const char *s) { // FNV-1a, 64 bits
-    uint64_t h = 14695981039346656037u;
-    for (; s && *s; s++) h = (h ^ (unsigned char)*s) * 1099511628211u;
-    return h;
-}
-
 int task_pick(uint64_t seed, const char *id, uint32_t what, int n) {
-    return (int)(random_uniform(seed, RANDOM_WORDING, text_hash(id), what) * n);
+    if (!id) id = "";
+    return (int)(random_uniform(seed, RANDOM_WORDING, bytes_hash(id, strlen(id)), what) * n);
 }
 
 static void add_spaced(Text *out, const char *name) { // names of label sets write spaces as underscores
