@@ -185,25 +185,33 @@ TEST(threads_give_the_same_bits) {
     pool_stop();
 }
 
+// A random direction in the space of the trained weights: its slope under a gradient, and the weights moved along it.
+static double direction(int64_t i) { return random_uniform(9, RANDOM_TEST, 0, (uint32_t)i) - 0.5; }
+static double slope_along(const float *gradient, int64_t n) {
+    double slope = 0;
+    for (int64_t i = 0; i < n; i++) slope += gradient[i] * direction(i);
+    return slope;
+}
+static void move_along(Model *m, const float *start, double by) {
+    int64_t at = 0;
+    for (int64_t i = 0; i < m->n_params; i++) {
+        const Param *p = &m->params[i];
+        float *v = p->w->v.p;
+        for (int64_t k = 0; p->w->d.p && k < p->rows * p->cols; k++, at++)
+            v[k] = (float)(start[at] + by * direction(at));
+    }
+}
+
 // The derivative along a random direction, by differences of the loss; dropout keeps its mask, since its keys stay.
 TEST(gradients_are_the_slope_of_the_loss_with_dropout_on) {
     Model m;
     trainable(&m, true, 0.4);
-    int64_t n, at = 0;
+    int64_t n;
     free(train_pass(&m, 0, 6, 40, true, 0).lp);
     float *g = flat(&m, false, &n), *start = flat(&m, true, &n);
-    double slope = 0, loss[2];
-    for (int64_t i = 0; i < n; i++) slope += g[i] * (random_uniform(9, RANDOM_TEST, 0, (uint32_t)i) - 0.5);
+    double slope = slope_along(g, n), loss[2];
     for (int side = 0; side < 2; side++) {
-        at = 0;
-        for (int64_t i = 0; i < m.n_params; i++) {
-            const Param *p = &m.params[i];
-            if (!p->w->d.p) continue;
-            float *v = p->w->v.p;
-            for (int64_t k = 0; k < p->rows * p->cols; k++, at++)
-                v[k] = (float)(start[at] +
-                               (side ? 1e-3 : -1e-3) * (random_uniform(9, RANDOM_TEST, 0, (uint32_t)at) - 0.5));
-        }
+        move_along(&m, start, side ? 1e-3 : -1e-3);
         loss[side] = loss_of(&m, 0, 6, 40, true);
     }
     EXPECT_NEAR((loss[1] - loss[0]) / 2e-3, slope, 1e-2 * fabs(slope));
@@ -417,22 +425,13 @@ TEST(the_gradient_at_a_temperature_is_the_slope) {
     static GroupedResult r;
     grouped_make(&g, 0);
     Model m;
-    int64_t n, at;
+    int64_t n;
     trainable(&m, true, 0);
     grouped_pass(&g, &m, false, false, 0, 0.6f, &r);
     float *grad = flat(&m, false, &n), *start = flat(&m, true, &n);
-    double slope = 0, loss[2] = {0};
-    for (int64_t i = 0; i < n; i++) slope += grad[i] * (random_uniform(9, RANDOM_TEST, 0, (uint32_t)i) - 0.5);
+    double slope = slope_along(grad, n), loss[2] = {0};
     for (int side = 0; side < 2; side++) {
-        at = 0;
-        for (int64_t i = 0; i < m.n_params; i++) {
-            const Param *p = &m.params[i];
-            if (!p->w->d.p) continue;
-            float *v = p->w->v.p;
-            for (int64_t k = 0; k < p->rows * p->cols; k++, at++)
-                v[k] = (float)(start[at] +
-                               (side ? 1e-3 : -1e-3) * (random_uniform(9, RANDOM_TEST, 0, (uint32_t)at) - 0.5));
-        }
+        move_along(&m, start, side ? 1e-3 : -1e-3);
         grouped_pass(&g, &m, false, false, 0, 0.6f, &r);
         for (int k = 0; k < MOST; k++)
             for (int i = 0; i < MAX_N; i++)
