@@ -63,6 +63,8 @@ __device__ static inline void mma_m16n8k16_bf16(float c[4], const uint32_t a[4],
 // ----------------------------------------------------------------------------------------------------------- helpers
 
 static cudaStream_t stream; // everything runs here, in order
+static CudaRungs rungs;     // which rung a kernel with two of them takes
+extern "C" void cuda_rungs_set(CudaRungs chosen) { rungs = chosen; }
 
 // A CUDA call that fails ends the program: an op has no way to return it, and a device error does not go away.
 static void device_check(cudaError_t error, const char *what) {
@@ -312,7 +314,7 @@ static bool mma_rows(Mat m) {
 static void cuda_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float beta) {
     int64_t inner = layout == TN ? x.rows : x.cols;
     dim3 grid(blocks(y.rows, TILE), blocks(y.cols, TILE));
-    bool mma = mma_rows(x) && mma_rows(w) && inner > 0;
+    bool mma = rungs.matmul != MATMUL_NAIVE && mma_rows(x) && mma_rows(w) && inner > 0;
     if (mma && layout == NT) RUN(matmul_mma_kernel<NT>, grid, 128, MMA_SHARED, y, x, w, inner, alpha, beta);
     else if (mma && layout == NN) RUN(matmul_mma_kernel<NN>, grid, 128, MMA_SHARED, y, x, w, inner, alpha, beta);
     else if (mma) RUN(matmul_mma_kernel<TN>, grid, 128, MMA_SHARED, y, x, w, inner, alpha, beta);

@@ -207,6 +207,14 @@ const Ops *ops_cpu(void); // cpu.c: ref with its hot rows replaced
 const char *cpu_isa(void);
 bool cpu_isa_set(const char *name);
 const Ops *ops_cuda(Type act_type, Err *e); // kernels.cu; NULL and *e = E-DV-01 when there is no usable device
+// Which of its rungs "cuda" takes (--matmul, --kernels): for bisecting, and for tests that compare them. auto: the fastest
+// that the build has and that types, alignment and sizes of weights allow; never a matter of the number of rows.
+typedef enum CudaMatmul { MATMUL_AUTO, MATMUL_NAIVE, MATMUL_TENSOR, MATMUL_CUBLAS } CudaMatmul;
+typedef struct CudaRungs {
+    CudaMatmul matmul;
+    bool naive; // every other kernel: the plain rung only
+} CudaRungs;
+void cuda_rungs_set(CudaRungs rungs); // takes effect at the next op
 
 // Empties the arena and makes sure that it holds `bytes` (growing it drops what it held). E-ME-01 with role and bytes
 // when the device has no more, or when the arenas of a host device would pass the limit below.
