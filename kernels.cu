@@ -56,6 +56,12 @@ __device__ static inline void mma_m16n8k16_bf16(float c[4], const uint32_t a[4],
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// Two floats as bf16, rounded to nearest even, `low` in the lower half: neighbours of a fragment.
+__device__ static inline uint32_t bf16_pair(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
 #else
 #include "test/cuda_emu.h"
 #endif
@@ -434,6 +440,47 @@ __device__ static inline int64_t key_row(const Span &s, int64_t t) {
     return t < prefix ? s.prefix_first + t : s.first + t - prefix;
 }
 enum { MAX_DIM = 512, QUERIES = 8, KEYS = 32, DECODE_HEADS = 8, DECODE_KEYS = 256 };
+
+// What the tensor-core rungs share. q, k, v, o and their gradients are BF16 with rows on 16-byte addresses, heads have D
+// columns or fewer, which are filled up with zeros. A tile of rows of one head lies in shared memory as [rows][D + 8]:
+// rows 2D + 16 bytes apart, an odd number of 16-byte pieces, so the eight rows of one ldmatrix fall into different banks.
+static bool head_rows(Mat m, int64_t dim) { // a head's rows can be copied by 16 bytes
+    return m.type == BF16 && dim % 16 == 0 && m.stride % 8 == 0 && (uintptr_t)m.p % 16 == 0;
+}
+// Begins to copy `rows` rows of the head at column `at`: row i is row row_of(i) of m, or zeros where that is negative.
+template <int D, int THREADS, typename F>
+__device__ static inline void load_head_rows(uint16_t *tile, const Mat &m, int64_t at, int dim, int rows, F row_of) {
+    for (int e = threadIdx.x; e < rows * (D / 8); e += THREADS) {
+        int i = e / (D / 8), c = e % (D / 8) * 8;
+        int64_t row = row_of(i);
+        bool inside = row >= 0 && c < dim;
+        cp_async16(tile + i * (D + 8) + c, inside ? (const uint16_t *)m.p + row * m.stride + at + c : m.p,
+                   inside ? 16 : 0);
+    }
+}
+// Fragment a, 16 rows by D, straight from m: rows `upper` and `lower` are this lane's two of the 16 (lane / 4 and 8 more),
+// zeros where negative.
+template <int D>
+__device__ static inline void load_a_rows(uint32_t a[D / 16][4], const Mat &m, int64_t at, int dim, int64_t upper,
+                                          int64_t lower) {
+#pragma unroll
+    for (int n = 0; n < D / 4; n++) {
+        int64_t row = n % 2 ? lower : upper;
+        int c = n / 4 * 16 + n / 2 % 2 * 8 + (int)threadIdx.x % 4 * 2;
+        const uint16_t *p = (const uint16_t *)m.p + row * m.stride + at + c;
+        a[n / 4][n % 4] = row >= 0 && c < dim ? *(const uint32_t *)p : 0;
+    }
+}
+// Fragments b of 16 columns (two of 8) by 16 inner elements: from 16 rows of a tile that are the columns, or with _trans
+// from 16 rows that are the inner elements. `tile` points to the first element.
+template <int D> __device__ static inline void load_b(uint32_t b[4], const uint16_t *tile) {
+    int lane = threadIdx.x % 32;
+    ldmatrix_x4(b, tile + (lane % 8 + lane / 16 * 8) * (D + 8) + lane / 8 % 2 * 8);
+}
+template <int D> __device__ static inline void load_b_trans(uint32_t b[4], const uint16_t *tile) {
+    int lane = threadIdx.x % 32;
+    ldmatrix_x4_trans(b, tile + lane % 16 * (D + 8) + lane / 16 * 8);
+}
 
 // attention_forward: o = sum_t exp(s_t - lse) v_t with s_t = scale q.k_t, in one pass over the keys (online softmax: Milakov
 // and Gimelshein 2018; Rabe and Staats 2021). grid (spans * tiles of queries, heads), one warp per query, all warps

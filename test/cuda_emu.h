@@ -480,6 +480,17 @@ template <int N> static inline void cp_async_wait(void) { // all but the newest 
     }
     t->copies = kept;
 }
+// Two floats as bf16, rounded to nearest even, `low` in the lower half. A NaN becomes 7FFF, as cvt makes it.
+static inline uint32_t bf16_pair(float low, float high) {
+    uint32_t pair = 0;
+    for (int i = 0; i < 2; i++) {
+        float f = i ? high : low;
+        uint32_t u = __float_as_uint(f);
+        u = f != f ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+        pair |= u << 16 * i;
+    }
+    return pair;
+}
 // Four 8x8 matrices of 16-bit elements; row i of matrix m is at the address given by lane 8m + i. Lane l receives of each
 // matrix the elements (l/4, 2(l%4)) and (l/4, 2(l%4)+1), transposed with Trans.
 template <bool Trans> static inline void emu_ldmatrix(uint32_t r[4], const void *row, const char *file, int line) {
