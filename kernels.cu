@@ -66,6 +66,7 @@ __device__ static inline uint32_t bf16_pair(float low, float high) {
 #include "test/cuda_emu.h"
 #endif
 
+#ifndef SURGR1_WRAPPERS_ONLY // test/gpu_probe.cu wants what is above and nothing below
 // ----------------------------------------------------------------------------------------------------------- helpers
 
 static cudaStream_t stream; // everything runs here, in order
@@ -1129,3 +1130,4 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     o->name = "cuda";
     return o;
 }
+#endif
