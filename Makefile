@@ -21,6 +21,7 @@ FUZZ    ?=
 ROOT    ?= ../shared
 DEVICE  ?= cpu
 THREADS ?= 0
+COMMA   := ,
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 Q       := $(if $(V),,@)
 .DEFAULT_GOAL := all
@@ -39,16 +40,25 @@ CXXFLAGS := -std=c++17 $(SHARED) -Wall -Wextra -Werror
 LDFLAGS  := -pie -pthread -Wl,-z,relro,-z,now $(SANITIZE)
 LDLIBS   := -lm
 
+# What the CUDA toolkit has. cuBLASLt is used where its header and library are; CUBLAS= builds without.
+CUDA_HOME := $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))))
+CUDA_DIRS := $(if $(CUDA_HOME),$(wildcard $(addprefix $(CUDA_HOME)/,lib64 lib targets/x86_64-linux/lib) /usr/lib/x86_64-linux-gnu))
+CUBLASLT  := $(firstword $(wildcard $(addsuffix /libcublasLt.so,$(CUDA_DIRS))))
+CUBLAS    ?= $(if $(wildcard $(CUDA_HOME)/include/cublasLt.h /usr/include/cublasLt.h),$(CUBLASLT))
+CUDA_LINK := $(if $(CUDA),$(CUDA_DIRS:%=-L%) -lcudart_static -ldl -lrt $(if $(CUBLAS),-lcublasLt -Wl$(COMMA)-rpath$(COMMA)$(dir $(CUBLASLT))))
+
 # The library is everything but the program itself; the archive lets each test take only what it needs.
 LIB_SRC := $(filter-out surgr1.c,$(wildcard *.c io/*.c data/*.c surgery/*.c))
 LIB     := $(BUILD)/libsurgr1.a
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
 PROGRAM_OBJ := $(patsubst %.c,$(BUILD)/%.o,surgr1.c $(wildcard commands/*.c))
 EMULATED := $(BUILD)/kernels_emulated.o
+KERNELS := $(if $(CUDA),$(BUILD)/kernels.o,$(EMULATED))
+PROBES  := $(if $(CUDA),$(BUILD)/test/gpu_probe.o) $(BUILD)/test/gpu_probe_emulated.o
 STRICT  := $(patsubst %.c,$(BUILD)/%.o,base.c tokenizer.c tokenizer_train.c $(wildcard io/*.c data/*.c surgery/*.c))
 
 TESTS   := $(patsubst %.c,$(BUILD)/%,$(filter-out test/test_oracle.c,$(wildcard test/test_*.c))) \
-           $(patsubst %.cpp,$(BUILD)/%,$(wildcard test/test_*.cpp))
+           $(if $(CUDA),,$(patsubst %.cpp,$(BUILD)/%,$(wildcard test/test_*.cpp)))
 BENCHES := $(patsubst %.c,$(BUILD)/%,$(wildcard bench/*.c))
 FUZZERS := $(patsubst %.c,$(BUILD)/%,$(wildcard test/fuzz_*.c))
 ORACLE  := $(BUILD)/test/test_oracle
@@ -65,9 +75,9 @@ found:
 	@echo "nvcc: $(if $(NVCC),$(NVCC) (make cuda builds with it),not found: no CUDA here; make EMU=1 runs the kernels on the host)"
 	@echo "clang: $$(command -v clang || echo 'not found: no fuzzing here')"
 
-$(PROGRAM): $(PROGRAM_OBJ) $(if $(EMU),$(EMULATED)) $(if $(CUDA),$(BUILD)/kernels.o) $(LIB)
+$(PROGRAM): $(PROGRAM_OBJ) $(if $(EMU)$(CUDA),$(KERNELS)) $(LIB)
 	@echo "link  $@"
-	$(Q)$(if $(EMU)$(CUDA),$(CXX),$(CC)) $(LDFLAGS) $^ $(if $(CUDA),-L$(dir $(NVCC))../lib64 -lcudart_static -ldl -lrt) $(LDLIBS) -o $@
+	$(Q)$(if $(EMU)$(CUDA),$(CXX),$(CC)) $(LDFLAGS) $^ $(CUDA_LINK) $(LDLIBS) -o $@
 
 $(LIB): $(LIB_OBJ)
 	@rm -f $@
@@ -85,11 +95,21 @@ $(EMULATED): kernels.cu
 	@mkdir -p $(@D)
 	@echo "c++   $< (against test/cuda_emu.h)"
 	$(Q)$(CXX) $(CXXFLAGS) -Wno-unknown-pragmas $(CPPFLAGS) -x c++ -c $< -o $@
-NVCCFLAGS := -std=c++17 -O3 -lineinfo -I. -Xcompiler -fPIE,-Wall,-Wextra
-$(BUILD)/kernels.o: kernels.cu ops.h base.h
+NVCCFLAGS := -std=c++17 -O3 -lineinfo -I. -Xcompiler -fPIE,-Wall,-Wextra -Xptxas -v $(if $(CUBLAS),-DSURGR1_CUBLAS)
+GENCODE   := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
+$(BUILD)/kernels.o: kernels.cu ops.h base.h $(BUILD)/cublas-$(if $(CUBLAS),yes,no)
+$(BUILD)/test/gpu_probe.o: test/gpu_probe.cu test/gpu_probe.h kernels.cu ops.h base.h
+$(BUILD)/%.o: %.cu
 	@mkdir -p $(@D)
 	@echo "nvcc  $<"
-	$(Q)$(NVCC) $(NVCCFLAGS) -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90] -c $< -o $@
+	$(Q)$(NVCC) $(NVCCFLAGS) $(GENCODE) -c $< -o $@ 2>$@.ptxas || { cat $@.ptxas >&2; exit 1; }
+	@grep -vE 'ptxas info|bytes stack frame' $@.ptxas >&2 || true
+$(BUILD)/cublas-%: # built with cuBLASLt or without: a change of mind rebuilds the kernels
+	@mkdir -p $(@D); rm -f $(BUILD)/cublas-*; touch $@
+$(BUILD)/test/gpu_probe_emulated.o: test/gpu_probe.cu
+	@mkdir -p $(@D)
+	@echo "c++   $< (against test/cuda_emu.h)"
+	$(Q)$(CXX) $(CXXFLAGS) -Wno-unknown-pragmas $(CPPFLAGS) -Dcuda_emu_schedule=probe_schedule -x c++ -c $< -o $@
 
 .PHONY: stb
 stb:
@@ -97,9 +117,13 @@ stb:
 CPPFLAGS += $(if $(STB),$(if $(filter /usr/%,$(STB)),,-I$(dir $(STB))..))
 
 .PHONY: cuda
-cuda:
+cuda: nvcc
+	@$(MAKE) CUDA=1
+	@sh test/gpu_resources.sh build-cuda/kernels.o.ptxas || true
+	@echo "cuBLASLt: $(if $(CUBLAS),$(CUBLASLT),not built in: $(if $(CUBLASLT),no cublasLt.h beside nvcc or CUBLAS= given,no libcublasLt.so beside nvcc))"
+.PHONY: nvcc
+nvcc:
 	@test -n "$(NVCC)" || { echo "nvcc is not there. Install the CUDA toolkit, or use make EMU=1"; exit 1; }
-	$(MAKE) CUDA=1
 
 # What apt must install. sudo only where it is needed.
 .PHONY: deps
@@ -110,10 +134,12 @@ deps:
 # ------------------------------------------------------------------------------------------------------------- tests
 # Every test links the library and the emulated kernels, and takes from them what it names.
 $(BUILD)/test/% $(BUILD)/bench/%: $(BUILD)/test/%.o
-$(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(EMULATED) $(LIB)
-	$(Q)$(CXX) $(LDFLAGS) $< $(if $(filter %cuda_emu,$@),,$(EMULATED)) $(LIB) $(LDLIBS) -o $@
-$(BUILD)/bench/%: $(BUILD)/bench/%.o $(EMULATED) $(LIB)
-	$(Q)$(CXX) $(LDFLAGS) $< $(EMULATED) $(LIB) $(LDLIBS) -o $@
+$(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(KERNELS) $(LIB)
+	$(Q)$(CXX) $(LDFLAGS) $< $(if $(filter %cuda_emu,$@),,$(KERNELS)) $(LIB) $(CUDA_LINK) $(LDLIBS) -o $@
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(KERNELS) $(LIB)
+	$(Q)$(CXX) $(LDFLAGS) $< $(KERNELS) $(LIB) $(CUDA_LINK) $(LDLIBS) -o $@
+$(BUILD)/test/test_fragments $(BUILD)/test/gpu_device: $(BUILD)/test/%: $(BUILD)/test/%.o $(PROBES) $(LIB)
+	$(Q)$(CXX) $(LDFLAGS) $^ $(CUDA_LINK) $(LDLIBS) -o $@
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)
 	@echo "c++   $<"
@@ -127,7 +153,9 @@ ORACLES  := $(if $(FIXTURES),$(foreach d,ref cpu,"$(ORACLE) --root $(FIXTURES) -
             $(if $(wildcard ../shared/oracle),"$(ORACLE) --root ../shared --device ref --skip /trajectory" \
                 "$(ORACLE) --root ../shared --device cpu")
 PLANTED  := $(if $(FIXTURES),"sh test/test_plant.sh $(ORACLE) test/fixtures")
-COMPILED := $(if $(NVCC),"$(NVCC) $(NVCCFLAGS) -arch=sm_80 -c kernels.cu -o $(BUILD)/test/kernels_nvcc.o","echo no nvcc here; exit 77")
+# A kernel that nvcc cannot compile, or that spills registers, is a failed test wherever there is an nvcc.
+NVCC_LOG := $(BUILD)/test/kernels_nvcc
+COMPILED := $(if $(NVCC),"$(NVCC) $(NVCCFLAGS) -arch=sm_80 -c kernels.cu -o $(NVCC_LOG).o 2>$(NVCC_LOG).txt || { cat $(NVCC_LOG).txt; exit 1; }; sh test/gpu_resources.sh $(NVCC_LOG).txt","echo no nvcc here; exit 77")
 
 .PHONY: test
 test:
