@@ -62,6 +62,18 @@ __device__ static inline uint32_t bf16_pair(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
 }
+// 2^x to 2 units of the last place, in one instruction; what is below 2^-126 becomes 0.
+__device__ static inline float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// An 8x8 matrix of 16-bit elements, transposed: lane l has elements (l/4, 2(l%4)) and the next, before and after.
+__device__ static inline uint32_t movmatrix_trans(uint32_t pair) {
+    uint32_t turned;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+    return turned;
+}
 #else
 #include "test/cuda_emu.h"
 #endif
@@ -441,6 +453,8 @@ __device__ static inline int64_t key_row(const Span &s, int64_t t) {
     return t < prefix ? s.prefix_first + t : s.first + t - prefix;
 }
 enum { MAX_DIM = 512, QUERIES = 8, KEYS = 32, DECODE_HEADS = 8, DECODE_KEYS = 256 };
+
+#define LOG2_E 1.44269504f
 
 // What the tensor-core rungs share. q, k, v, o and their gradients are BF16 with rows on 16-byte addresses, heads have D
 // columns or fewer, which are filled up with zeros. A tile of rows of one head lies in shared memory as [rows][D + 8]:

@@ -346,7 +346,8 @@ static void emu_meet(const char *op, unsigned mask, EmuComplete complete, const 
 }
 #define EMU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 static const char emu_syncwarp_op[] = "__syncwarp", emu_shfl_op[] = "__shfl_sync", emu_vote_op[] = "a vote",
-                  emu_ldmatrix_op[] = "ldmatrix", emu_mma_op[] = "mma.sync"; // compared by address
+                  emu_ldmatrix_op[] = "ldmatrix", emu_movmatrix_op[] = "movmatrix",
+                  emu_mma_op[] = "mma.sync"; // compared by address
 static inline void __syncwarp(unsigned mask = 0xffffffffu, EMU_HERE) {
     emu_meet(emu_syncwarp_op, mask, NULL, file, line);
 }
@@ -435,6 +436,7 @@ static inline void __threadfence(void) {}
 static inline void __threadfence_block(void) {}
 
 template <typename T> static inline T __ldg(const T *p) { return *p; }
+template <typename T> static inline T __ldcg(const T *p) { return *p; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float __fdividef(float a, float b) { return a / b; }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
@@ -489,6 +491,26 @@ static inline uint32_t bf16_pair(float low, float high) {
         u = f != f ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
         pair |= u << 16 * i;
     }
+    return pair;
+}
+// 2^x; what is below 2^-126 becomes 0.
+static inline float exp2_approx(float x) {
+    float y = exp2f(x);
+    return y < 0x1p-126f ? 0 : y; // a NaN stays
+}
+// An 8x8 matrix of 16-bit elements, transposed: lane l has elements (l/4, 2(l%4)) and the next, before and after.
+static inline uint32_t movmatrix_trans(uint32_t pair, EMU_HERE) {
+    EmuThread *t = emu.now;
+    memcpy(t->in, &pair, 4);
+    emu_meet(
+        emu_movmatrix_op, 0xffffffffu,
+        [](EmuThread *warp, unsigned) {
+            for (int lane = 0; lane < EMU_WARP; lane++)
+                for (int e = 0; e < 2; e++)
+                    memcpy(warp[lane].out + 2 * e, warp[(2 * (lane % 4) + e) * 4 + lane / 8].in + lane / 4 % 2 * 2, 2);
+        },
+        file, line);
+    memcpy(&pair, t->out, 4);
     return pair;
 }
 // Four 8x8 matrices of 16-bit elements; row i of matrix m is at the address given by lane 8m + i. Lane l receives of each

@@ -204,6 +204,36 @@ TEST(tensor_core_operations_multiply_matrices) {
         {"ldmatrix needs row addresses that are multiples of 16", "mma_kernel"}));
 }
 
+// One warp: an 8x8 matrix turned, and pairs of floats rounded.
+__global__ void turn_kernel(uint32_t *y, const uint32_t *x, uint32_t *pair, const float *f) {
+    int lane = (int)threadIdx.x;
+    y[lane] = movmatrix_trans(x[lane]);
+    pair[lane] = bf16_pair(f[2 * lane], f[2 * lane + 1]);
+}
+TEST(fragments_are_turned_and_rounded) {
+    uint16_t x[8][8], y[8][8], pairs[64];
+    float f[64];
+    for (int i = 0; i < 64; i++) x[i / 8][i % 8] = (uint16_t)(100 * (i / 8) + i % 8), f[i] = (1 + 0.003f * i) * (i - 9);
+    f[20] = INFINITY, f[21] = 3.4e38f, f[22] = 1.00390625f, f[23] = 1.01171875f; // rounds up to inf; two ties
+    EXPECT_INT(right_schedules([&] {
+                   Device<uint32_t> dx(32), dy(32), dp(32);
+                   Device<float> df(64);
+                   dx.set((const uint32_t *)x), df.set(f);
+                   LAUNCH(turn_kernel, 1, 32, 0, 0, dy.p, dx.p, dp.p, df.p);
+                   dy.get((uint32_t *)y), dp.get((uint32_t *)pairs);
+                   bool right = true;
+                   for (int i = 0; i < 64; i++) {
+                       right = right && y[i / 8][i % 8] == x[i % 8][i / 8];
+                       right = right && pairs[i] == f32_to_bf16(f[i]);
+                   }
+                   return right;
+               }),
+               6);
+    EXPECT(pairs[22] == 0x3f80 && pairs[23] == 0x3f82); // to even
+    EXPECT(exp2_approx(-INFINITY) == 0 && exp2_approx(-127) == 0 && exp2_approx(-3) == 0.125f);
+    EXPECT(isnan(exp2_approx(NAN)) && exp2_approx(129) == INFINITY);
+}
+
 // ----------------------------------------------------------------------------------------------------- planted faults
 
 // y[t] = the sum of all x of the block, by partial sums per warp. Fault 1: no barrier between writing and reading them.
