@@ -22,6 +22,9 @@
 //     as is all device memory while host code runs, so the report names the line;
 //   - launches outside the hardware's limits fail as they do in CUDA.
 //
+// A test chooses the schedule with cuda_emu_schedule; a person does for any command of a program made by `make EMU=1`:
+// SURGR1_EMU=reverse,late build-emu/surgr1 sft --device cuda ... Without that: forward, early.
+//
 // Rules that keep a kernel emulable (kernels.cu keeps them): launches through LAUNCH, shared memory through
 // DYNAMIC_SHARED (plain __shared__ works too but is neither NaN-filled nor sized by the launch), PTX only inside the
 // wrappers that have a twin here, no cooperative groups, no float atomics, no return before a barrier. One OS thread
@@ -160,6 +163,23 @@ enum { warpSize = EMU_WARP };
 
 // Chooses how blocks, warps and lanes are ordered (EmuOrder) and whether asynchronous work happens early or late.
 extern "C" void cuda_emu_schedule(int order, int early) { emu.order = order, emu.late = !early, emu.random = 1; }
+// The same for a program that does not call it: SURGR1_EMU holds one or two of these words, as in SURGR1_EMU=reverse,late.
+__attribute__((constructor)) static void emu_environment(void) {
+    static const char *const words[] = {"forward", "reverse", "shuffled", "early", "late"};
+    const char *p = getenv("SURGR1_EMU");
+    for (int k; p && *p; p += p[0] == ',') {
+        size_t n = strcspn(p, ",");
+        for (k = 0; k < 5 && (strlen(words[k]) != n || memcmp(p, words[k], n)); k++) {}
+        if (k == 5) {
+            fprintf(stderr, "cuda_emu: SURGR1_EMU=%s: expected forward, reverse or shuffled, and early or late\n",
+                    getenv("SURGR1_EMU"));
+            exit(2);
+        }
+        if (k < 3) emu.order = k, emu.random = 1;
+        else emu.late = k == 4;
+        p += n;
+    }
+}
 
 static unsigned emu_random(unsigned below) {
     emu.random = emu.random * 1664525u + 1013904223u;
