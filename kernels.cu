@@ -874,8 +874,9 @@ static void cuda_scatter_add_rows(Mat y, Mat x, Mat index) {
 
 // -------------------------------------------------------------------------------------------------------------- head
 
-// logprob: z = logits inv_temperature; lse = log sum exp z; lp = z_t - lse; entropy = lse - sum exp(z - lse) z. One block of
-// 512 threads per row, two passes: the largest z, then the sums relative to it; each first per thread, then in the block.
+// logprob, plain rung: z = logits inv_temperature; lse = log sum exp z; lp = z_t - lse; entropy = lse - sum exp(z - lse) z.
+// One block of 512 threads per row, two passes: the largest z, then the sums relative to it; each first per thread, then in
+// the block.
 __global__ void __launch_bounds__(512)
     logprob_kernel(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature) {
     DYNAMIC_SHARED(shared);
@@ -897,24 +898,164 @@ __global__ void __launch_bounds__(512)
         if (entropy.p) put(entropy, i, 0, fminf(fmaxf(logf(sum) - weighted / sum, 0), logf((float)logits.cols)));
     }
 }
-static void cuda_logprob_forward(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature) {
-    RUN(logprob_kernel, blocks(logits.rows, 1), 512, SCRATCH_BYTES, lp, lse, entropy, logits, targets, inv_temperature);
-}
 
-// logprob_backward: with g = dlp[i] inv_temperature,
+// logprob_backward, plain rung: with g = dlp[i] inv_temperature,
 //   dlogits[i,v] = g ([v == t] - exp(logits[i,v] inv_temperature - lse[i])),
 // zeros where g is 0 or t < 0. The exponent is one fused operation: logits of 100 would lose 1e-5 of p to a rounded
-// product. Row kernel; an element is read and written by one thread, so dlogits may be logits.
+// product. Row kernel. dlogits may lie over logits: in F32 an element is read and written by one thread; in BF16 a step's
+// writes fall on logits that this step or an earlier one has read.
 __global__ void logprob_backward_kernel(Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature) {
     int64_t i = blockIdx.x;
     int32_t t = get_index(targets, i);
     float g = t < 0 ? 0 : get(dlp, i, 0) * inv_temperature, l = get(lse, i, 0);
-    for (int64_t v = threadIdx.x; v < logits.cols; v += blockDim.x)
-        put(dlogits, i, v, g == 0 ? 0 : g * ((float)(v == t) - expf(fmaf(get(logits, i, v), inv_temperature, -l))));
+    for (int64_t v0 = 0; v0 < logits.cols; v0 += blockDim.x) {
+        int64_t v = v0 + threadIdx.x;
+        float z = v < logits.cols ? get(logits, i, v) : 0;
+        __syncthreads(); // the step's logits read above | overwritten below
+        if (v < logits.cols)
+            put(dlogits, i, v, g == 0 ? 0 : g * ((float)(v == t) - expf(fmaf(z, inv_temperature, -l))));
+    }
+}
+
+// The fast rungs read a row of V logits from memory once for the sums and once for the gradient; 152,064 of them are
+// 608 KB, too many to stay in shared memory. One block of 512 threads a row; in every step a thread has four neighbouring
+// logits here and four 2048 further on, in 16-byte loads where rows begin at such addresses. Which thread has which logit
+// does not depend on that, so neither does a bit of the result.
+enum { HEAD_THREADS = 512, HEAD_APART = 4 * HEAD_THREADS, HEAD_STEP = 2 * HEAD_APART };
+// z[0..8) of the thread's columns, the first of which is v; -infinity, which weighs nothing, behind the row's end.
+__device__ static inline void head_load(float z[8], const float *row, int64_t v, int64_t V, bool wide) {
+#pragma unroll
+    for (int h = 0; h < 2; h++, v += HEAD_APART)
+        if (wide && v + 4 <= V) {
+            float4 four = *(const float4 *)(row + v);
+            z[4 * h] = four.x, z[4 * h + 1] = four.y, z[4 * h + 2] = four.z, z[4 * h + 3] = four.w;
+        } else
+#pragma unroll
+            for (int k = 0; k < 4; k++) z[4 * h + k] = v + k < V ? row[v + k] : -INFINITY;
+}
+
+// Of the logits that were seen so far: the largest z, and sums of p = exp(z - largest) and p (z - largest).
+struct Softmax {
+    float largest, sum, weighted;
+};
+// The same sums relative to a larger z: with d = largest - top, exp(z - top) = exp(d) p and z - top = (z - largest) + d.
+__device__ static inline void softmax_raise(Softmax &s, float top) {
+    float d = s.largest - top, fade = expf(d);
+    s.weighted = fade > 0 ? fade * (s.weighted + d * s.sum) : 0; // d may be -infinity, and 0 times that is no number
+    s.sum *= fade, s.largest = top;
+}
+// Of a whole row, in one pass; the same in every thread. What a thread has seen is relative to its own largest z until
+// the end. That begins at the smallest float: -infinity would make its difference to a logit of -infinity no number.
+__device__ static inline Softmax row_softmax(const float *row, int64_t V, bool wide, float inv_temperature,
+                                             float *scratch) {
+    Softmax s = {-3.402823466e38f, 0, 0};
+    for (int64_t v = 4 * threadIdx.x; v < V; v += HEAD_STEP) {
+        float z[8], top = s.largest;
+        head_load(z, row, v, V, wide);
+#pragma unroll
+        for (int k = 0; k < 8; k++) z[k] *= inv_temperature, top = fmaxf(top, z[k]); // a NaN shows in the sum
+        if (top > s.largest) softmax_raise(s, top);
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            float d = z[k] - top, p = expf(d);
+            s.sum += p, s.weighted += p > 0 ? p * d : 0;
+        }
+    }
+    softmax_raise(s, block_reduce(s.largest, scratch, Max()));
+    s.sum = block_reduce(s.sum, scratch, Sum());
+    s.weighted = block_reduce(s.weighted, scratch, Sum());
+    return s;
+}
+
+// dlogits of row i from its logits and their lse l, as the plain rung; g and t are the row's. With dlogits over logits the
+// steps are kept apart as there.
+__device__ static inline void row_gradient(const Mat &dlogits, const float *row, int64_t i, int32_t t, float g, float l,
+                                           float inv_temperature, bool wide, bool wide_out) {
+    int64_t V = dlogits.cols;
+    for (int64_t v0 = 0; v0 < V; v0 += HEAD_STEP) {
+        int64_t v = v0 + 4 * threadIdx.x;
+        float z[8];
+        head_load(z, row, v, V, wide);
+        __syncthreads(); // the step's logits read above | overwritten below
+#pragma unroll
+        for (int h = 0; h < 2; h++, v += HEAD_APART) {
+            float d[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                d[k] = g == 0 ? 0 : g * ((float)(v + k == t) - expf(fmaf(z[4 * h + k], inv_temperature, -l)));
+            if (wide_out && v + 4 <= V && dlogits.type == BF16)
+                *(uint2 *)mat_at(dlogits, i, v) = make_uint2(f32_to_bf16(d[0]) | (uint32_t)f32_to_bf16(d[1]) << 16,
+                                                             f32_to_bf16(d[2]) | (uint32_t)f32_to_bf16(d[3]) << 16);
+            else if (wide_out && v + 4 <= V) *(float4 *)mat_at(dlogits, i, v) = make_float4(d[0], d[1], d[2], d[3]);
+            else
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    if (v + k < V) put(dlogits, i, v + k, d[k]);
+        }
+    }
+}
+
+// Log-probability and entropy of a row, and with `gradient` its dlogits in the same visit (else these and dlp are not
+// looked at). wide, wide_out: rows of logits and dlogits may be read and written four at a time.
+template <bool gradient>
+__global__ void __launch_bounds__(HEAD_THREADS, 2)
+    head_kernel(Mat dlogits, Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, Mat dlp, float inv_temperature,
+                bool wide, bool wide_out) {
+    DYNAMIC_SHARED(shared);
+    int64_t i = blockIdx.x;
+    const float *row = (const float *)mat_at(logits, i, 0);
+    int32_t t = get_index(targets, i);
+    float at =
+        t < 0 ? 0 : row[t] * inv_temperature; // by every thread, in front of barriers: dlogits may take its place
+    Softmax s = row_softmax(row, logits.cols, wide, inv_temperature, (float *)shared);
+    float l = s.largest + logf(s.sum);
+    if (threadIdx.x == 0) {
+        put(lp, i, 0, t < 0 ? 0 : at - s.largest - logf(s.sum));
+        if (lse.p) put(lse, i, 0, l);
+        if (entropy.p) put(entropy, i, 0, fminf(fmaxf(logf(s.sum) - s.weighted / s.sum, 0), logf((float)logits.cols)));
+    }
+    if (gradient)
+        row_gradient(dlogits, row, i, t, t < 0 ? 0 : get(dlp, i, 0) * inv_temperature, l, inv_temperature, wide,
+                     wide_out);
+}
+__global__ void __launch_bounds__(HEAD_THREADS, 2)
+    head_backward_kernel(Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature, bool wide,
+                         bool wide_out) {
+    int64_t i = blockIdx.x;
+    int32_t t = get_index(targets, i);
+    row_gradient(dlogits, (const float *)mat_at(logits, i, 0), i, t, t < 0 ? 0 : get(dlp, i, 0) * inv_temperature,
+                 get(lse, i, 0), inv_temperature, wide, wide_out);
+}
+
+static bool
+head_wide(Mat m) { // four elements of a row, from every fourth on, lie on an address that is a multiple of their size
+    size_t bytes = 4 * type_size(m.type);
+    return (uintptr_t)m.p % bytes == 0 && m.stride % 4 == 0;
+}
+static void cuda_logprob_forward(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature) {
+    unsigned rows = blocks(logits.rows, 1);
+    if (rungs.naive) RUN(logprob_kernel, rows, 512, SCRATCH_BYTES, lp, lse, entropy, logits, targets, inv_temperature);
+    else
+        RUN(head_kernel<false>, rows, HEAD_THREADS, SCRATCH_BYTES, mat_none(), lp, lse, entropy, logits, targets,
+            mat_none(), inv_temperature, head_wide(logits), false);
 }
 static void cuda_logprob_backward(Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature) {
-    RUN(logprob_backward_kernel, blocks(logits.rows, 1), row_threads(logits.cols), 0, dlogits, logits, targets, lse,
-        dlp, inv_temperature);
+    unsigned rows = blocks(logits.rows, 1);
+    if (rungs.naive)
+        RUN(logprob_backward_kernel, rows, row_threads(logits.cols), 0, dlogits, logits, targets, lse, dlp,
+            inv_temperature);
+    else
+        RUN(head_backward_kernel, rows, HEAD_THREADS, 0, dlogits, logits, targets, lse, dlp, inv_temperature,
+            head_wide(logits), head_wide(dlogits));
+}
+static void cuda_logprob_forward_backward(Mat dlogits, Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, Mat dlp,
+                                          float inv_temperature) {
+    if (rungs.naive) {
+        cuda_logprob_forward(lp, lse, entropy, logits, targets, inv_temperature);
+        cuda_logprob_backward(dlogits, logits, targets, lse, dlp, inv_temperature);
+    } else
+        RUN(head_kernel<true>, blocks(logits.rows, 1), HEAD_THREADS, SCRATCH_BYTES, dlogits, lp, lse, entropy, logits,
+            targets, dlp, inv_temperature, head_wide(logits), head_wide(dlogits));
 }
 
 // sample: as ops.c, in double, so that the same id comes out: penalty, temperature, top-k, top-p, min-p, then the largest
@@ -1139,6 +1280,7 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     o->gelu_forward = cuda_gelu_forward, o->gelu_backward = cuda_gelu_backward;
     o->gather_rows = cuda_gather_rows, o->scatter_add_rows = cuda_scatter_add_rows;
     o->logprob_forward = cuda_logprob_forward, o->logprob_backward = cuda_logprob_backward, o->sample = cuda_sample;
+    o->logprob_forward_backward = cuda_logprob_forward_backward;
     o->sum_squares = cuda_sum_squares, o->adamw = cuda_adamw;
     o->cast = cuda_cast;
     o->name = "cuda";

@@ -415,9 +415,11 @@ static void text_place(TextScratch *s, Arena *a, const Model *m, const TextInput
     s->rstd = mat_none();
 }
 
-// Rows of the head that are worked on together: their logits take at most 32 MiB.
-static int64_t head_chunk(const Config *c, int64_t n_head) {
-    int64_t most = (1 << 23) / c->V > 1 ? (1 << 23) / c->V : 1;
+// Rows of the head that are worked on together. On the CPU their logits take at most 32 MiB, which its caches hold; a GPU
+// needs rows for all its matrix units (512 of 152,064 logits are 311 MB).
+static int64_t head_chunk(const Model *m, int64_t n_head) {
+    bool host = m->d->alloc == ops_ref()->alloc;
+    int64_t most = !host ? 512 : (1 << 23) / m->c.V > 1 ? (1 << 23) / m->c.V : 1;
     return n_head < most ? n_head : most;
 }
 
@@ -425,7 +427,7 @@ static void head_place(TextScratch *s, Arena *a, const Model *m, const TextInput
     Mat *columns[] = {&s->lp, &s->lse, &s->entropy, &s->dlp};
     s->targets = arena_mat(a, in->n_head, 1, I32);
     for (int i = 0; i < 4; i++) *columns[i] = arena_mat(a, in->n_head, 1, F32);
-    s->logits = arena_mat(a, head_chunk(&m->c, in->n_head), m->c.V, F32);
+    s->logits = arena_mat(a, head_chunk(m, in->n_head), m->c.V, F32);
 }
 
 static void train_place(TextScratch *s, Arena *a, const Model *m, const TextInput *in, int64_t keep) {
@@ -614,7 +616,8 @@ PassBytes model_pass_bytes(const Model *m, const TrainBatch *b, bool backward) {
     return bytes;
 }
 
-// Log-probabilities of the head's rows, chunk by chunk, and with `backward` the gradient of the final norm's output.
+// Log-probabilities of the head's rows, chunk by chunk, and with `backward` the gradient of the final norm's output. Logits
+// are F32 for the log-probabilities' sake; their gradient takes their place, in the type of activations.
 static void pass_head(Model *m, TextScratch *s, int64_t n_head, float inv_temperature, bool backward) {
     const Ops *d = m->d;
     float scale = inv_temperature != 0 ? inv_temperature : 1;
@@ -623,11 +626,15 @@ static void pass_head(Model *m, TextScratch *s, int64_t n_head, float inv_temper
         int64_t n = n_head - first < chunk ? n_head - first : chunk;
         Mat logits = mat_rows(s->logits, 0, n), x = mat_rows(s->head_x, first, n);
         Mat targets = mat_rows(s->targets, first, n), lse = mat_rows(s->lse, first, n);
+        Mat lp = mat_rows(s->lp, first, n), entropy = mat_rows(s->entropy, first, n), dlogits = logits;
+        if (d->act_type == BF16) dlogits.type = BF16, dlogits.stride *= 2; // in the first half of every row
         linear_forward(d, &m->head, logits, x, NULL);
-        logprob_forward(d, mat_rows(s->lp, first, n), lse, mat_rows(s->entropy, first, n), logits, targets, scale);
-        if (!backward) continue;
-        logprob_backward(d, logits, logits, targets, lse, mat_rows(s->dlp, first, n), scale);
-        linear_backward(d, &m->head, mat_rows(s->dhead, first, n), logits, x, 0, NULL);
+        if (!backward) {
+            logprob_forward(d, lp, lse, entropy, logits, targets, scale);
+            continue;
+        }
+        logprob_forward_backward(d, dlogits, lp, lse, entropy, logits, targets, mat_rows(s->dlp, first, n), scale);
+        linear_backward(d, &m->head, mat_rows(s->dhead, first, n), dlogits, x, 0, NULL);
     }
 }
 

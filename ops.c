@@ -364,7 +364,7 @@ static void ref_logprob_forward(Mat lp, Mat lse, Mat entropy, Mat logits, Mat ta
 
 // logprob_backward: dlogits[i,v] = dlp[i] inv_temperature ([v == t] - exp(logits[i,v] inv_temperature - lse[i])), zeros
 // where t = targets[i] < 0. dlp F32 [N,1] is the gradient of the loss with respect to lp; lse as the forward left it.
-// dlogits may be logits.
+// dlogits may be logits, or BF16 in the first half of their rows (the same p, twice the stride).
 static void ref_logprob_backward(Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature) {
     for (int64_t i = 0; i < logits.rows; i++) {
         int32_t t = get_index(targets, i);
@@ -851,6 +851,24 @@ void logprob_backward(const Ops *d, Mat dlogits, Mat logits, Mat targets, Mat ls
     if (!logits.rows) return;
     d->logprob_backward(dlogits, logits, targets, lse, dlp, inv_temperature);
     done(d, "logprob_backward", dlogits);
+}
+
+void logprob_forward_backward(const Ops *d, Mat dlogits, Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, Mat dlp,
+                              float inv_temperature) {
+    if (!d->logprob_forward_backward) {
+        logprob_forward(d, lp, lse, entropy, logits, targets, inv_temperature);
+        logprob_backward(d, dlogits, logits, targets, lse, dlp, inv_temperature);
+        return;
+    }
+    CHECK(lp.p && is_column(lp, logits.rows) && lse.p && is_column(lse, logits.rows) &&
+              is_column(entropy, logits.rows) && logits.cols > 0 && logits.type == F32 &&
+              is_index(targets, logits.rows) && same(dlogits, logits) && is_real(dlogits) && dlp.p &&
+              is_column(dlp, logits.rows),
+          "logprob_forward_backward: dlogits %s, lp %s, lse %s, logits %s, targets %s, dlp %s", shape(dlogits),
+          shape(lp), shape(lse), shape(logits), shape(targets), shape(dlp));
+    if (!logits.rows) return;
+    d->logprob_forward_backward(dlogits, lp, lse, entropy, logits, targets, dlp, inv_temperature);
+    done(d, "logprob_forward", lp), done(d, "logprob_backward", dlogits);
 }
 
 void sample(const Ops *d, Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams p) {

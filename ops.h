@@ -191,6 +191,9 @@ typedef struct Ops {
     // head
     void (*logprob_forward)(Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature);
     void (*logprob_backward)(Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature);
+    // Both in one visit of the logits, for the same bits. NULL: one after the other (cpu: exp is what they take time for).
+    void (*logprob_forward_backward)(Mat dlogits, Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, Mat dlp,
+                                     float inv_temperature);
     void (*sample)(Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams params);
     // step
     void (*sum_squares)(Mat out, Mat x);
@@ -250,6 +253,8 @@ void gather_rows(const Ops *d, Mat y, Mat table, Mat index);
 void scatter_add_rows(const Ops *d, Mat y, Mat x, Mat index);
 void logprob_forward(const Ops *d, Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, float inv_temperature);
 void logprob_backward(const Ops *d, Mat dlogits, Mat logits, Mat targets, Mat lse, Mat dlp, float inv_temperature);
+void logprob_forward_backward(const Ops *d, Mat dlogits, Mat lp, Mat lse, Mat entropy, Mat logits, Mat targets, Mat dlp,
+                              float inv_temperature);
 void sample(const Ops *d, Mat tokens, Mat logits, Mat seen, Mat streams, Mat steps, SampleParams params);
 void sum_squares(const Ops *d, Mat out, Mat x);
 void adamw(const Ops *d, Mat w, Mat m, Mat v, Mat g, AdamStep step);

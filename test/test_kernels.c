@@ -10,6 +10,7 @@
 // Read before: ops.c, kernels.cu.
 #include "compare.h"
 #include "test.h"
+#include <sys/mman.h>
 #include <sys/wait.h>
 
 __attribute__((weak)) void cuda_emu_schedule(int order, int early); // absent beside a real GPU
@@ -917,11 +918,14 @@ TEST(rows_are_gathered_and_scattered_in_order) {
 static void call_logprob(const Ops *d, const Mat *m, const void *ctx) {
     logprob_forward(d, m[0], m[1], m[2], m[3], m[4], *(const float *)ctx);
 }
+static const CudaRungs head_rungs[] = {{.naive = false}, {.naive = true}};
 TEST(logprob_and_entropy_of_every_vocabulary_size) {
-    static const int64_t sizes[] = {2, 31, 513, 3001};
-    static const float inv_temperatures[] = {1, 0.5f, 3, 20};
-    for (int s = 0; s < 4; s++) {
+    static const int64_t sizes[] = {2, 31, 513, 3001, 9000}; // a step of the fast rung has 4096 columns
+    static const float inv_temperatures[] = {1, 0.5f, 3, 20, 0.7f};
+    for (int turn = 0; turn < 10; turn++) {
+        int s = turn % 5;
         int64_t V = sizes[s], N = 5;
+        cuda_rungs_set(head_rungs[turn / 5]);
         float *logits = malloc((size_t)(N * V) * 4);
         for (int64_t i = 0; i < N * V; i++) logits[i] = 8 * random_value(77, i);
         logits[1] = -INFINITY;
@@ -929,12 +933,35 @@ TEST(logprob_and_entropy_of_every_vocabulary_size) {
         Arg column = {OUT, N, 1, s % 2, F32, NULL, false}, maybe = column;
         maybe.absent = s == 1;
         check((Case){"logprob",
-                     {column, maybe, maybe, {IN, N, V, s, F32, logits, false}, {IN, N, 1, s, I32, targets, false}},
+                     {column, maybe, maybe, {IN, N, V, s % 4, F32, logits, false}, {IN, N, 1, s, I32, targets, false}},
                      call_logprob,
                      &inv_temperatures[s],
                      s == 3 ? 2 : 0}); // z = 20 * 8: its rounding alone is 1e-5 of a small entropy
         free(logits);
     }
+    cuda_rungs_set(head_rungs[0]);
+}
+// In one pass the largest logit is known only at the end: sums go along when it rises.
+TEST(logprob_of_rows_whose_largest_logit_comes_anywhere) {
+    enum { N = 8, V = 8300 };
+    static float logits[N * V];
+    static int32_t targets[N] = {V - 1, 0, 17, 5000, 3, 8, 4500, 9};
+    for (int64_t v = 0; v < V; v++) {
+        logits[v] = (float)v / 400, logits[V + v] = (float)-v / 400; // rising, falling
+        logits[2 * V + v] = v == 17 ? 200 : -200;                    // all mass on one
+        logits[3 * V + v] = v < 4999 ? -INFINITY : (float)(v % 7);   // threads that see nothing at first
+        logits[4 * V + v] = v < 2048 ? 1 : -INFINITY;                // and nothing more later
+        logits[5 * V + v] = 1e30f * (float)(v % 3 == 0);             // far from all thresholds
+        logits[6 * V + v] = v >= 4096 ? -1e30f : -2e30f;
+        logits[7 * V + v] = 0;
+    }
+    float one = 1;
+    Arg column = {OUT, N, 1, 0, F32, NULL, false};
+    check((Case){"logprob of rising and falling rows",
+                 {column, column, column, {IN, N, V, 0, F32, logits, false}, {IN, N, 1, 0, I32, targets, false}},
+                 call_logprob,
+                 &one,
+                 0});
 }
 
 static void call_logprob_backward(const Ops *d, const Mat *m, const void *ctx) {
@@ -944,11 +971,13 @@ static void call_logprob_backward_onto(const Ops *d, const Mat *m, const void *c
     logprob_backward(d, m[0], m[0], m[1], m[2], m[3], *(const float *)ctx);
 }
 TEST(logprob_backward_of_every_vocabulary_size) {
-    static const int64_t sizes[] = {2, 31, 513, 3001};
-    static const float inv_temperatures[] = {1, 0.5f, 3, 20};
+    static const int64_t sizes[] = {2, 31, 513, 3001, 9000};
+    static const float inv_temperatures[] = {1, 0.5f, 3, 20, 0.7f};
     enum { N = 6 };
-    for (int s = 0; s < 4; s++) {
+    for (int turn = 0; turn < 10; turn++) {
+        int s = turn % 5;
         int64_t V = sizes[s];
+        cuda_rungs_set(head_rungs[turn / 5]);
         float *logits = malloc((size_t)(N * V) * 4), lp[N], lse[N], dlp[N] = {1, -2, 3, 1.5f, 0, -2.5f};
         for (int64_t i = 0; i < N * V; i++) logits[i] = 8 * random_value(78, i);
         logits[1] = -INFINITY;
@@ -956,12 +985,12 @@ TEST(logprob_backward_of_every_vocabulary_size) {
         logprob_forward(ops_ref(), mat(lp, N, 1, F32), mat(lse, N, 1, F32), mat_none(), mat(logits, N, V, F32),
                         mat(targets, N, 1, I32), inv_temperatures[s]);
         logits[4 * V] = NAN; // a row without a gradient is not looked at
-        Arg in = {IN, N, V, s, F32, logits, false}, at = {IN, N, 1, s, I32, targets, false},
+        Arg in = {IN, N, V, s % 4, F32, logits, false}, at = {IN, N, 1, s, I32, targets, false},
             norm = {IN, N, 1, s % 2, F32, lse, false}, g = {IN, N, 1, 0, F32, dlp, false}, inout = in;
         inout.role = INOUT;
         for (int t = 0; t < 2; t++)
             check((Case){"logprob_backward",
-                         {{OUT, N, V, 2 * s, act_types[t], NULL, false}, in, at, norm, g},
+                         {{OUT, N, V, 2 * (s % 4), act_types[t], NULL, false}, in, at, norm, g},
                          call_logprob_backward,
                          &inv_temperatures[s],
                          t ? 0 : 0.1}); // 1e-6: z = 160 must not be rounded before lse is taken off
@@ -971,6 +1000,142 @@ TEST(logprob_backward_of_every_vocabulary_size) {
                      &inv_temperatures[s],
                      0.1});
         free(logits);
+    }
+    cuda_rungs_set(head_rungs[0]);
+}
+
+// Everything the head gives for a row: lp, lse, entropy, then dlogits. It works on memory that begins `shift` floats behind an
+// aligned address, rows V + pad apart.
+enum { HEAD_ROWS = 5 };
+typedef struct HeadCall {
+    int64_t V, pad, shift;
+    Type type;      // of dlogits
+    bool onto, one; // dlogits over the logits; in one visit
+} HeadCall;
+static void head_results(HeadCall h, float *columns, void *dlogits) {
+    const Ops *d = cuda();
+    int64_t V = h.V, N = HEAD_ROWS, room = 4 + N * (V + h.pad);
+    float *host = malloc((size_t)room * 4), dlp[] = {1, -2, 3, 0, -0.5f};
+    int32_t targets[] = {0, (int32_t)V - 1, -1, 1, (int32_t)V / 2};
+    for (int64_t i = 0; i < room; i++) memset(host + i, GUARD, 4);
+    Mat in = mat(host + h.shift, N, V, F32), out = in, column[5];
+    in.stride += h.pad;
+    for (int64_t i = 0; i < N * V; i++) *(float *)mat_at(in, i / V, i % V) = 8 * random_value(79, i);
+    *(float *)mat_at(in, 3, V / 2) = NAN; // in a row without a gradient
+    void *memory = d->alloc((size_t)room * 4), *beside = d->alloc((size_t)room * 4);
+    d->upload(mat(memory, 1, room, F32), mat(host, 1, room, F32));
+    in.p = (float *)memory + h.shift, out = in, out.type = h.type;
+    if (h.onto && h.type == BF16) out.stride *= 2;
+    if (!h.onto) out.p = (float *)beside + h.shift, d->upload(mat(beside, 1, room, F32), mat(host, 1, room, F32));
+    for (int i = 0; i < 5; i++) column[i] = mat(d->alloc(N * 4), N, 1, i == 3 ? I32 : F32);
+    d->upload(column[3], mat(targets, N, 1, I32)), d->upload(column[4], mat(dlp, N, 1, F32));
+    if (h.one) logprob_forward_backward(d, out, column[0], column[1], column[2], in, column[3], column[4], 0.8f);
+    else {
+        logprob_forward(d, column[0], column[1], column[2], in, column[3], 0.8f);
+        logprob_backward(d, out, in, column[3], column[1], column[4], 0.8f);
+    }
+    for (int i = 0; i < 3; i++) d->download(mat(columns + i * N, N, 1, F32), column[i]);
+    d->download(mat(dlogits, N, V, h.type), out);
+    d->download(mat(host, 1, room, F32), mat(h.onto ? memory : beside, 1, room, F32));
+    for (int64_t i = 0; i < room; i++) { // what lies between rows, and around them, is as it was
+        int64_t at = i - h.shift;
+        bool inside = at >= 0 && at < N * (V + h.pad) && at % (V + h.pad) < V;
+        uint32_t word, guard;
+        memcpy(&word, host + i, 4), memset(&guard, GUARD, 4);
+        if (!inside && (h.onto || h.type == F32) && word != guard)
+            FAIL("the head wrote outside of its rows at %lld", (long long)i);
+    }
+    for (int i = 0; i < 5; i++) d->release(column[i].p);
+    d->release(memory), d->release(beside), free(host);
+}
+TEST(the_head_has_one_result_however_it_is_asked) {
+    static const int64_t sizes[] = {2, 50, 511, 4096, 4100, 9001};
+    float *want = malloc(HEAD_ROWS * 9001 * 4), *got = malloc(HEAD_ROWS * 9001 * 4), first[3 * HEAD_ROWS],
+          again[3 * HEAD_ROWS];
+    for (int s = 0; s < COUNT(sizes); s++)
+        for (int turn = 0; turn < 4; turn++) {
+            int64_t V = sizes[s];
+            Type type = act_types[turn % 2];
+            size_t bytes = (size_t)(HEAD_ROWS * V) * type_size(type);
+            cuda_rungs_set(head_rungs[turn / 2]);
+            if (cuda_emu_schedule) cuda_emu_schedule(0, 1);
+            head_results((HeadCall){.V = V, .type = type}, first, want);
+            EXPECT(isnan(first[3]) && first[2] == 0 && isfinite(first[4]));
+            for (int k = 0; k < 8; k++) {
+                HeadCall h = {V, k % 4, k / 2 % 4, type, k % 2 == 1, k / 4 == 1};
+                if (cuda_emu_schedule) cuda_emu_schedule(k % 3, k % 2);
+                head_results(h, again, got);
+                if (memcmp(first, again, sizeof first) || memcmp(want, got, bytes))
+                    FAIL("head of %lld, %s, rung %d: other bits with stride + %lld, begin + %lld, %s%s", (long long)V,
+                         type_name(type), turn / 2, (long long)h.pad, (long long)h.shift,
+                         h.onto ? "in place" : "beside", h.one ? ", in one visit" : "");
+            }
+        }
+    cuda_rungs_set(head_rungs[0]);
+    free(want), free(got);
+}
+TEST(the_head_in_one_visit_is_the_reference) {
+    enum { N = 3, V = 5000 };
+    static float logits[N * V], want[N * V], got[N * V];
+    float lp[2][N], lse[2][N], h[2][N], dlp[N] = {1, -1, 0.25f}, inv = 1 / 0.9f;
+    static uint16_t halves[N * V];
+    int32_t targets[N] = {4999, 0, 77};
+    const Ops *ref = ops_ref(), *d = cuda();
+    for (int i = 0; i < N * V; i++) logits[i] = 9 * random_value(80, i);
+    logprob_forward_backward(ref, mat(want, N, V, F32), mat(lp[0], N, 1, F32), mat(lse[0], N, 1, F32),
+                             mat(h[0], N, 1, F32), mat(logits, N, V, F32), mat(targets, N, 1, I32), mat(dlp, N, 1, F32),
+                             inv);
+    Mat in = mat(d->alloc(sizeof logits), N, V, F32), out = in, m[5];
+    for (int i = 0; i < 5; i++) m[i] = mat(d->alloc(N * 4), N, 1, i == 3 ? I32 : F32);
+    d->upload(in, mat(logits, N, V, F32)), d->upload(m[3], mat(targets, N, 1, I32));
+    d->upload(m[4], mat(dlp, N, 1, F32));
+    out.type = BF16, out.stride = 2 * V;
+    logprob_forward_backward(d, out, m[0], m[1], m[2], in, m[3], m[4], inv);
+    d->download(mat(lp[1], N, 1, F32), m[0]), d->download(mat(lse[1], N, 1, F32), m[1]);
+    d->download(mat(h[1], N, 1, F32), m[2]), d->download(mat(halves, N, V, BF16), out);
+    for (int i = 0; i < N * V; i++) got[i] = bf16_to_f32(halves[i]);
+    EXPECT_CLOSE("lp", lp[1], lp[0], N, 1e-5);
+    EXPECT_CLOSE("lse", lse[1], lse[0], N, 1e-5);
+    EXPECT_CLOSE("entropy", h[1], h[0], N, 1e-5);
+    compare("dlogits in one visit", 0, mat(got, N, V, F32), mat(want, N, V, F32), 3e-3);
+    for (int i = 0; i < 5; i++) d->release(m[i].p);
+    d->release(in.p);
+}
+// 14,122 rows of 152,064 logits are 2^31 of them.
+TEST(the_head_reaches_logits_behind_the_2_147_483_648th) {
+    enum { V = 96 };
+    const int64_t stride = (INT64_C(1) << 31) + 64;
+    const Ops *devices[] = {ops_ref(), ops_cpu(), cuda()};
+    size_t bytes = (size_t)(stride + V) * 4;
+    for (int k = 0; k < 3; k++) {
+        const Ops *d = devices[k];
+        bool host = k < 2 || cuda_emu_schedule; // pages that nobody touches cost nothing there
+        void *p = host ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+                       : d->alloc(bytes);
+        if (!p || p == MAP_FAILED) {
+            SKIP("no room for %zu bytes of addresses", bytes);
+            return;
+        }
+        float rows[2][V], out[6], dlp[2] = {1, 1};
+        for (int v = 0; v < V; v++) rows[0][v] = 0, rows[1][v] = v == 5 ? 3 : 0;
+        int32_t targets[2] = {5, 5};
+        Mat logits = {p, 2, V, stride, F32}, m[5];
+        for (int i = 0; i < 5; i++) m[i] = mat(d->alloc(8), 2, 1, i == 3 ? I32 : F32);
+        for (int i = 0; i < 2; i++)
+            if (host) memcpy(mat_at(logits, i, 0), rows[i], sizeof rows[i]);
+            else d->upload(mat_rows(logits, i, 1), mat(rows[i], 1, V, F32));
+        d->upload(m[3], mat(targets, 2, 1, I32)), d->upload(m[4], mat(dlp, 2, 1, F32));
+        logprob_forward_backward(d, logits, m[0], m[1], m[2], logits, m[3], m[4], 1);
+        d->download(mat(out, 2, 1, F32), m[0]);
+        EXPECT_NEAR(out[0], -log(V), 1e-5);
+        EXPECT_NEAR(out[1], 3 - log(V - 1 + exp(3)), 1e-5);
+        d->sync();
+        if (host) memcpy(rows[1], mat_at(logits, 1, 0), sizeof rows[1]);
+        else d->download(mat(rows[1], 1, V, F32), mat_rows(logits, 1, 1));
+        EXPECT_NEAR(rows[1][5], 1 - exp(3) / (V - 1 + exp(3)), 1e-5);
+        for (int i = 0; i < 5; i++) d->release(m[i].p);
+        if (host) munmap(p, bytes);
+        else d->release(p);
     }
 }
 
