@@ -10,137 +10,12 @@
 //              length (the peer pads nothing then) unless --spread N makes them 14 N apart.
 //              --profile adds where our own time goes, op by op.
 // What it is not: a test. Nothing fails here.
-// Read before: train.c.  Read next: PERF.md, where the results are kept.
-#include "ceilings.h"
-#include <sys/wait.h>
-#include <unistd.h>
+// Read before: step.h.  Read next: PERF.md, where the results are kept.
+#include "step.h"
 
 enum { SEQUENCES = 8, TOKENS = 2048 };
-
-// ------------------------------------------------------------------------------------------------------------ samples
-
-typedef struct Samples {
-    int32_t ids[TOKENS], trained[TOKENS], lengths[SEQUENCES], grids[SEQUENCES][3];
-    uint8_t flags[TOKENS];
-    Grid grid[SEQUENCES];
-    float *pixels;
-    int64_t patches, values, targets;
-} Samples;
-
-// text, a picture, text; the last half of every sequence is trained.
-static void samples_make(Samples *s, const Config *c, int64_t spread) {
-    static const int64_t sides[SEQUENCES][2] = {{8, 8},   {10, 10}, {12, 12}, {14, 14},
-                                                {12, 16}, {16, 12}, {16, 16}, {16, 16}}; // 112 x 112 to 224 x 224
-    int64_t at = 0, text = c->vision_start_id - 9;                                       // ids below the special ones
-    s->values = c->vision.channels * c->vision.temporal * c->vision.patch * c->vision.patch;
-    for (int k = 0; k < SEQUENCES; k++) {
-        Grid g = s->grid[k] = (Grid){1, sides[k][0], sides[k][1]};
-        int64_t n = TOKENS / SEQUENCES + spread * (2 * k - SEQUENCES + 1), units = g.h * g.w / 4;
-        s->lengths[k] = (int32_t)n;
-        for (int i = 0; i < 3; i++) s->grids[k][i] = (int32_t)(i == 0 ? g.t : i == 1 ? g.h : g.w);
-        for (int64_t i = 0; i < n; i++) {
-            s->ids[at + i] = i == 8                   ? c->vision_start_id
-                             : i > 8 && i < 9 + units ? c->image_id
-                             : i == 9 + units         ? c->vision_end_id
-                                                      : (int32_t)(cheap() % (uint64_t)text);
-            s->flags[at + i] = i >= n / 2 && i > 9 + units;
-            s->trained[at + i] = s->flags[at + i], s->targets += s->flags[at + i];
-        }
-        at += n, s->patches += grid_patches(g);
-    }
-    s->pixels = alloc_or_die((size_t)(s->patches * s->values), sizeof *s->pixels, "pictures");
-    for (int64_t i = 0; i < s->patches * s->values; i++)
-        s->pixels[i] = (float)(int32_t)cheap() * (2.0f / 2147483648.0f);
-}
-
-static bool samples_write(const Samples *s, const char *dir, Err *e) {
-    char path[1300];
-    TensorOut out[] = {
-        {"grids", FT_I32, 2, {SEQUENCES, 3}, s->grids},  {"ids", FT_I32, 1, {TOKENS}, s->ids},
-        {"lengths", FT_I32, 1, {SEQUENCES}, s->lengths}, {"pixels", FT_F32, 2, {s->patches, s->values}, s->pixels},
-        {"trained", FT_I32, 1, {TOKENS}, s->trained},
-    };
-    return path_join(path, sizeof path, dir, "bench_samples.safetensors", e) &&
-           tensors_write(path, out, sizeof out / sizeof *out, e);
-}
-
-// ----------------------------------------------------------------------------------------------------------- our step
-
-typedef struct Step {
-    Model m;
-    Optimizer o;
-    Pack pack;
-    Samples s;
-    float dlp[TOKENS], lp[TOKENS];
-    double seconds, cpu, loss, norm; // of the last step; cpu: seconds of all threads
-} Step;
-
-static bool step_open(Step *t, const char *dir, const Ops *d, Err *e) {
-    AdamOptions a = {.lr = {1e-4, 1e-4, 1e-4}, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .decay = 0.01, .clip = 1};
-    if (!model_load(&t->m, dir, d, (LoadOptions){.force_f32 = true}, e)) return false;
-    for (int64_t i = 0; i < t->m.n_params; i++) t->m.params[i].trained = true;
-    return model_train_open(&t->m, e) && optimizer_open(&t->o, &t->m, &a, e);
-}
-static void step_close(Step *t) { optimizer_close(&t->o, &t->m), pack_free(&t->pack), model_free(&t->m); }
-
-static bool step_once(Step *t, int64_t keep, Err *e) {
-    double started = clock_seconds(), cpu = cpu_seconds(), loss = 0;
-    pack_clear(&t->pack);
-    for (int64_t k = 0, at = 0, patch = 0; k < SEQUENCES; at += t->s.lengths[k], k++) {
-        Sequence q = {.ids = t->s.ids + at,
-                      .n = t->s.lengths[k],
-                      .n_prompt = t->s.lengths[k],
-                      .trained = t->s.flags + at,
-                      .pixels = t->s.pixels + patch * t->s.values,
-                      .grids = &t->s.grid[k],
-                      .n_grids = 1};
-        if (!pack_add(&t->pack, &t->m.c, &q, e)) return false;
-        patch += grid_patches(t->s.grid[k]);
-    }
-    const TrainBatch *b = pack_batch(&t->pack, false, 0, keep);
-    for (int64_t i = 0; i < b->N; i++) t->dlp[i] = b->targets[i] < 0 ? 0 : (float)(-1.0 / (double)t->s.targets);
-    model_zero_gradients(&t->m);
-    if (!model_pass(&t->m, b, t->dlp, t->lp, NULL, e)) return false;
-    for (int64_t i = 0; i < b->N; i++) loss -= t->lp[i];
-    t->norm = gradient_norm(&t->o, &t->m);
-    optimizer_step(&t->o, &t->m, 1, t->norm);
-    t->loss = loss / (double)t->s.targets, t->seconds = clock_seconds() - started;
-    t->cpu = cpu_seconds() - cpu;
-    return true;
-}
-
-// Floating-point operations of the products of one step, forward and backward, none counted twice (what is computed again in
-// the backward pass is not counted). A linear layer of n rows: 2 n in out, and twice that backward; attention: two products
-// of 2 pairs heads dim forward, four backward. Elementwise work is not counted.
-static double step_operations(const Step *t) {
-    const Config *c = &t->m.c;
-    const VisionConfig *v = &c->vision;
-    double linear = 0, attention = 0;
-    for (int64_t i = 0; i < t->m.n_params; i++) {
-        const Param *p = &t->m.params[i];
-        if (p->dims < 2) continue;
-        double rows = p->w == &t->m.head.w || p->tied ? (double)t->s.targets
-                      : p->w == &t->m.embed           ? 0
-                      : p->tower == TOWER_VISION      ? (double)t->s.patches
-                      : p->tower == TOWER_MERGER      ? (double)t->s.patches / 4
-                                                      : TOKENS;
-        linear += 2 * (p->w == &t->m.vision.patch_embed.w ? 2 : 3) * rows * (double)(p->rows * p->cols);
-    }
-    for (int k = 0; k < SEQUENCES; k++) {
-        double n = t->s.lengths[k];
-        attention += 12 * (double)c->L * 0.5 * n * (n + 1) * (double)c->C;
-    }
-    WindowOrder o;
-    window_order(&o, v, t->s.grid, SEQUENCES);
-    for (int64_t j = 0; j < v->depth; j++)
-        for (int64_t i = 0; i < (v->full[j] ? o.n_frames : o.n_windows); i++) {
-            const int32_t *s = v->full[j] ? o.full_starts : o.starts;
-            double n = s[i + 1] - s[i];
-            attention += 12 * n * n * (double)v->C;
-        }
-    window_order_free(&o);
-    return linear + attention;
-}
+static const int64_t sides[SEQUENCES][2] = {{8, 8},   {10, 10}, {12, 12}, {14, 14},
+                                            {12, 16}, {16, 12}, {16, 16}, {16, 16}}; // 112 x 112 to 224 x 224
 
 // -------------------------------------------------------------------------------------------------------- where it goes
 // The processor's time of all threads between two ops counts for the later one, so the work of the host is in the op it prepares. Products are told
@@ -213,56 +88,6 @@ static bool profile(Step *t, int64_t keep, int rounds, Err *e) {
     return true;
 }
 
-// ------------------------------------------------------------------------------------------------------------- the peer
-// Its answer to a line is a line: first "ready NAME" or "missing WHY", then for every "step" "SECONDS CPU_SECONDS LOSS NORM".
-
-typedef struct Peer {
-    pid_t pid;
-    FILE *to, *from;
-    char name[400];
-} Peer;
-
-static bool peer_line(Peer *p, char *line, int size) {
-    if (!fgets(line, size, p->from)) return false;
-    line[strcspn(line, "\n")] = 0;
-    return true;
-}
-static bool peer_open(Peer *p, const char *python, const char *script, const char *dir) {
-    int down[2], up[2];
-    char threads[16], line[400];
-    snprintf(threads, sizeof threads, "%d", pool_threads());
-    if (pipe(down) || pipe(up)) return false;
-    p->pid = fork();
-    if (p->pid == 0) {
-        dup2(down[0], 0), dup2(up[1], 1);
-        close(down[0]), close(down[1]), close(up[0]), close(up[1]);
-        execlp(python, python, script, dir, threads, (char *)NULL);
-        _exit(127);
-    }
-    close(down[0]), close(up[1]);
-    p->to = fdopen(down[1], "w"), p->from = fdopen(up[0], "r");
-    if (p->pid < 0 || !p->to || !p->from) return false;
-    if (!peer_line(p, line, sizeof line)) snprintf(line, sizeof line, "missing %s did not run", python);
-    if (!strncmp(line, "ready ", 6)) {
-        snprintf(p->name, sizeof p->name, "%s", line + 6);
-        return true;
-    }
-    printf(
-        "PyTorch was not measured: %s. make bench PYTHON=path/to/python names one that has torch and transformers.\n",
-        line + strcspn(line, " "));
-    return false;
-}
-static bool peer_step(Peer *p, double *wall, double *cpu, double *loss, double *norm) {
-    char line[200];
-    fprintf(p->to, "step\n"), fflush(p->to);
-    return peer_line(p, line, sizeof line) && sscanf(line, "%lf %lf %lf %lf", wall, cpu, loss, norm) == 4;
-}
-static void peer_close(Peer *p) {
-    if (p->to) fclose(p->to);
-    if (p->from) fclose(p->from);
-    if (p->pid > 0) waitpid(p->pid, NULL, 0);
-}
-
 // ----------------------------------------------------------------------------------------------------------------- main
 
 // Steps of one kind: ours and, right after each, one of the peer.
@@ -285,9 +110,9 @@ static bool run(const char *dir, const char *python, int64_t spread, bool profil
     Times *times = alloc_or_die(2, sizeof *times, "the times");
     Peer p = {0};
     double peaks[MOST_ROUNDS], wall, cpu, loss, norm;
-    if (!step_open(t, dir, ops_cpu(), e)) return false;
+    if (!step_open(t, dir, ops_cpu(), NULL, e)) return false;
     int64_t keep[2] = {t->m.c.L > t->m.c.vision.depth ? t->m.c.L : t->m.c.vision.depth, 0}, elements = 0;
-    samples_make(&t->s, &t->m.c, spread);
+    step_samples(t, (SampleShape){SEQUENCES, TOKENS / SEQUENCES, spread, sides, 0});
     if (!samples_write(&t->s, dir, e)) return false;
     for (int64_t i = 0; i < t->o.n; i++) elements += t->o.rows[i].p->rows * t->o.rows[i].p->cols;
     printf("one step of full fine-tuning, F32: %.2f M parameters, %d tokens in %d sequences of %d to %d, %lld targets, "
@@ -295,7 +120,13 @@ static bool run(const char *dir, const char *python, int64_t spread, bool profil
            1e-6 * (double)elements, TOKENS, SEQUENCES, t->s.lengths[0], t->s.lengths[SEQUENCES - 1],
            (long long)t->s.targets, (long long)t->s.patches, cpu_isa(), pool_threads(), rounds);
     fflush(stdout);
-    bool peer = python && peer_open(&p, python, "bench/peers/train_step.py", dir);
+    char threads[16];
+    snprintf(threads, sizeof threads, "%d", pool_threads());
+    bool peer = python && peer_open(&p, python, "bench/peers/train_step.py", (const char *[]){dir, threads, NULL});
+    if (python && !peer)
+        printf("PyTorch was not measured: %s. make bench PYTHON=path/to/python names one that has torch and "
+               "transformers.\n",
+               p.name);
 
     // The first step warms up and shows that both do the same; the last one that they still do.
     if (!step_once(t, keep[0], e)) return false;
@@ -331,7 +162,7 @@ static bool run(const char *dir, const char *python, int64_t spread, bool profil
         printf("where the processor's time goes, %s:\n", names[k] + 8);
         if (!profile(t, keep[k], rounds, e)) return false;
     }
-    step_close(t), free(t->s.pixels), free(t), free(times);
+    step_close(t), step_samples_free(t), free(t), free(times);
     return true;
 }
 
