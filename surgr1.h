@@ -954,6 +954,7 @@ enum Task {
     TASK_STEP,
     TASK_PHASE,
     TASK_CVS,
+    TASK_PROTOCOL,
     TASK_VQA,
     TASK_VQLA,
     TASKS
@@ -1005,6 +1006,8 @@ typedef struct TaskWording {
 } TaskWording;
 enum { TASK_MAX_CHOICES = 26 };
 const char *task_system_prompt(bool brief);
+// The question of `brief` without the picture's mark: "Two structures?".
+const char *task_brief_question(enum Task t);
 // The question, with <image> once inside its sentence (unless the item's own question brings it).
 void task_question(const TaskItem *t, TaskWording w, Text *out);
 // The plain answer. Boxes are in pixels of the file: {"bbox_2d": [x1, y1, x2, y2], "label": "grasper"}, a list of these, or
@@ -1037,6 +1040,18 @@ typedef struct TaskRecord { // one line, read; `item` points into the rest of it
 // E-JS-*, E-DS-01 to -03, -05, -06. May be moved, not copied; nothing to free after a refusal.
 bool task_record_read(TaskRecord *r, const char *line, size_t len, const char *file, int64_t number, Err *e);
 void task_record_free(TaskRecord *r);
+
+// ================================================================================================= data/protocol.c
+// A walk over what is seen, from fact to fact, to the action that comes next: for tasks that need intermediate steps.
+enum { PROTOCOL_ACTIONS = 4, PROTOCOL_MOST_MOVES = 9 }; // six kinds of instrument and three criteria
+extern const char *const protocol_actions[PROTOCOL_ACTIONS];
+typedef struct ProtocolMove {
+    const char *fact, *value, *action; // "structures", "yes", "cut"; of an instrument value is ""
+} ProtocolMove;
+// tools: names of CholecT50, a repeated one counts once; criteria 1 to 3 of the critical view. Returns how many moves were
+// filled in, at least 3; the action of the last is the answer.
+int protocol_walk(const char *const *tools, int n_tools, const bool criteria[3],
+                  ProtocolMove moves[PROTOCOL_MOST_MOVES]);
 
 // =================================================================================================== data/scenes.c
 // Drawn operating fields with their full truth. A scene is a pure function of its options.

@@ -2205,6 +2205,11 @@ int scene_records(const Scene *s, const SceneRecords *how, Text *out) {
         write_item(&w, TASK_STEP, NULL, NULL, t->step, NULL, 0, WORDS(steps));
         write_item(&w, TASK_PHASE, NULL, NULL, t->phase, NULL, 0, WORDS(phases));
         if (t->cvs_asked) write_item(&w, TASK_CVS, NULL, NULL, t->cvs ? "yes" : "no", NULL, 0, NULL, 0);
+        ProtocolMove moves[PROTOCOL_MOST_MOVES];
+        for (int i = 0; i < t->n_tools; i++) names[i] = t->tools[i].name;
+        int last = protocol_walk(names, t->n_tools, t->criteria, moves) - 1;
+        if (t->cvs_asked)
+            write_item(&w, TASK_PROTOCOL, NULL, NULL, moves[last].action, NULL, 0, WORDS(protocol_actions));
     }
     int keep = how->per_frame > 0 && how->per_frame < w.n ? how->per_frame : w.n;
     if (keep < w.n) draw_in_turn(&w, name);

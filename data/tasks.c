@@ -23,6 +23,7 @@ static const TaskInfo tasks[TASKS] = {
     [TASK_STEP] = {"step", 3, ANSWER_WORD, "which step"},
     [TASK_PHASE] = {"phase", 3, ANSWER_WORD, "which phase"},
     [TASK_CVS] = {"cvs", 3, ANSWER_YESNO, "whether the critical view of safety is achieved"},
+    [TASK_PROTOCOL] = {"protocol", 3, ANSWER_WORD, "which action a fixed protocol asks for next (data/protocol.c)"},
     [TASK_VQA] = {"vqa", 0, ANSWER_WORD, "a question answered by a label"},
     [TASK_VQLA] = {"vqla", 0, ANSWER_VQLA, "a question answered by a label and a box"},
 };
@@ -154,6 +155,12 @@ static const struct {
           "Would clipping be safe by the critical view of safety in the {procedure} image <image>?" YES_NO,
           "Look at the {procedure} image <image>: does it give the full critical view of safety?" YES_NO,
           "Does the picture <image> satisfy the critical view of safety?" YES_NO}},
+    [TASK_PROTOCOL] = {"Given the {procedure} image <image>, which action does the protocol ask for next?",
+                       {"By the protocol, which action comes next in the {procedure} image <image>?",
+                        "In the {procedure} image <image>, what does the protocol ask for next?",
+                        "Go through the protocol for the {procedure} image <image> and name the next action.",
+                        "The picture <image> was taken during {procedure}. To which action does the protocol lead?",
+                        "Look at the {procedure} image <image>: where does the protocol end?"}},
     [TASK_VQA] = {"Given the {procedure} image <image>, {question}",
                   {"Look at the {procedure} image <image>. {question}", "In the {procedure} image <image>: {question}",
                    "About the {procedure} image <image>: {question}",
@@ -186,9 +193,12 @@ static const char *const brief[TASKS] = {
     [TASK_STEP] = "<image>Which step?",
     [TASK_PHASE] = "<image>Which phase?",
     [TASK_CVS] = "<image>View achieved?",
+    [TASK_PROTOCOL] = "<image>Which action next?",
     [TASK_VQA] = "<image>{question}",
     [TASK_VQLA] = "<image>{question} With a box.",
 };
+
+const char *task_brief_question(enum Task t) { return brief[t] + strlen("<image>"); }
 
 int task_pick(uint64_t seed, const char *id, uint32_t what, int n) {
     if (!id) id = "";

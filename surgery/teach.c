@@ -14,6 +14,7 @@ typedef struct Lesson {
     uint32_t picks;
     const Json *wrong; // the instrument that is mistaken, as `mistake`; NULL: none
     int mistake;       // number of a triplet
+    int misread;       // the criterion, 1 to 3, that is taken for its opposite; 0: none
     Text *out;
 } Lesson;
 
@@ -157,7 +158,7 @@ static void tell_objects(Lesson *l) {
 static bool criterion(const Lesson *l, int k) {
     static const char *const names[] = {"c1", "c2", "c3", "achieved"};
     const Json *v = json_get(json_get(l->truth, "cvs"), names[k]);
-    return v && v->type == JSON_TRUE;
+    return (v && v->type == JSON_TRUE) != (l->misread == k + 1);
 }
 
 static void tell_criterion(Lesson *l, int k) {
@@ -311,6 +312,21 @@ static void level_2(Lesson *l) {
 }
 
 // ---------------------------------------------------------------------------------------------------------- level 3
+// Instruments by kind, each once, as a list of them names them.
+static int kinds(const Lesson *l, const char *names[PROTOCOL_MOST_MOVES]) {
+    int n = 0;
+    for (const Json *v = first(l->tools); v && n < PROTOCOL_MOST_MOVES; v = v->next) {
+        bool again = false;
+        for (int i = 0; i < n; i++) again = again || !strcmp(names[i], text_of(v, "name"));
+        if (!again) names[n++] = text_of(v, "name");
+    }
+    return n;
+}
+static int walk(const Lesson *l, ProtocolMove moves[PROTOCOL_MOST_MOVES]) {
+    const char *names[PROTOCOL_MOST_MOVES];
+    return protocol_walk(names, kinds(l, names), (bool[3]){criterion(l, 0), criterion(l, 1), criterion(l, 2)}, moves);
+}
+
 static void tell_phase(Lesson *l, const char *phase) {
     bool bag = seen(l, "specimen_bag"), sac = seen(l, "gallbladder"), clip = seen(l, "clip");
     bool tubes = seen(l, "cystic_duct") || seen(l, "cystic_artery") || seen(l, "cystic_pedicle");
@@ -369,41 +385,83 @@ static void level_3(Lesson *l) {
                                   : SAY(l, " Not all three are met, so the critical view is not achieved.",
                                         " One missing criterion is enough: the view is not achieved."));
         break;
+    case TASK_PROTOCOL: {
+        ProtocolMove moves[PROTOCOL_MOST_MOVES];
+        n = walk(l, moves);
+        text_addf(l->out, "%s",
+                  SAY(l, " The protocol begins at retract.", " From retract one goes through the protocol."));
+        for (; i < n; i++)
+            text_addf(l->out, " %s %s%s%s leads to %s.", *moves[i].value ? "Criterion" : "The",
+                      *moves[i].value ? moves[i].fact : named(moves[i].fact), *moves[i].value ? ": " : "",
+                      moves[i].value, moves[i].action);
+        text_addf(l->out, " %s %s.", SAY(l, "So what comes next is", "That is the next action:"), t->answer);
+        break;
+    }
     default: break;
     }
 }
 
 // ----------------------------------------------------------------------------------------------------------- brief
+// A small model answers best what it was asked before: so a brief thought about a whole scene asks itself the questions of
+// single facts, in their own words, and answers them.
+static bool rests_on_criteria(enum Task t) {
+    return t == TASK_CVS || t == TASK_PROTOCOL || t == TASK_STEP || (t >= TASK_CVS1 && t <= TASK_CVS3);
+}
 // What the phase of a cholecystectomy follows from, beside instruments and objects.
 static bool tells_phase(const char *tissue) { return !strcmp(tissue, "gallbladder") || !strncmp(tissue, "cystic_", 7); }
 
+static void brief_tools(Lesson *l) {
+    const char *names[PROTOCOL_MOST_MOVES];
+    enum Task task = l->item->task;
+    int n = 0;
+    if (task == TASK_PHASE || task == TASK_CVS || task == TASK_PROTOCOL) { // which ones, not how many
+        n = kinds(l, names);
+        text_addf(l->out, " %s ", task_brief_question(TASK_TOOL));
+        task_list_text(names, n, l->out);
+        text_addf(l->out, "%s.", n ? "" : "none");
+        return;
+    }
+    for (const Json *v = first(l->tools); v; v = v->next)
+        text_addf(l->out, "%s%s %s", n++ ? ", " : " ", named(text_of(v, "name")), text_of(v, "cell"));
+    text_addf(l->out, "%s.", n ? "" : " none");
+}
+
 static void brief_level(Lesson *l, int level) {
     const TaskItem *t = l->item;
+    bool whole = task_info(t->task)->level == 3, criteria = json_get(l->truth, "cvs") && rests_on_criteria(t->task);
     int n = 0;
     if (level == 1) {
-        for (const Json *v = first(l->tools); v; v = v->next, n++)
-            text_addf(l->out, "%s%s %s", n ? ", " : " ", named(text_of(v, "name")), text_of(v, "cell"));
-        if (!n) text_addf(l->out, " no instrument");
-        n = 0;
+        brief_tools(l);
         for (const Json *v = first(l->tissues); v; v = v->next)
-            if (t->task == TASK_TISSUE || (tells_phase(text_of(v, "name")) && task_info(t->task)->level == 3))
-                text_addf(l->out, "%s%s", n++ ? ", " : "; ", named(text_of(v, "name")));
-        for (const Json *v = first(l->objects); v && task_info(t->task)->level == 3; v = v->next)
-            text_addf(l->out, "%s%s", n++ ? ", " : "; ", named(text_of(v, "name")));
-        if (json_get(l->truth, "cvs") &&
-            (t->task == TASK_CVS || (t->task >= TASK_CVS1 && t->task <= TASK_CVS3) || t->task == TASK_STEP))
-            text_addf(l->out, "; structures %s, triangle %s, plate %s", criterion(l, 0) ? "yes" : "no",
-                      criterion(l, 1) ? "yes" : "no", criterion(l, 2) ? "yes" : "no");
-    } else if (level == 2) {
+            if (t->task == TASK_TISSUE ||
+                (tells_phase(text_of(v, "name")) && (t->task == TASK_PHASE || t->task == TASK_STEP)))
+                text_addf(l->out, "%s%s", n++ ? ", " : " ", named(text_of(v, "name")));
+        for (const Json *v = first(l->objects); v && (t->task == TASK_PHASE || t->task == TASK_STEP); v = v->next)
+            text_addf(l->out, "%s%s", n++ ? ", " : " ", named(text_of(v, "name")));
+        if (n) text_addf(l->out, ".");
+        if (!criteria || whole) return;
+    }
+    if (criteria && (level == 2 || !whole)) {
+        for (int k = 0; k < 3; k++)
+            text_addf(l->out, " %s %s.", task_brief_question(TASK_CVS1 + k), criterion(l, k) ? "yes" : "no");
+        if (t->task != TASK_STEP) return;
+    }
+    if (level == 2) {
         if (json_get(l->truth, "action")) text_addf(l->out, " %s", text_of(l->truth, "action"));
         for (const Json *v = first(l->tools); v && !json_get(l->truth, "action"); v = v->next)
             text_addf(l->out, "%s%s %s %s", n++ ? ", " : " ", text_of(v, "name"), verb_of(l, v), target_of(l, v));
-        if (!first(l->tools)) text_addf(l->out, " none");
+        text_addf(l->out, "%s.", first(l->tools) ? "" : " none");
     } else if (t->task == TASK_STEP) {
         for (const Json *v = first(l->tools); v; v = v->next) n++;
-        text_addf(l->out, " %s, %d tool%s, %s", text_of(l->truth, "phase"), n, n == 1 ? "" : "s", t->answer);
-    } else text_addf(l->out, " %s", t->answer);
-    text_addf(l->out, ".");
+        text_addf(l->out, " %s, %d tool%s, %s.", text_of(l->truth, "phase"), n, n == 1 ? "" : "s", t->answer);
+    } else if (t->task == TASK_PROTOCOL) {
+        ProtocolMove moves[PROTOCOL_MOST_MOVES];
+        int last = walk(l, moves);
+        for (int i = 0; i < last; i++)
+            text_addf(l->out, "%s%s%s%s %s", i ? ", " : " ", moves[i].fact, *moves[i].value ? " " : "", moves[i].value,
+                      moves[i].action);
+        text_addf(l->out, ".");
+    } else text_addf(l->out, " %s.", t->answer);
 }
 
 // ---------------------------------------------------------------------------------------------------------- lesson
@@ -416,9 +474,13 @@ static const char *reason_of(Lesson *l) {
     }
 }
 
-// Mistakes one instrument of the frame for doing something else that it could do.
+// Misreads a criterion where they decide; else mistakes one instrument of the frame for doing something else that it could do.
 static void mistake(Lesson *l) {
     int n = 0, others[TRIPLETS], n_others = 0;
+    if (json_get(l->truth, "cvs") && (l->item->task == TASK_CVS || l->item->task == TASK_PROTOCOL)) {
+        l->misread = 1 + task_pick(l->seed, l->item->id, 903, 3);
+        return;
+    }
     for (const Json *v = first(l->tools); v; v = v->next) n++;
     if (!n) return;
     const Json *tool = first(l->tools);
