@@ -14,7 +14,8 @@
 //     the same bits alone and in a batch;
 //   - "row kernels": one block per row (grid.x), threads stride over the columns;
 //   - shared memory comes from the one dynamic array of the launch, so that its size is written where it is asked for;
-//   - a barrier's comment names what it separates, before | after. No thread returns before a barrier, no float atomics.
+//   - a barrier's comment names what it separates, before | after. No thread returns before a barrier that others of its
+//     block reach, no float atomics.
 #include "ops.h"
 
 #if defined(__CUDACC__)
@@ -455,6 +456,7 @@ __device__ static inline int64_t key_row(const Span &s, int64_t t) {
 enum { MAX_DIM = 512, QUERIES = 8, KEYS = 32, DECODE_HEADS = 8, DECODE_KEYS = 256 };
 
 #define LOG2_E 1.44269504f
+#define LN_2   0.69314718f
 
 // What the tensor-core rungs share. q, k, v, o and their gradients are BF16 with rows on 16-byte addresses, heads have D
 // columns or fewer, which are filled up with zeros. A tile of rows of one head lies in shared memory as [rows][D + 8]:
@@ -562,12 +564,173 @@ __global__ void __launch_bounds__(QUERIES * 32, 2)
         if (lse.p && lane == 0) put(lse, row, head, largest + logf(sum));
     }
 }
+// attention_forward, tensor-core rung (FlashAttention-2: Dao 2023): a warp owns 16 queries and keeps them, their scores and
+// their sums as fragments in registers; tiles of 64 keys and values come by cp.async into two stages and are shared by
+// the block's warps. scores = q k^T, then p = 2^(scores scale log2(e) - largest), rounded to bf16, and o += p v: fragment
+// c of scores has the shape of fragment a. The sum of p is of the unrounded ones; with the rounding of o that makes two
+// roundings to bf16 between this and the reference, while lse has none.
+// grid (spans * tiles of queries, heads): blocks that follow each other read the same keys, through L2. The last queries
+// of a span come first, as with `causal` they have the most keys. Tiles start at key 0 of the span, and a tile that shows
+// a row nothing leaves its bits alone, so they depend on its keys only.
+enum { FLASH_KEYS = 64 };
+template <int D> static constexpr int flash_shared(void) { return 4 * FLASH_KEYS * (D + 8) * 2; } // k and v, two stages
+
+// acc[16,D] += p[16,64] value[64,D]. The value of a key that a row does not see may be NaN, and 0 * NaN is NaN: FINITE turns
+// what is not finite into 0 on its way into the product, and returns whether there was any.
+template <int D, bool FINITE>
+__device__ static inline bool add_values(float acc[D / 8][4], const float p[FLASH_KEYS / 8][4], const uint16_t *value) {
+    bool found = false;
+#pragma unroll
+    for (int j = 0; j < FLASH_KEYS / 16; j++) {
+        uint32_t a[4], b[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) a[e] = bf16_pair(p[2 * j + e / 2][e % 2 * 2], p[2 * j + e / 2][e % 2 * 2 + 1]);
+#pragma unroll
+        for (int n = 0; n < D / 16; n++) {
+            load_b_trans<D>(b, value + 16 * j * (D + 8) + 16 * n);
+#pragma unroll
+            for (int i = 0; i < 4 && FINITE; i++) {
+                if ((b[i] & 0x7f80u) == 0x7f80u) b[i] &= 0xffff0000u, found = true;
+                if ((b[i] & 0x7f800000u) == 0x7f800000u) b[i] &= 0xffffu, found = true;
+            }
+            mma_m16n8k16_bf16(acc[2 * n], a, b), mma_m16n8k16_bf16(acc[2 * n + 1], a, b + 2);
+        }
+    }
+    return found;
+}
+
+template <int D, int THREADS>
+__global__ void __launch_bounds__(THREADS)
+    attention_flash_kernel(Mat o, Mat lse, Mat q, Mat k, Mat v, Mat spans, int tiles, int group, int dim, float scale) {
+    DYNAMIC_SHARED(shared);
+    constexpr int QUERIES_HERE = THREADS / 2, TILE_SIZE = FLASH_KEYS * (D + 8);
+    uint16_t *stages = (uint16_t *)shared; // 2 of a tile of keys and a tile of values
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    Span s = *(const Span *)mat_at(spans, (int)blockIdx.x / tiles, 0);
+    int head = (int)blockIdx.y, at = head * dim, kv = head / group * dim, prefix = s.prefix_last - s.prefix_first;
+    int first = s.first + (tiles - 1 - (int)blockIdx.x % tiles) * QUERIES_HERE, warp_first = first + 16 * warp;
+    int last = first + QUERIES_HERE < s.last ? first + QUERIES_HERE : s.last; // of this block's queries
+    int keys = first >= s.last ? 0 : prefix + (s.causal ? last : s.last) - s.first;
+    auto load = [&](int t0, int stage) {
+        auto row_of = [&](int i) { return t0 + i < keys ? key_row(s, t0 + i) : -1; };
+        uint16_t *tile = stages + stage * 2 * TILE_SIZE;
+        load_head_rows<D, THREADS>(tile, k, kv, dim, FLASH_KEYS, row_of);
+        load_head_rows<D, THREADS>(tile + TILE_SIZE, v, kv, dim, FLASH_KEYS, row_of);
+        cp_async_commit();
+    };
+    if (keys) load(0, 0);
+
+    // A lane has two of its warp's queries: row lane / 4 of the 16 (elements 0 and 1 of a fragment c) and 8 further (2, 3).
+    int row[2], visible[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        row[r] = warp_first + lane / 4 + 8 * r;
+        if (row[r] >= s.last) row[r] = -1;
+        visible[r] = s.causal && row[r] >= 0 ? prefix + row[r] + 1 - s.first : keys; // itself at least
+    }
+    // What any of the warp's queries sees, and what they all see.
+    int warp_keys = warp_first >= s.last                 ? 0
+                    : s.causal && warp_first + 16 < last ? prefix + warp_first + 16 - s.first
+                                                         : keys;
+    int open_keys = s.causal ? prefix + warp_first + 1 - s.first : keys;
+    uint32_t query[D / 16][4];
+    load_a_rows<D>(query, q, at, dim, row[0], row[1]);
+
+    float acc[D / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sum[2] = {}, base2 = scale * LOG2_E;
+    int stage = 0;
+    for (int t0 = 0; t0 < keys; t0 += FLASH_KEYS, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads(); // this stage filled, the other one read in the last round | read and refilled below
+        if (t0 + FLASH_KEYS < keys) load(t0 + FLASH_KEYS, stage ^ 1);
+        if (t0 >= warp_keys) continue; // the whole warp
+        const uint16_t *key = stages + stage * 2 * TILE_SIZE, *value = key + TILE_SIZE;
+        bool hides = t0 + FLASH_KEYS > open_keys; // something, from some row
+        float p[FLASH_KEYS / 8][4] = {}, fade[2]; // scores, then probabilities
+#pragma unroll
+        for (int n = 0; n < D / 16; n++)
+#pragma unroll
+            for (int j = 0; j < FLASH_KEYS / 16; j++) {
+                uint32_t b[4];
+                load_b<D>(b, key + 16 * j * (D + 8) + 16 * n);
+                mma_m16n8k16_bf16(p[2 * j], query[n], b), mma_m16n8k16_bf16(p[2 * j + 1], query[n], b + 2);
+            }
+        if (hides)
+#pragma unroll
+            for (int f = 0; f < FLASH_KEYS / 2; f++) // selected: a hidden score may be NaN
+                if (t0 + f / 4 * 8 + lane % 4 * 2 + f % 2 >= visible[f % 4 / 2]) p[f / 4][f % 4] = -INFINITY;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float larger = -INFINITY, part = 0;
+#pragma unroll
+            for (int f = 0; f < FLASH_KEYS / 4; f++) larger = fmaxf(larger, p[f / 2][2 * r + f % 2]);
+            larger = fmaxf(larger, __shfl_xor_sync(0xffffffffu, larger, 1)); // four lanes have a row between them
+            larger = fmaxf(larger, __shfl_xor_sync(0xffffffffu, larger, 2));
+            larger = fmaxf(largest[r], larger * base2); // scale > 0
+            fade[r] = exp2_approx(largest[r] - larger), largest[r] = larger;
+#pragma unroll
+            for (int f = 0; f < FLASH_KEYS / 4; f++) {
+                float *p_t = &p[f / 2][2 * r + f % 2];
+                *p_t = exp2_approx(fmaf(*p_t, base2, -larger)), part += *p_t;
+            }
+            sum[r] = sum[r] * fade[r] + part; // of this lane's keys
+        }
+#pragma unroll
+        for (int f = 0; f < D / 2; f++) acc[f / 4][f % 4] *= fade[f % 4 / 2];
+        bool found = hides ? add_values<D, true>(acc, p, value) : add_values<D, false>(acc, p, value);
+        if (__any_sync(0xffffffffu, found)) // rows that see such a value get it after all
+#pragma unroll 1
+            for (int t = 0; t < FLASH_KEYS; t++)
+#pragma unroll
+                for (int f = 0; f < D / 2; f++) {
+                    float value_t = bf16_to_f32(value[t * (D + 8) + f / 4 * 8 + lane % 4 * 2 + f % 2]);
+                    if (t0 + t < visible[f % 4 / 2] && !(fabsf(value_t) < INFINITY)) acc[f / 4][f % 4] += value_t;
+                }
+    }
+    // Through shared memory, so that rows are written by 16 bytes: into the stage that nobody has read since the last
+    // barrier, each warp its own 16 rows.
+    uint16_t *out = stages + stage * 2 * TILE_SIZE + warp * 16 * (D + 8);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
+        sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
+        if (lse.p && row[r] >= 0 && lane % 4 == 0) put(lse, row[r], head, (largest[r] + log2f(sum[r])) * LN_2);
+        float share = 1 / sum[r];
+#pragma unroll
+        for (int n = 0; n < D / 8; n++)
+            *(uint32_t *)(out + (lane / 4 + 8 * r) * (D + 8) + 8 * n + lane % 4 * 2) =
+                bf16_pair(acc[n][2 * r] * share, acc[n][2 * r + 1] * share);
+    }
+    __syncwarp(); // rows written above | read by the warp's other lanes below
+    for (int e = lane; e < 16 * (D / 8); e += 32) {
+        int i = e / (D / 8), c = e % (D / 8) * 8;
+        if (warp_first + i < s.last && c < dim)
+            *(uint4 *)mat_at(o, warp_first + i, at + c) = *(const uint4 *)(out + i * (D + 8) + c);
+    }
+}
+static bool flash_fits(Mat o, Mat q, Mat k, Mat v, int64_t dim, float scale) {
+    return !rungs.naive && dim <= 128 && scale > 0 && head_rows(o, dim) && head_rows(q, dim) && head_rows(k, dim) &&
+           head_rows(v, dim);
+}
 static void cuda_attention_forward(Mat o, Mat lse, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads,
                                    int64_t dim, float scale) {
     if (spans.longest == 0) return; // only empty spans
-    int tiles = (int)blocks(spans.longest, QUERIES);
-    RUN(attention_forward_kernel, dim3(blocks(spans.n * tiles, 1), (unsigned)heads), QUERIES * 32,
-        attention_shared(dim), o, lse, q, k, v, spans.rows, tiles, (int)(heads / kv_heads), (int)dim, scale);
+    bool flash = flash_fits(o, q, k, v, dim, scale);
+    // Windows of 64 queries and less take blocks of 64, longer spans blocks of 128, which read the keys half as often.
+    int threads = dim > 80 || (dim > 64 && spans.longest > 64) ? 256 : 128;
+    int tiles = (int)blocks(spans.longest, flash ? threads / 2 : QUERIES), group = (int)(heads / kv_heads);
+    dim3 grid(blocks(spans.n * tiles, 1), (unsigned)heads);
+#define FLASH(D, THREADS)                                                                                              \
+    RUN((attention_flash_kernel<D, THREADS>), grid, THREADS, flash_shared<D>(), o, lse, q, k, v, spans.rows, tiles,    \
+        group, (int)dim, scale)
+    if (flash && dim <= 32) FLASH(32, 128);
+    else if (flash && dim <= 64) FLASH(64, 128);
+    else if (flash && dim <= 80 && threads == 128) FLASH(80, 128);
+    else if (flash && dim <= 80) FLASH(80, 256);
+    else if (flash) FLASH(128, 256);
+    else
+        RUN(attention_forward_kernel, grid, QUERIES * 32, attention_shared(dim), o, lse, q, k, v, spans.rows, tiles,
+            group, (int)dim, scale);
+#undef FLASH
 }
 
 // attention_backward: with p = exp(scale q.k_t - lse) and delta = dout.o for every query and key it saw,
@@ -783,12 +946,205 @@ __global__ void __launch_bounds__(DECODE_KEYS)
     }
     for (int e = threadIdx.x; e < width; e += DECODE_KEYS) put(o, row, at + e, keys ? acc[e] / sum[e / dim] : 0);
 }
+// attention_decode, tensor-core rung: the keys of a row are split over blocks (Dao et al. 2023, Flash-Decoding). Chunks of 64
+// keys go to splits in turn, chunk c to split c % 32, so a sum's order depends on the number of the row's keys alone. A
+// warp has 16 keys of a chunk at a time: scores^T = k q^T with keys as the 16 rows and up to 8 query heads, which share
+// the key head, as the 8 columns; sums^T = v^T p^T with columns of v as the 16 rows. Both products may take their inner
+// elements in any order, and rows may stand for any columns of v: so a lane loads 16 bytes of a key or value at once,
+// straight from memory into the registers that make fragments, and nothing is read twice or staged.
+// grid (rows, key heads * eights of their query heads, splits), whatever the lengths: it can be captured, and replayed when
+// the spans on the device have grown; blocks without keys leave at once. Rows that share a prefix are next to each other
+// in x, so they read it at about the same time: from memory once, else from L2.
+// The last block of a row to finish adds the splits up, in their order. parts: per row and eight [32][8] of the largest
+// score, the sum, and [dim] the weighted values, relative to that largest one. counts: finished blocks, 0 between launches.
+enum { SPLITS = 32, SPLIT_KEYS = 64, SPLIT_WARPS = SPLIT_KEYS / 16, SPLIT_THREADS = 32 * SPLIT_WARPS };
+static int64_t split_floats(int64_t dim) { return SPLITS * DECODE_HEADS * (dim + 2); } // of a row and eight
+static size_t split_shared(int64_t dim) { // each warp's sums, their states, one flag
+    return (size_t)(SPLIT_WARPS * DECODE_HEADS * (dim + 1 + 2) + 1) * sizeof(float);
+}
+
+__device__ static inline void load16(uint32_t word[4], const uint16_t *from, bool inside) {
+    uint4 w = inside ? __ldg((const uint4 *)from) : make_uint4(0, 0, 0, 0);
+    word[0] = w.x, word[1] = w.y, word[2] = w.z, word[3] = w.w;
+}
+
+template <int D> // 64 or 128, or fewer columns
+__global__ void __launch_bounds__(SPLIT_THREADS)
+    attention_split_kernel(Mat o, Mat q, Mat k, Mat v, Mat spans, float *parts, int *counts, int group, int dim,
+                           float scale) {
+    DYNAMIC_SHARED(shared);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c4 = lane % 4, pitch = dim + 1;
+    float *sums = (float *)shared, *states = sums + SPLIT_WARPS * DECODE_HEADS * pitch; // [4][8][pitch], [4][8][2]
+    int *is_last = (int *)(states + SPLIT_WARPS * DECODE_HEADS * 2);
+    int row = (int)blockIdx.x, split = (int)blockIdx.z, eights = (group + DECODE_HEADS - 1) / DECODE_HEADS;
+    int kv_head = (int)blockIdx.y / eights, done = (int)blockIdx.y % eights * DECODE_HEADS;
+    int at = (kv_head * group + done) * dim, kv = kv_head * dim;
+    int heads = group - done < DECODE_HEADS ? group - done : DECODE_HEADS;
+    Span s = *(const Span *)mat_at(spans, row, 0);
+    int keys = s.prefix_last - s.prefix_first + s.last - s.first, chunks = (keys + SPLIT_KEYS - 1) / SPLIT_KEYS;
+    int splits = chunks < SPLITS ? chunks : SPLITS;
+    if (split > 0 && split >= splits) return; // the whole block; a row without keys keeps its first one
+
+    uint32_t query[D / 32][4]; // column g of q^T, inner elements 32n + 8 c4 to 7 more
+#pragma unroll
+    for (int n = 0; n < D / 32; n++) {
+        int c = 32 * n + 8 * c4;
+        load16(query[n], (const uint16_t *)mat_at(q, row, at + g * dim + c), g < heads && c < dim);
+    }
+    // Of heads 2 c4 and 2 c4 + 1: largest score, sum of this lane's keys; acc[n][m]: of both, columns 64n + 8g + 2m, + 1.
+    float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {}, acc[D / 64][4][4] = {}, base2 = scale * LOG2_E;
+    for (int t0 = split * SPLIT_KEYS + warp * 16; t0 < keys; t0 += SPLITS * SPLIT_KEYS) {
+        uint32_t key[D / 32][2][4], value[D / 64][4][4];
+#pragma unroll
+        for (int i = 0; i < 2; i++) { // rows g and g + 8 of fragment a
+            int t = t0 + g + 8 * i;
+            const uint16_t *from = (const uint16_t *)mat_at(k, t < keys ? key_row(s, t) : 0, kv + 8 * c4);
+#pragma unroll
+            for (int n = 0; n < D / 32; n++) load16(key[n][i], from + 32 * n, t < keys && 32 * n + 8 * c4 < dim);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) { // inner elements 2 c4, + 1, + 8, + 9
+            int t = t0 + 2 * c4 + i % 2 + i / 2 * 8;
+            const uint16_t *from = (const uint16_t *)mat_at(v, t < keys ? key_row(s, t) : 0, kv + 8 * g);
+#pragma unroll
+            for (int n = 0; n < D / 64; n++) load16(value[n][i], from + 64 * n, t < keys && 64 * n + 8 * g < dim);
+        }
+        float p[4] = {}, fade[2]; // of key g: heads 2 c4, + 1; of key g + 8: the same
+#pragma unroll
+        for (int n = 0; n < 2 * (D / 32); n++) { // the first or last four of a lane's eight inner elements
+            int w = n % 2 * 2;
+            uint32_t a[4] = {key[n / 2][0][w], key[n / 2][1][w], key[n / 2][0][w + 1], key[n / 2][1][w + 1]};
+            mma_m16n8k16_bf16(p, a, &query[n / 2][w]);
+        }
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (t0 + g + e / 2 * 8 >= keys) p[e] = -INFINITY;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float larger = fmaxf(p[h], p[h + 2]);
+            for (int lanes = 4; lanes < 32; lanes *= 2)
+                larger = fmaxf(larger, __shfl_xor_sync(0xffffffffu, larger, lanes));
+            larger = fmaxf(largest[h], larger * base2); // scale > 0
+            fade[h] = exp2_approx(largest[h] - larger), largest[h] = larger;
+            p[h] = exp2_approx(fmaf(p[h], base2, -larger)), p[h + 2] = exp2_approx(fmaf(p[h + 2], base2, -larger));
+            sum[h] = sum[h] * fade[h] + (p[h] + p[h + 2]);
+        }
+        // Two 8x8 matrices [key][head], turned to [head][key]: fragment b of p^T.
+        uint32_t b[2] = {movmatrix_trans(bf16_pair(p[0], p[1])), movmatrix_trans(bf16_pair(p[2], p[3]))};
+#pragma unroll
+        for (int m = 0; m < 4 * (D / 64); m++) {
+            float *c = acc[m / 4][m % 4];
+            uint32_t w[4], a[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) w[i] = value[m / 4][i][m % 4], c[i] *= fade[i % 2];
+#pragma unroll
+            for (int i = 0; i < 4; i += 2) { // of two neighbouring keys: the even columns, and the odd ones
+                a[i] = (w[i] & 0xffffu) | w[i + 1] << 16;
+                a[i + 1] = w[i] >> 16 | (w[i + 1] & 0xffff0000u);
+            }
+            mma_m16n8k16_bf16(c, a, b);
+        }
+    }
+    // The block's warps in their order.
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        for (int lanes = 4; lanes < 32; lanes *= 2) sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], lanes);
+        float *state = states + (warp * DECODE_HEADS + 2 * c4 + h) * 2;
+        if (g == 0) state[0] = largest[h], state[1] = sum[h];
+    }
+#pragma unroll
+    for (int f = 0; f < D / 4; f++) {
+        int c = f / 16 * 64 + 8 * g + f / 4 % 4 * 2 + f % 4 / 2, head = 2 * c4 + f % 2;
+        if (c < dim) sums[(warp * DECODE_HEADS + head) * pitch + c] = acc[f / 16][f / 4 % 4][f % 4];
+    }
+    __syncthreads(); // sums and states written above | read below
+    parts += ((int64_t)row * gridDim.y + blockIdx.y) * SPLITS * DECODE_HEADS * (dim + 2);
+    for (int head = warp; head < heads; head += SPLIT_WARPS) {
+        float top = -INFINITY, total = 0, weight[SPLIT_WARPS];
+        const float *state = states + 2 * head, *values = sums + head * pitch;
+#pragma unroll
+        for (int w = 0; w < SPLIT_WARPS; w++) top = fmaxf(top, state[w * DECODE_HEADS * 2]);
+#pragma unroll
+        for (int w = 0; w < SPLIT_WARPS; w++) { // a warp without keys has largest -inf and weight 0
+            weight[w] = exp2_approx(state[w * DECODE_HEADS * 2] - top);
+            total += weight[w] * state[w * DECODE_HEADS * 2 + 1];
+        }
+        float *part = parts + (split * DECODE_HEADS + head) * (dim + 2);
+        for (int c = lane; c < dim; c += 32) {
+            float value = 0;
+#pragma unroll
+            for (int w = 0; w < SPLIT_WARPS; w++) value += weight[w] * values[w * DECODE_HEADS * pitch + c];
+            if (splits > 1) part[2 + c] = value;
+            else put(o, row, at + head * dim + c, keys ? value / total : 0);
+        }
+        if (splits > 1 && lane == 0) part[0] = top, part[1] = total;
+    }
+    if (splits <= 1) return; // the whole block
+    __threadfence();         // this thread's share of parts | the count below
+    __syncthreads();         // every thread's share of parts | the count below
+    int *count = counts + (int64_t)row * gridDim.y + blockIdx.y;
+    if (threadIdx.x == 0) *is_last = atomicAdd(count, 1) == splits - 1;
+    __syncthreads(); // flag written above | read below
+    if (!*is_last) return;
+    __threadfence(); // the count above | the other blocks' parts below
+    if (threadIdx.x == 0) *count = 0;
+    for (int head = warp; head < heads; head += SPLIT_WARPS) { // a lane looks at one split's state
+        const float *part = parts + head * (dim + 2);
+        int64_t next = DECODE_HEADS * (dim + 2);
+        float top = lane < splits ? __ldcg(part + lane * next) : -INFINITY;
+        float weight = exp2_approx(top - warp_reduce(top, Max()));
+        float total = warp_reduce(lane < splits ? weight * __ldcg(part + lane * next + 1) : 0, Sum());
+        for (int c0 = 0; c0 < dim; c0 += 32) { // every lane takes part in the shuffles
+            int c = c0 + lane < dim ? c0 + lane : 0;
+            float value = 0;
+#pragma unroll 8
+            for (int i = 0; i < splits; i++)
+                value += __shfl_sync(0xffffffffu, weight, i) * __ldcg(part + i * next + 2 + c);
+            if (c0 + lane < dim) put(o, row, at + head * dim + c, value / total);
+        }
+    }
+}
+
+// Room for the parts: 64 rows of 32 heads of 128, or what that makes of other sizes; more rows go in pieces, one after the
+// other. Emulated, two rows, so that tests have pieces.
+#ifdef CUDA_EMU
+enum { SPLIT_ROWS = 2 };
+#else
+enum { SPLIT_ROWS = 64 };
+#endif
+static float *split_parts;
+static int *split_counts;
+static const int64_t SPLIT_ROOM = (int64_t)SPLIT_ROWS * 4 * SPLITS * DECODE_HEADS * (128 + 2); // floats: 32.5 MiB
+static void split_reserve(void) {
+    if (split_parts) return;
+    size_t counts = (size_t)(SPLIT_ROOM / split_floats(16)) * sizeof *split_counts; // for the smallest heads
+    device_check(cudaMalloc((void **)&split_parts, (size_t)SPLIT_ROOM * sizeof *split_parts),
+                 "reserving 33 MiB for decoding");
+    device_check(cudaMalloc((void **)&split_counts, counts), "reserving counters for decoding");
+    device_check(cudaMemsetAsync(split_counts, 0, counts, stream), "zero");
+}
+
 static void cuda_attention_decode(Mat o, Mat q, Mat k, Mat v, Spans spans, int64_t heads, int64_t kv_heads, int64_t dim,
                                   float scale) {
-    int64_t group = heads / kv_heads;
-    dim3 grid(blocks(q.rows, 1), (unsigned)kv_heads, blocks(group, DECODE_HEADS));
-    RUN(attention_decode_kernel, grid, DECODE_KEYS, decode_shared(dim), o, q, k, v, spans.rows, (int)group, (int)dim,
-        scale);
+    int64_t group = heads / kv_heads, eights = blocks(group, DECODE_HEADS);
+    int64_t piece = SPLIT_ROOM / split_floats(dim) / (kv_heads * eights); // rows
+    if (!flash_fits(o, q, k, v, dim, scale) || piece == 0) {
+        dim3 grid(blocks(q.rows, 1), (unsigned)kv_heads, (unsigned)eights);
+        RUN(attention_decode_kernel, grid, DECODE_KEYS, decode_shared(dim), o, q, k, v, spans.rows, (int)group,
+            (int)dim, scale);
+        return;
+    }
+    for (int64_t first = 0; first < q.rows; first += piece) {
+        int64_t n = q.rows - first < piece ? q.rows - first : piece;
+        dim3 grid((unsigned)n, (unsigned)(kv_heads * eights), SPLITS);
+        Mat o_n = mat_rows(o, first, n), q_n = mat_rows(q, first, n), spans_n = mat_rows(spans.rows, first, n);
+        if (dim <= 64)
+            RUN(attention_split_kernel<64>, grid, SPLIT_THREADS, split_shared(dim), o_n, q_n, k, v, spans_n,
+                split_parts, split_counts, (int)group, (int)dim, scale);
+        else
+            RUN(attention_split_kernel<128>, grid, SPLIT_THREADS, split_shared(dim), o_n, q_n, k, v, spans_n,
+                split_parts, split_counts, (int)group, (int)dim, scale);
+    }
 }
 
 // --------------------------------------------------------------------------------------------------------------- mlp
@@ -1257,6 +1613,10 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     device_check(cudaFuncSetAttribute(attention_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)attention_shared(MAX_DIM)),
                  "asking for shared memory");
+    device_check(cudaFuncSetAttribute(attention_flash_kernel<128, 256>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      flash_shared<128>()),
+                 "asking for shared memory"); // the others are below 48 KiB
+    static_assert(flash_shared<80>() <= 48 * 1024, "needs no asking");
     int backward_shared = (int)attention_backward_shared(MAX_DIM);
     device_check(
         cudaFuncSetAttribute(attention_dq_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, backward_shared),
@@ -1266,6 +1626,7 @@ const Ops *ops_cuda(Type act_type, Err *e) {
         "asking for shared memory");
     if (!squares)
         device_check(cudaMalloc((void **)&squares, SQUARES_BLOCKS * sizeof *squares), "reserving 4 KiB for sums");
+    split_reserve();
     o->act_type = act_type, o->weight_grad_type = F32;
     o->alloc = cuda_alloc, o->release = cuda_release, o->upload = cuda_upload, o->download = cuda_download;
     o->zero = cuda_zero, o->copy = cuda_copy, o->sync = cuda_sync;

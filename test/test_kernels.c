@@ -887,6 +887,285 @@ TEST(decode_over_caches_with_and_without_prefix) {
         }
 }
 
+// Both rungs of attention, on rows that tensor cores can take. Their o is two roundings to bf16 away from the reference, of
+// the probabilities and of o, each of at most 2^-9 and 2^-9 / sqrt(3) in the mean square: for values of random sign
+// 2^-9 sqrt(2 / 3) = 1.6e-3 together, so the limit of one rounding, 3e-3, still holds. lse has none: 1e-5.
+static void check_on_both_rungs(const char *what, int64_t queries, int64_t keys, Heads h, int64_t pad) {
+    for (int naive = 0; naive < 2; naive++) {
+        cuda_rungs_set((CudaRungs){.naive = naive});
+        check_attention(what, BF16, queries, keys, h, pad, true);
+    }
+    cuda_rungs_set((CudaRungs){0});
+}
+TEST(attention_on_tensor_cores_over_all_kinds_of_spans) {
+    static const Span one[] = {{3, 4, 0, 0, 1}}, causal[] = {{0, 193, 0, 0, 1}}, full[] = {{0, 129, 0, 0, 0}};
+    static const Span packed[] = {{0, 31, 0, 0, 1}, {33, 98, 0, 0, 1}, {98, 99, 0, 0, 1}, {99, 120, 0, 0, 0}};
+    static const Span windows[] = {
+        {0, 64, 0, 0, 0}, {64, 128, 0, 0, 0}, {128, 144, 0, 0, 0}, {144, 160, 0, 0, 0}, {160, 164, 0, 0, 0}};
+    static const Span group[] = {
+        {0, 67, 0, 0, 1}, {67, 90, 0, 67, 1}, {90, 91, 0, 67, 1}, {91, 230, 0, 67, 1}, {230, 240, 5, 70, 0}};
+    static const Span beyond[] = {{0, 9, 40, 200, 1}, {9, 9, 0, 0, 1}}, hundreds[] = {{1, 460, 0, 0, 1}};
+    check_on_both_rungs("one row, dim 16", 5, 6, HEADS(2, 1, 16, one), 0);
+    check_on_both_rungs("causal, dim 32", 193, 193, HEADS(2, 1, 32, causal), 8);
+    check_on_both_rungs("whole, dim 80", 129, 129, HEADS(1, 1, 80, full), 16);
+    check_on_both_rungs("packed, dim 48", 121, 121, HEADS(3, 1, 48, packed), 8);
+    check_on_both_rungs("windows, dim 80", 164, 164, HEADS(1, 1, 80, windows), 0);
+    check_on_both_rungs("a group that shares a prefix, dim 64", 240, 240, HEADS(2, 1, 64, group), 0);
+    check_on_both_rungs("a group that shares a prefix, dim 128", 240, 240, HEADS(2, 2, 128, group), 8);
+    check_on_both_rungs("a prefix elsewhere, dim 112", 9, 200, HEADS(7, 1, 112, beyond), 0);
+    check_on_both_rungs("hundreds of rows, dim 128", 460, 470, HEADS(1, 1, 128, hundreds), 0);
+}
+
+static Mat device_rows(const uint16_t *values, int64_t rows, int64_t cols) {
+    Mat m = mat(cuda()->alloc((size_t)(rows * cols) * 2), rows, cols, BF16);
+    cuda()->upload(m, mat((void *)(uintptr_t)values, rows, cols, BF16));
+    return m;
+}
+// Keys and queries are codes of +-1, every query that of one key, and so steep a softmax leaves that key's value alone, bit
+// for bit. All values differ: a row, a column, a key or a head at another's place in a fragment would show.
+TEST(every_value_arrives_where_it_belongs) {
+    enum { N = 150, HEADS_HERE = 3, MAX = N * HEADS_HERE * 128 };
+    static const Span full[] = {{0, 40, 0, 0, 0}, {40, N, 3, 38, 0}};
+    static uint16_t q[MAX], k[MAX], v[MAX], want[MAX], got[MAX], decoded[MAX];
+    static const int dims[] = {32, 64, 80, 128};
+    const Ops *d = cuda();
+    for (int n = 0; n < COUNT(dims); n++)
+        for (int kv_heads = 1; kv_heads <= 3; kv_heads += 2) {
+            int D = dims[n], C = HEADS_HERE * D, Ckv = kv_heads * D, different = 0;
+            for (int t = 0; t < N; t++)
+                for (int c = 0; c < Ckv; c++) {
+                    k[t * Ckv + c] = f32_to_bf16(random_value(91, t * Ckv + c) < 0 ? -1 : 1);
+                    v[t * Ckv + c] = (uint16_t)(0x3000 + (t * Ckv + c) % 0x4000);
+                }
+            for (int i = 0; i < N; i++)
+                for (int h = 0; h < HEADS_HERE; h++) {
+                    // of 40 keys the 7th further, of the second span's 145 the 31st, which may lie in the prefix
+                    int t = i < 40 ? (i + 7 * h + 7) % 40 : (i - 40 + 31 * h + 31) % 145;
+                    int key = i < 40 || t >= 35 ? (i < 40 ? t : t - 35 + 40) : 3 + t;
+                    int kv = h / (HEADS_HERE / kv_heads) * D;
+                    for (int c = 0; c < D; c++) {
+                        q[i * C + h * D + c] = k[key * Ckv + kv + c];
+                        want[i * C + h * D + c] = v[key * Ckv + kv + c];
+                        different += want[i * C + h * D + c] != want[h * D + c];
+                    }
+                }
+            EXPECT(different > N * C / 2);
+            Mat mq = device_rows(q, N, C), mk = device_rows(k, N, Ckv), mv = device_rows(v, N, Ckv);
+            Mat o = device_rows(q, N, C);
+            Heads h = {HEADS_HERE, kv_heads, D, 20, full, 2}; // 20 times D against 20 times what codes have in common
+            for (int naive = 0; naive < 2; naive++) {
+                cuda_rungs_set((CudaRungs){.naive = naive});
+                d->zero(o);
+                call_attention(d, (Mat[]){o, mat_none(), mq, mk, mv}, &h);
+                d->download(mat(got, N, C, BF16), o);
+                if (memcmp(got, want, (size_t)(N * C) * 2)) FAIL("dim %d, %d key heads, naive %d", D, kv_heads, naive);
+                Span rows[5] = {
+                    {40, N, 3, 38, 0}, {40, N, 3, 38, 0}, {0, 40, 0, 0, 0}, {40, N, 3, 38, 0}, {0, 40, 0, 0, 0}};
+                const int at[5] = {149, 77, 39, 40, 0};
+                Heads five = {HEADS_HERE, kv_heads, D, 20, rows, 5};
+                Mat q5 = mat(d->alloc((size_t)(5 * C) * 2), 5, C, BF16),
+                    o5 = mat(d->alloc((size_t)(5 * C) * 2), 5, C, BF16);
+                for (int i = 0; i < 5; i++) d->copy(mat_rows(q5, i, 1), mat_rows(mq, at[i], 1));
+                call_decode(d, (Mat[]){o5, q5, mk, mv}, &five);
+                d->download(mat(decoded, 5, C, BF16), o5);
+                for (int i = 0; i < 5; i++)
+                    if (memcmp(decoded + i * C, want + at[i] * C, (size_t)C * 2))
+                        FAIL("decoded row %d, dim %d, %d key heads, naive %d", at[i], D, kv_heads, naive);
+                d->release(q5.p), d->release(o5.p);
+            }
+            cuda_rungs_set((CudaRungs){0});
+            d->release(mq.p), d->release(mk.p), d->release(mv.p), d->release(o.p);
+        }
+}
+
+// The same rows under both rungs: close, and not the same bits, or one of them did not run.
+TEST(both_rungs_of_attention_run_and_agree) {
+    enum { N = 140, C = 64 };
+    static const Span spans[] = {{0, 70, 0, 0, 1}, {70, N, 0, 60, 1}};
+    static uint16_t host[4][N * C];
+    const Ops *d = cuda();
+    Mat q = device_random(N, C, BF16, 1), k = device_random(N, C, BF16, 2), v = device_random(N, C, BF16, 3);
+    Mat o = device_random(N, C, BF16, 4);
+    Heads h = {2, 2, 32, 0.3f, spans, 2};
+    Span lasts[N];
+    for (int i = 0; i < N; i++) lasts[i] = (Span){0, i + 1, 0, 0, 0};
+    Heads rows = {2, 2, 32, 0.3f, lasts, N};
+    for (int naive = 0; naive < 2; naive++) {
+        cuda_rungs_set((CudaRungs){.naive = naive});
+        call_attention(d, (Mat[]){o, mat_none(), q, k, v}, &h);
+        d->download(mat(host[naive], N, C, BF16), o);
+        call_decode(d, (Mat[]){o, q, k, v}, &rows);
+        d->download(mat(host[2 + naive], N, C, BF16), o);
+    }
+    cuda_rungs_set((CudaRungs){0});
+    for (int op = 0; op < 4; op += 2) {
+        compare("the rungs of attention", op, mat(host[op], N, C, BF16), mat(host[op + 1], N, C, BF16), 3e-3);
+        EXPECT(memcmp(host[op], host[op + 1], sizeof host[op]));
+    }
+    compare("decoded and in one go", 0, mat(host[2], 70, C, BF16), mat(host[0], 70, C, BF16), 3e-3);
+    // What tensor cores cannot take runs on the plain rung whatever is asked for: the same bits.
+    struct {
+        int64_t shift, heads, dim;
+        Type type;
+        float scale;
+    } other[] = {{4, 1, 32, BF16, 0.3f}, {8, 2, 24, BF16, 0.3f}, {0, 2, 32, BF16, -0.3f}, {8, 1, 32, F32, 0.3f}};
+    for (int n = 0; n < COUNT(other); n++) {
+        int64_t cols = other[n].heads * other[n].dim, at = other[n].shift;
+        Mat f = device_random(N, C, F32, 5), kn = mat_cols(other[n].type == F32 ? f : k, at, cols);
+        Heads hn = {other[n].heads, other[n].heads, other[n].dim, other[n].scale, spans, 2}, rn = hn;
+        rn.spans = lasts, rn.n_spans = N;
+        for (int naive = 0; naive < 2; naive++) {
+            cuda_rungs_set((CudaRungs){.naive = naive});
+            for (int op = 0; op < 2; op++) {
+                Mat y = mat(d->alloc((size_t)(N * cols) * 2), N, cols, BF16);
+                if (op == 0) call_attention(d, (Mat[]){y, mat_none(), mat_cols(q, 0, cols), kn, kn}, &hn);
+                else call_decode(d, (Mat[]){y, mat_cols(q, 0, cols), kn, kn}, &rn);
+                d->download(mat(host[2 * op + naive], N, cols, BF16), y);
+                d->release(y.p);
+            }
+        }
+        cuda_rungs_set((CudaRungs){0});
+        for (int op = 0; op < 4; op += 2) EXPECT(!memcmp(host[op], host[op + 1], (size_t)(N * cols) * 2));
+        d->release(f.p);
+    }
+    d->release(q.p), d->release(k.p), d->release(v.p), d->release(o.p);
+}
+
+// A value that is not finite changes no bit of a row that does not see its key, and shows in exactly its own columns of
+// those that do.
+TEST(tensor_cores_never_touch_a_hidden_key) {
+    enum { N = 150, D = 32 };
+    static const Span causal[] = {{0, N, 0, 0, 1}}, group[] = {{0, 70, 0, 0, 1}, {70, N, 0, 40, 1}};
+    static const int at[] = {5, 63, 64, 100};
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    static uint16_t clean[N * D], got[N * D], bad_row[D];
+    static float lse[2][N];
+    const Ops *d = cuda();
+    for (int g = 0; g < 2; g++)
+        for (int n = 0; n < COUNT(at); n++)
+            for (int where = 0; where < 3; where++) { // in the key, in one column of the value, in a whole value
+                Heads h = {1, 1, D, 0.3f, g ? group : causal, g ? 2 : 1};
+                Mat q = device_random(N, D, BF16, 1), k = device_random(N, D, BF16, 2),
+                    v = device_random(N, D, BF16, 3);
+                Mat o = device_random(N, D, BF16, 4), l = device_random(N, 1, F32, 5), in = where ? v : k;
+                for (int i = 0; i < D; i++) bad_row[i] = f32_to_bf16(bad[(i + n) % 3]);
+                if (cuda_emu_schedule) cuda_emu_schedule(n % 3, where % 2);
+                call_attention(d, (Mat[]){o, l, q, k, v}, &h);
+                d->download(mat(clean, N, D, BF16), o), d->download(mat(lse[0], N, 1, F32), l);
+                d->upload(mat_cols(mat_rows(in, at[n], 1), where == 1 ? 9 : 0, where == 1 ? 1 : D),
+                          mat(bad_row, 1, where == 1 ? 1 : D, BF16));
+                call_attention(d, (Mat[]){o, l, q, k, v}, &h);
+                d->download(mat(got, N, D, BF16), o), d->download(mat(lse[1], N, 1, F32), l);
+                for (int i = 0; i < N; i++) {
+                    bool sees = g && i >= 70 ? at[n] < 40 || (at[n] >= 70 && at[n] <= i) : at[n] <= i;
+                    EXPECT((lse[0][i] == lse[1][i]) == !(sees && where == 0));
+                    for (int c = 0; c < D; c++) {
+                        bool touched = sees && (where != 1 || c == 9);
+                        EXPECT(isfinite(bf16_to_f32(got[i * D + c])) == !touched);
+                        if (!touched) EXPECT(got[i * D + c] == clean[i * D + c]);
+                    }
+                }
+                d->release(q.p), d->release(k.p), d->release(v.p), d->release(o.p), d->release(l.p);
+            }
+}
+
+// A row's bits follow from its keys: not from the rows beside it, the block it falls into, the length of other spans, nor
+// from whether keys come as a prefix or as own rows.
+TEST(rows_on_tensor_cores_have_the_same_bits_however_they_are_cut) {
+    enum { N = 230 };
+    static const Span whole[] = {{40, N, 0, 0, 1}}, cut[] = {{40, 105, 0, 0, 1}, {105, 141, 40, 105, 1}},
+                      rest[] = {{141, 150, 40, 141, 1}, {150, N, 40, 150, 1}}, windows[] = {{0, 40, 0, 0, 0}},
+                      both[] = {{0, 40, 0, 0, 0}, {40, N, 0, 0, 1}};
+    static const int dims[] = {16, 80, 128};
+    const Ops *d = cuda();
+    for (int n = 0; n < COUNT(dims); n++) {
+        int D = dims[n], C = 2 * D;
+        Mat q = device_random(N, C, BF16, 1), k = device_random(N, D, BF16, 2), v = device_random(N, D, BF16, 3);
+        Mat o[3], l[3];
+        for (int i = 0; i < 3; i++) o[i] = device_random(N, C, BF16, 9), l[i] = device_random(N, 2, F32, 9);
+        Heads h = {2, 1, D, 0.4f, whole, 1};
+        if (cuda_emu_schedule) cuda_emu_schedule(2, n % 2);
+        call_attention(d, (Mat[]){o[0], l[0], q, k, v}, &h);
+        h.spans = windows;
+        call_attention(d, (Mat[]){o[0], l[0], q, k, v}, &h);
+        h.spans = cut, h.n_spans = 2; // in two launches: one with only 36 to 65 rows a span
+        call_attention(d, (Mat[]){o[1], l[1], q, k, v}, &h);
+        h.spans = rest;
+        call_attention(d, (Mat[]){o[1], l[1], q, k, v}, &h);
+        h.spans = windows, h.n_spans = 1;
+        call_attention(d, (Mat[]){o[1], l[1], q, k, v}, &h);
+        h.spans = both, h.n_spans = 2;
+        if (cuda_emu_schedule) cuda_emu_schedule(1, n % 2);
+        call_attention(d, (Mat[]){o[2], l[2], q, k, v}, &h);
+        for (int i = 1; i < 3; i++) EXPECT(same_bits(o[0], o[i]) && same_bits(l[0], l[i]));
+        for (int i = 0; i < 3; i++) d->release(o[i].p), d->release(l[i].p);
+        d->release(q.p), d->release(k.p), d->release(v.p);
+    }
+}
+
+// One to all 32 splits of the keys, and around again; keys that share blocks of 64, prefixes of any length; more rows than
+// there is room for at once when emulated; more query heads to a key head than eight.
+TEST(decode_on_tensor_cores_over_caches_of_any_length) {
+    static const Span spans[] = {{0, 1, 0, 0, 0},    {500, 533, 0, 300, 0},    {600, 600, 7, 8, 1},
+                                 {10, 520, 0, 0, 1}, {300, 364, 0, 0, 0},      {301, 366, 0, 0, 0},
+                                 {5, 5, 6, 6, 0},    {2, 2150, 2160, 2170, 0}, {700, 716, 0, 47, 0}};
+    static const int64_t shapes[][3] = {{2, 1, 16}, {14, 2, 128}, {9, 1, 80}, {3, 3, 64}, {18, 2, 32}};
+    for (int s = 0; s < COUNT(shapes); s++)
+        for (int naive = 0; naive < 2; naive++) {
+            Heads h = {shapes[s][0], shapes[s][1], shapes[s][2], 2.0f / sqrtf((float)shapes[s][2]),
+                       spans,        COUNT(spans)};
+            char what[100];
+            snprintf(what, sizeof what, "decode %lld/%lld heads of %lld, naive %d", (long long)h.heads,
+                     (long long)h.kv_heads, (long long)h.dim, naive);
+            cuda_rungs_set((CudaRungs){.naive = naive});
+            check((Case){what,
+                         {{OUT, COUNT(spans), h.heads * h.dim, s % 2 * 8, BF16, NULL, false},
+                          {IN, COUNT(spans), h.heads * h.dim, s % 3 * 8, BF16, NULL, false},
+                          {IN, 2170, h.kv_heads * h.dim, s % 2 * 16, BF16, NULL, false},
+                          {IN, 2170, h.kv_heads * h.dim, 0, BF16, NULL, false}},
+                         call_decode,
+                         &h,
+                         0});
+        }
+    cuda_rungs_set((CudaRungs){0});
+}
+// Each row alone, in a cache whose other rows are NaN, gives the bits it had in the batch.
+TEST(a_decoded_row_depends_on_its_keys_alone) {
+    enum { ROWS = 7, N = 2300, D = 64, C = 2 * D };
+    static const Span spans[ROWS] = {{100, 164, 0, 0, 0},  {200, 230, 0, 90, 0}, {300, 301, 0, 90, 0},
+                                     {301, 303, 0, 90, 0}, {400, 400, 0, 0, 0},  {400, 2290, 50, 300, 0},
+                                     {90, 99, 0, 90, 0}};
+    static uint16_t clean[N * D], with_nan[N * D];
+    const Ops *d = cuda();
+    Mat q = device_random(ROWS, C, BF16, 1), k = device_random(N, D, BF16, 2), v = device_random(N, D, BF16, 3);
+    Mat o = device_random(ROWS, C, BF16, 4), one = device_random(1, C, BF16, 5),
+        again = device_random(ROWS, C, BF16, 6);
+    Heads h = {2, 1, D, 0.5f, spans, ROWS};
+    if (cuda_emu_schedule) cuda_emu_schedule(1, 1);
+    call_decode(d, (Mat[]){o, q, k, v}, &h);
+    if (cuda_emu_schedule) cuda_emu_schedule(2, 0);
+    call_decode(d, (Mat[]){again, q, k, v}, &h);
+    EXPECT(same_bits(o, again));
+    for (int i = 0; i < ROWS; i++) {
+        Mat hidden[2] = {device_random(N, D, BF16, 2), device_random(N, D, BF16, 3)};
+        for (int m = 0; m < 2; m++) {
+            d->download(mat(clean, N, D, BF16), hidden[m]);
+            memset(with_nan, 0xff, sizeof with_nan);
+            for (int t = 0; t < N; t++)
+                if ((t >= spans[i].first && t < spans[i].last) ||
+                    (t >= spans[i].prefix_first && t < spans[i].prefix_last))
+                    memcpy(with_nan + t * D, clean + t * D, D * 2);
+            d->upload(hidden[m], mat(with_nan, N, D, BF16));
+        }
+        h.spans = spans + i, h.n_spans = 1;
+        call_decode(d, (Mat[]){one, mat_rows(q, i, 1), hidden[0], hidden[1]}, &h);
+        EXPECT(same_bits(one, mat_rows(o, i, 1)));
+        d->release(hidden[0].p), d->release(hidden[1].p);
+    }
+    EXPECT(!same_bits(mat_rows(o, 2, 1), mat_rows(o, 3, 1)));
+    d->release(q.p), d->release(k.p), d->release(v.p), d->release(o.p), d->release(one.p), d->release(again.p);
+}
+
 // ---------------------------------------------------------------------------------------------------------------- rows
 
 static void call_gather(const Ops *d, const Mat *m, const void *ctx) { (void)ctx, gather_rows(d, m[0], m[1], m[2]); }
