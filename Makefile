@@ -191,6 +191,42 @@ bench: $(BENCHES)
 	$(BUILD)/bench/bench_train $(BUILD)/bench/demo --python $(PYTHON)
 	$(BUILD)/bench/bench_grpo $(BUILD)/bench/demo
 
+# On a machine with a GPU. Everything is built first, so without one these say what links and what is missing, and fail. Tests are
+# linked with the nvcc objects; they choose schedules through a weak function that only the emulator has. The oracle compares
+# in fp32; tests that take the device from SURGR1_DEVICE run on it.
+.PHONY: test-gpu test-gpu-memcheck test-gpu-racecheck test-gpu-initcheck test-gpu-synccheck gpu-built gpu-there gpu-now gpu-check bench-gpu bench-gpu-now
+GPU_NAMED := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'ops_cuda\|gpu_fragments' $(wildcard test/test_*.c)))
+GPU_RUNS  := test_grpo_run test_resume test_sft
+SANITIZER := $(firstword $(shell command -v compute-sanitizer 2>/dev/null) $(wildcard $(addprefix $(CUDA_HOME)/,bin/compute-sanitizer compute-sanitizer/compute-sanitizer)))
+test-gpu: nvcc
+	@$(MAKE) CUDA=1 gpu-now
+test-gpu-memcheck test-gpu-racecheck test-gpu-initcheck test-gpu-synccheck: test-gpu-%: nvcc
+	@$(MAKE) CUDA=1 gpu-check TOOL=$*
+gpu-built: $(PROGRAM) $(TESTS) $(ORACLE) $(BENCHES) $(BUILD)/test/gpu_device
+	@echo "built for sm_80 and sm_90 and linked: $(PROGRAM), $(words $(TESTS)) tests, the oracle, $(words $(BENCHES)) benchmarks; cuBLASLt: $(if $(CUBLAS),yes,no)"
+gpu-there: gpu-built
+	@$(BUILD)/test/gpu_device || { echo "NOTHING WAS TESTED: there is no usable GPU here (above: what CUDA says)"; exit 77; }
+gpu-now: gpu-there
+	@SURGR1=$(abspath $(PROGRAM)) SURGR1_DEVICE=cuda sh test/run.sh $(BUILD) $(BUILD)/test/test_fragments \
+	    $(patsubst %,"%",$(filter-out %test_oracle %test_fragments,$(GPU_NAMED))) $(GPU_RUNS:%="$(BUILD)/test/%") \
+	    $(foreach root,$(FIXTURES) $(wildcard $(ROOT)/oracle/..),"$(ORACLE) --root $(root) --device cuda") "sh test/test_cli.sh"
+gpu-check: gpu-there
+	@test -n "$(SANITIZER)" || { echo "NOTHING WAS TESTED: compute-sanitizer is not there (it comes with the CUDA toolkit)"; exit 77; }
+	@sh test/run.sh $(BUILD) $(foreach t,test_fragments test_kernels,"$(SANITIZER) --tool $(TOOL) --error-exitcode 9 \
+	    --report-api-errors no --target-processes application-only --print-limit 20 $(BUILD)/test/$(t) $(ONLY)")
+# EMU=1 runs every line of it on the host at tiny sizes; its times mean nothing. MODEL=dir adds a whole training step and decoding,
+# beside transformers and PEFT where PYTHON has them.
+GPU_RESULT := $(BUILD)/bench/$(shell date +%F)-gpu.txt
+bench-gpu: $(if $(EMU),,nvcc)
+	@$(MAKE) $(if $(EMU),EMU=1,CUDA=1) bench-gpu-now
+bench-gpu-now: $(BUILD)/bench/bench_gpu $(BUILD)/bench/make_checkpoint $(BUILD)/test/gpu_device
+	@$(BUILD)/test/gpu_device || { echo "NOTHING WAS MEASURED: there is no usable GPU here. make bench-gpu EMU=1 runs the benchmark without one"; exit 77; }
+	$(if $(EMU),$(BUILD)/bench/make_checkpoint demo $(BUILD)/bench/demo)
+	$(BUILD)/bench/bench_gpu $(if $(EMU),--smoke --model $(BUILD)/bench/demo,$(MODEL:%=--model %)) $(if $(MODEL),--python $(PYTHON)) --out $(GPU_RESULT)
+$(BUILD)/bench/bench_gpu.o: CPPFLAGS += $(if $(CUDA),$(if $(CUBLAS),-DSURGR1_CUBLAS),-DSURGR1_CUBLAS)
+$(BUILD)/bench/bench_gpu: $(BUILD)/bench/bench_gpu.o $(PROBES) $(KERNELS) $(LIB)
+	$(Q)$(CXX) $(LDFLAGS) $^ $(CUDA_LINK) $(LDLIBS) -o $@
+
 # The method from start to end. base: data/base again, and whether it came out the same (on one type of machine, to the bit);
 # KEEP=1 puts it there. demo: the stages of both papers from data/base. demo-full: five seeds, with every control.
 DEMO  ?= demo
@@ -241,12 +277,14 @@ clean:
 	rm -rf build build-* surgr1
 help:
 	@echo "make                  the program ./surgr1         make SAN=1 | EMU=1   with sanitizers | with emulated CUDA"
-	@echo "make deps             what apt must install        make cuda            with CUDA, needs nvcc"
+	@echo "make deps             what apt must install        make cuda            with CUDA, needs nvcc; CUBLAS= without cuBLASLt"
 	@echo "make test             every test                   make test SAN=1      under sanitizers"
 	@echo "make test-oracle      ROOT=dir DEVICE=ref|cpu|cuda THREADS=n: other people's numbers in dir"
 	@echo "make test-long        those on every device and several thread counts; kills and faults by the hundred"
 	@echo "make test-weights     MODEL=dir: a real checkpoint"
 	@echo "make demo             the stages of both papers     make demo-full      five seeds with every control"
+	@echo "make test-gpu         every op and model test on a GPU     make bench-gpu   its speed, MODEL=dir PYTHON=path; EMU=1: without a GPU"
+	@echo "make test-gpu-memcheck | -racecheck | -initcheck | -synccheck   kernel tests under compute-sanitizer, ONLY=name"
 	@echo "make base             data/base again (KEEP=1: keep what came out)"
 	@echo "make bench            speed, PYTHON=path         make fuzz SECONDS=n  fuzz the readers, needs clang"
 	@echo "make deps-check       arrows between floors        make format-check    make clean"
