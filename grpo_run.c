@@ -856,9 +856,9 @@ static void add_drift(const Grpo *s, int64_t g, int64_t n, const double *now, Dr
     }
 }
 
-static bool any_nonzero(const double *v, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        if (v[i] != 0) return true;
+static bool teaches(const Buffer *b, int64_t group, int64_t G, const double *dlp) { // some of its gradient is not 0
+    for (int64_t t = b->first[group * G]; t < b->first[(group + 1) * G]; t++)
+        if (dlp[t] != 0) return true;
     return false;
 }
 
@@ -986,9 +986,12 @@ static bool update(Grpo *s, Err *e) {
     if (ok) model_zero_gradients(s->t.m);
     for (int64_t g = from, n; ok && finite && g < to; g += n) {
         progress("update", g - from, to - from, started);
-        n = groups_in_pass(s, to - g);
-        int64_t at = b->first[g * G], len = b->first[(g + n) * G] - at;
-        if (!any_nonzero(dlp + at, len)) continue; // nothing to learn from these
+        int64_t most = groups_in_pass(s, to - g);
+        for (n = 0; n < most && teaches(b, g + n, G, dlp);) n++;
+        if (!n) { // a flat group: no pass for it
+            n = 1;
+            continue;
+        }
         ok = pass(s, g, n, dlp, now, NULL, e), idle = false;
         if (ok && now) add_drift(s, g, n, now, &u.drift);
     }
