@@ -709,6 +709,50 @@ TEST(the_teacher_of_scenes_passes_every_check_of_a_teacher) {
     for (int i = 0; i < KNOWLEDGE; i++) knowledge_free(&k[i]);
 }
 
+// What a brief thought says of the criteria, as bits, and the action that its walk ends at.
+static int criteria_said(const char *text) {
+    int said = 0;
+    for (int k = 0; k < 3; k++) {
+        const char *question = task_brief_question(TASK_CVS1 + k), *at = strstr(text, question);
+        EXPECT(at != NULL);
+        if (at) said |= !strncmp(at + strlen(question), " yes.", 5) << k;
+    }
+    return said;
+}
+static bool walk_ends_at(const char *text, const char *action) {
+    Text end = {0};
+    text_addf(&end, " %s.</think>", action);
+    bool there = strstr(text, end.p) != NULL;
+    text_free(&end);
+    return there;
+}
+
+TEST(a_teacher_that_misreads_a_criterion_walks_on_from_it_and_keeps_the_label) {
+    int n = scenes_to("h.jsonl", 40, 1u << TASK_PROTOCOL, SCENE_CHOLEC, 41), checked = 0, elsewhere = 0;
+    char *text = read_text(in("h.jsonl"), NULL);
+    Err e = {0};
+    for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1, checked++) {
+        TaskRecord r;
+        Text right = {0}, wrong = {0};
+        EXPECT(task_record_read(&r, line, (size_t)(end - line), "scene", 1, &e));
+        const Json *truth = json_get(r.doc.root, "truth");
+        TaskWording brief = {.seed = 1, .brief = true};
+        EXPECT(teach_text(&r.item, brief, truth, (TeachOptions){.brief = true}, &right, &e) &&
+               teach_text(&r.item, brief, truth, (TeachOptions){.brief = true, .wrong = 1}, &wrong, &e));
+        int differ = criteria_said(right.p) ^ criteria_said(wrong.p);
+        EXPECT(differ == 1 || differ == 2 || differ == 4);
+        EXPECT(walk_ends_at(right.p, r.item.answer));
+        elsewhere += !walk_ends_at(wrong.p, r.item.answer);
+        const char *answer = strstr(right.p, "<answer>");
+        EXPECT(answer && strstr(wrong.p, answer));
+        text_free(&right), text_free(&wrong);
+        task_record_free(&r);
+    }
+    EXPECT_INT(checked, n);
+    EXPECT(n > 8 && elsewhere > n / 3);
+    free(text);
+}
+
 TEST(teach_writes_training_records_and_needs_the_truth) {
     int n = scenes_to("g.jsonl", 3, ~0u, SCENE_MIXED, 31), got = 0;
     int64_t written = 0;

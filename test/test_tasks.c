@@ -200,3 +200,54 @@ TEST(lists_and_grid_cells_are_named) {
     for (int k = 0; k < TASKS; k++) EXPECT_INT(task_of(task_info((enum Task)k)->name), k);
     EXPECT_INT(task_of("nothing"), -1);
 }
+
+// ---------------------------------------------------------------------------------------------------------- protocol
+static const char *walked(const char *const *tools, int n, int criteria, ProtocolMove moves[PROTOCOL_MOST_MOVES]) {
+    bool met[3] = {criteria & 1, criteria >> 1 & 1, criteria >> 2 & 1};
+    return moves[protocol_walk(tools, n, met, moves) - 1].action;
+}
+
+TEST(the_protocol_is_walked_as_worked_out_by_hand) {
+    // retract +2 coagulate, +1 cut; structures met: cut to coagulate; triangle met: to retract; plate met: to dissect
+    static const char *const tools[] = {"clipper", "grasper", "grasper"};
+    static const char *const want[5][3] = {{"clipper", "", "coagulate"},
+                                           {"grasper", "", "cut"},
+                                           {"structures", "yes", "coagulate"},
+                                           {"triangle", "yes", "retract"},
+                                           {"plate", "yes", "dissect"}};
+    ProtocolMove m[PROTOCOL_MOST_MOVES];
+    EXPECT_STR(walked(tools, 3, 7, m), "dissect");
+    for (int i = 0; i < 5; i++) {
+        EXPECT_STR(m[i].fact, want[i][0]);
+        EXPECT_STR(m[i].value, want[i][1]);
+        EXPECT_STR(m[i].action, want[i][2]);
+    }
+    EXPECT_STR(walked(NULL, 0, 0, m), "dissect"); // no instrument: retract; not met: retract, cut, dissect
+    EXPECT_STR(m[1].action, "cut");
+}
+
+TEST(no_fact_of_the_protocol_gives_its_end_away) {
+    // Over all sets of instruments and criteria: the order of instruments does not matter, and an action follows each
+    // value of each fact about as often as any other.
+    int ends[6 + 3][2][PROTOCOL_ACTIONS] = {{{0}}};
+    ProtocolMove m[PROTOCOL_MOST_MOVES];
+    for (int set = 0; set < 64; set++)
+        for (int criteria = 0; criteria < 8; criteria++) {
+            const char *up[12], *down[6];
+            int n = 0;
+            for (int i = 0; i < 6; i++)
+                if (set >> i & 1) up[n++] = cholect50_instruments[i];
+            for (int i = 0; i < n; i++) down[i] = up[n - 1 - i], up[n + i] = up[i];
+            const char *end = walked(up, n, criteria, m);
+            EXPECT_INT(protocol_walk(up, 2 * n, (bool[3]){0}, m), n + 3); // each of them once
+            EXPECT_STR(walked(down, n, criteria, m), end);
+            for (int a = 0; a < PROTOCOL_ACTIONS; a++)
+                for (int f = 0; f < 9 && !strcmp(protocol_actions[a], end); f++)
+                    ends[f][(f < 6 ? set >> f : criteria >> (f - 6)) & 1][a]++;
+        }
+    for (int f = 0; f < 9; f++)
+        for (int v = 0; v < 2; v++)
+            for (int a = 0; a < PROTOCOL_ACTIONS; a++)
+                if (ends[f][v][a] < 256 / 8 || ends[f][v][a] > 256 / 2)
+                    FAIL("fact %d, value %d: %s %d times of 256", f, v, protocol_actions[a], ends[f][v][a]);
+}
