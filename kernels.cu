@@ -167,14 +167,21 @@ __device__ static inline void add_column_sums(const Mat &out, int64_t rows, floa
 
 // ------------------------------------------------------------------------------------------------------------ memory
 
+static bool capturing; // between capture_begin and capture_end, see below
+static void not_captured(const char *op) { CHECK(!capturing, "%s inside a capture", op); }
+
 static void *cuda_alloc(size_t bytes) {
+    not_captured("alloc");
     void *p = NULL;
     cudaError_t error = cudaMalloc(&p, bytes ? bytes : 64);                                // 256-byte aligned
     if (error == cudaErrorMemoryAllocation) return (void)cudaGetLastError(), (void *)NULL; // the caller's business
     device_check(error, "cudaMalloc");
     return p;
 }
-static void cuda_release(void *p) { device_check(cudaFree(p), "cudaFree"); }
+static void cuda_release(void *p) {
+    not_captured("release");
+    device_check(cudaFree(p), "cudaFree");
+}
 // Rows of y from rows of x; one run when both are contiguous, which is what fast copies need.
 static void copy_rows(Mat y, Mat x, cudaMemcpyKind kind, const char *what) {
     size_t size = type_size(y.type), width = (size_t)y.cols * size, rows = (size_t)y.rows;
@@ -186,12 +193,17 @@ static void copy_rows(Mat y, Mat x, cudaMemcpyKind kind, const char *what) {
             cudaMemcpy2DAsync(y.p, (size_t)y.stride * size, x.p, (size_t)x.stride * size, width, rows, kind, stream),
             what);
 }
-static void cuda_sync(void) { device_check(cudaStreamSynchronize(stream), "the work in the stream"); }
+static void cuda_sync(void) {
+    not_captured("sync");
+    device_check(cudaStreamSynchronize(stream), "the work in the stream");
+}
 static void cuda_upload(Mat dst, Mat host) {
+    not_captured("upload");
     copy_rows(dst, host, cudaMemcpyHostToDevice, "upload");
     cuda_sync(); // the caller may reuse host memory on return, pinned or not
 }
 static void cuda_download(Mat host, Mat src) {
+    not_captured("download");
     copy_rows(host, src, cudaMemcpyDeviceToHost, "download");
     cuda_sync();
 }
@@ -202,6 +214,35 @@ static void cuda_zero(Mat y) {
     else device_check(cudaMemset2DAsync(y.p, (size_t)y.stride * size, 0, width, rows, stream), "zero");
 }
 static void cuda_copy(Mat y, Mat x) { copy_rows(y, x, cudaMemcpyDeviceToDevice, "copy"); }
+
+// ----------------------------------------------------------------------------------------------------------- capture
+// A sequence of launches as one CUDA graph: for decoding, whose hundreds of small kernels a token would otherwise wait
+// for the host that launches them. The nodes keep the arguments they were recorded with, pointers included.
+
+static bool cuda_capture_begin(void) {
+    if (rungs.naive) return false;
+    not_captured("capture_begin");
+    // Other threads of the program make no CUDA calls; this one is held to what a capture allows.
+    device_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "beginning a capture");
+    return capturing = true;
+}
+static void *cuda_capture_end(void) {
+    CHECK(capturing, "capture_end without capture_begin");
+    capturing = false;
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t runnable = NULL;
+    device_check(cudaStreamEndCapture(stream, &graph), "ending a capture");
+    device_check(cudaGraphInstantiate(&runnable, graph, 0), "making a graph runnable");
+    device_check(cudaGraphDestroy(graph), "releasing a graph");
+    return runnable;
+}
+static void cuda_replay(void *graph) {
+    not_captured("replay");
+    device_check(cudaGraphLaunch((cudaGraphExec_t)graph, stream), "launching a graph");
+}
+static void cuda_capture_release(void *graph) {
+    if (graph) device_check(cudaGraphExecDestroy((cudaGraphExec_t)graph), "releasing a graph");
+}
 
 // ------------------------------------------------------------------------------------------------------------- dense
 
@@ -1644,6 +1685,8 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     o->logprob_forward_backward = cuda_logprob_forward_backward;
     o->sum_squares = cuda_sum_squares, o->adamw = cuda_adamw;
     o->cast = cuda_cast;
+    o->capture_begin = cuda_capture_begin, o->capture_end = cuda_capture_end;
+    o->replay = cuda_replay, o->capture_release = cuda_capture_release;
     o->name = "cuda";
     return o;
 }

@@ -912,3 +912,8 @@ void copy(const Ops *d, Mat y, Mat x) {
     d->copy(y, x);
     done(d, "copy", y);
 }
+
+bool capture_begin(const Ops *d) { return d->capture_begin && !trace_call && d->capture_begin(); }
+void *capture_end(const Ops *d) { return d->capture_end(); }
+void replay(const Ops *d, void *graph) { d->replay(graph); }
+void capture_release(const Ops *d, void *graph) { d->capture_release(graph); }

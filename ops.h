@@ -14,7 +14,11 @@
 //   - an op with zero rows does nothing; no op allocates; only upload (host memory may be reused on return), download
 //     and sync wait for the device;
 //   - no atomics on floats: the same inputs give the same bits, at any thread count;
-//   - a row's result does not depend on the rows beside it: a sequence alone and in a batch gives the same bits.
+//   - a row's result does not depend on the rows beside it: a sequence alone and in a batch gives the same bits;
+//   - between capture_begin and capture_end ops are recorded and do not run. Only ops that work on device memory may be
+//     called (zero and copy too): no alloc, release, upload, download, sync. Every replay runs them on the same views
+//     with the same arguments. So what differs between replays lies in device memory that is written in between, and
+//     all these views must outlive the graph.
 #ifndef SURGR1_OPS_H
 #define SURGR1_OPS_H
 #include "base.h"
@@ -96,7 +100,8 @@ typedef struct Spans {
     Mat rows;         // device copy, I32 [n, 5]
     const Span *host; // the same on the host
     int64_t n;
-    int64_t longest; // largest last - first
+    int64_t longest; // largest last - first. Not for attention_decode: captured spans grow, so its launch may depend on
+                     // `n` alone
 } Spans;
 
 // ------------------------------------------------------------------------------------------------------------ arena
@@ -200,6 +205,11 @@ typedef struct Ops {
     void (*adamw)(Mat w, Mat m, Mat v, Mat g, AdamStep step);
     // types
     void (*cast)(Mat y, Mat x);
+    // optional, all four or none (NULL): ops recorded once, then run again as a single launch
+    bool (*capture_begin)(void); // false: not now (--kernels naive), and nothing has begun
+    void *(*capture_end)(void);  // the graph of what was called since
+    void (*replay)(void *graph);
+    void (*capture_release)(void *graph);
 } Ops;
 
 const Ops *ops_ref(void); // ops.c
@@ -260,6 +270,11 @@ void sum_squares(const Ops *d, Mat out, Mat x);
 void adamw(const Ops *d, Mat w, Mat m, Mat v, Mat g, AdamStep step);
 void cast(const Ops *d, Mat y, Mat x);
 void copy(const Ops *d, Mat y, Mat x);
+// False where ops must run one by one: the device cannot or may not capture, or a trace wants to see every op.
+bool capture_begin(const Ops *d);
+void *capture_end(const Ops *d);
+void replay(const Ops *d, void *graph);
+void capture_release(const Ops *d, void *graph);
 
 // The trace: when set, called after every op with the op's name and the output it wrote (on the device).
 typedef void (*OpTrace)(void *ctx, const Ops *d, const char *op, Mat y);

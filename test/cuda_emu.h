@@ -17,6 +17,8 @@
 //   - "late" asynchronous copies land in the wait that covers them and leave NaN until then; "early" ones land when they
 //     are issued: a missing wait shows with the one, a buffer refilled too soon with either;
 //   - with "late", kernels and stream copies run only when the host waits: a missing wait on the host shows;
+//   - a captured sequence runs at no other time than in launches of its graph, with the arguments it was captured with;
+//     what a capture forbids fails and spoils it;
 //   - a thread that returns while others wait, diverged barriers and absent lanes end in a report by thread and line;
 //   - guard bytes after every allocation and after the shared memory asked for; under AddressSanitizer these are poisoned,
 //     as is all device memory while host code runs, so the report names the line;
@@ -128,9 +130,14 @@ struct EmuAllocation {
     char *p; // EMU_GUARD guard bytes lie before and after
     size_t bytes;
 };
-struct EmuTask { // something that waits in a stream
+struct EmuTask { // something that waits in a stream, or lies in a graph
     void (*run)(EmuTask *);
+    void *owned; // freed with it
     EmuTask *next;
+};
+struct EmuGraph {
+    EmuTask *first, **last;
+    int users; // handles, and launches under way
 };
 static struct Emu {
     int order, late;
@@ -153,6 +160,9 @@ static struct Emu {
     int allocations, room;
     size_t used;
     EmuTask *first_task, *last_task;
+    EmuGraph *capture; // NULL: none under way
+    void *capture_stream;
+    int capture_spoilt;
     int error;
 } emu; // all zero: forward, early
 #define threadIdx (emu.now->index)
@@ -604,6 +614,11 @@ typedef enum cudaError_t {
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
     cudaErrorNoDevice = 100,
+    cudaErrorIllegalState = 401,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
+    cudaErrorStreamCaptureUnmatched = 903,
+    cudaErrorStreamCaptureImplicit = 906,
 } cudaError_t;
 typedef enum cudaMemcpyKind {
     cudaMemcpyHostToHost,
@@ -612,11 +627,16 @@ typedef enum cudaMemcpyKind {
     cudaMemcpyDeviceToDevice
 } cudaMemcpyKind;
 static inline const char *cudaGetErrorString(cudaError_t e) {
-    return e == cudaSuccess                     ? "no error"
-           : e == cudaErrorInvalidValue         ? "invalid argument"
-           : e == cudaErrorMemoryAllocation     ? "out of memory"
-           : e == cudaErrorInvalidConfiguration ? "invalid configuration argument"
-                                                : "no CUDA-capable device is detected";
+    return e == cudaSuccess                         ? "no error"
+           : e == cudaErrorInvalidValue             ? "invalid argument"
+           : e == cudaErrorMemoryAllocation         ? "out of memory"
+           : e == cudaErrorInvalidConfiguration     ? "invalid configuration argument"
+           : e == cudaErrorNoDevice                 ? "no CUDA-capable device is detected"
+           : e == cudaErrorIllegalState             ? "the operation cannot be performed in the present state"
+           : e == cudaErrorStreamCaptureUnsupported ? "operation not permitted when stream is capturing"
+           : e == cudaErrorStreamCaptureInvalidated ? "operation failed due to a previous error during capture"
+           : e == cudaErrorStreamCaptureUnmatched   ? "the capture was not initiated in this stream"
+                                                    : "a capturing stream would depend on the legacy stream";
 }
 static cudaError_t emu_error(cudaError_t e) {
     if (e != cudaSuccess) emu.error = e;
@@ -661,11 +681,12 @@ static void emu_close_memory(void) {
                  __asan_poison_memory_region(emu.allocation[i].p, emu.allocation[i].bytes);)
 }
 // Puts a task in the stream: it runs now, or when the host waits. One queue serves all streams.
+static void emu_drop_task(EmuTask *t) { free(t->owned), free(t); }
 static void emu_run_task(EmuTask *t) {
     emu_open_memory();
     t->run(t);
     emu_close_memory();
-    free(t);
+    emu_drop_task(t);
 }
 static void emu_drain(void) {
     for (EmuTask *t; (t = emu.first_task);) {
@@ -673,14 +694,17 @@ static void emu_drain(void) {
         emu_run_task(t);
     }
 }
-template <typename F> static void emu_enqueue(F f) {
+// While a capture is under way it is recorded instead. `owned` is freed when the task is not needed any more.
+template <typename F> static void emu_enqueue(F f, void *owned = NULL) {
     static_assert(std::is_trivially_copyable<F>::value, "a task is kept in plain memory");
     struct Task : EmuTask {
         F work;
-        Task(F w) : EmuTask{[](EmuTask *t) { static_cast<Task *>(t)->work(); }, NULL}, work(w) {}
+        Task(F w, void *o) : EmuTask{[](EmuTask *t) { static_cast<Task *>(t)->work(); }, o, NULL}, work(w) {}
     };
-    EmuTask *t = new (malloc(sizeof(Task))) Task(f);
-    if (!emu.late) {
+    EmuTask *t = new (malloc(sizeof(Task))) Task(f, owned);
+    if (emu.capture) {
+        *emu.capture->last = t, emu.capture->last = &t->next;
+    } else if (!emu.late) {
         emu_drain(); // what an earlier schedule left
         emu_run_task(t);
     } else {
@@ -688,6 +712,27 @@ template <typename F> static void emu_enqueue(F f) {
         emu.last_task = t;
     }
 }
+
+// What waits, and what takes or gives memory, may not be called during a capture: it fails, and the capture with it.
+static cudaError_t emu_outside_capture(void) {
+    if (!emu.capture) return cudaSuccess;
+    emu.capture_spoilt = 1;
+    return emu_error(cudaErrorStreamCaptureUnsupported);
+}
+// Work for a stream during a capture: only for the one that is captured. (CUDA lets others than the legacy stream go on
+// by themselves; here all streams are one queue.)
+static cudaError_t emu_into_stream(void *stream) {
+    if (!emu.capture) return cudaSuccess;
+    if (emu.capture_spoilt) return emu_error(cudaErrorStreamCaptureInvalidated);
+    if (stream == emu.capture_stream) return cudaSuccess;
+    emu.capture_spoilt = 1;
+    return emu_error(cudaErrorStreamCaptureImplicit);
+}
+#define EMU_TRY(call)                                                                                                  \
+    do {                                                                                                               \
+        cudaError_t error_ = (call);                                                                                   \
+        if (error_ != cudaSuccess) return error_;                                                                      \
+    } while (0)
 
 static inline cudaError_t cudaGetDeviceCount(int *n) { // as CUDA: an empty or negative list hides the device
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
@@ -719,6 +764,7 @@ static inline cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 }
 static inline cudaError_t cudaMalloc(void **p, size_t bytes) { // 256-byte aligned, full of NaN
     *p = NULL;
+    EMU_TRY(emu_outside_capture());
     if (!bytes) return cudaSuccess;
     void *base;
     if (bytes > EMU_MEMORY - emu.used || posix_memalign(&base, 256, bytes + 256 + EMU_GUARD))
@@ -738,6 +784,7 @@ static inline cudaError_t cudaMalloc(void **p, size_t bytes) { // 256-byte align
     return cudaSuccess;
 }
 static inline cudaError_t cudaFree(void *p) {
+    EMU_TRY(emu_outside_capture());
     emu_drain(); // as CUDA, which waits
     for (int i = 0; p && i < emu.allocations; i++) {
         EmuAllocation a = emu.allocation[i];
@@ -752,6 +799,7 @@ static inline cudaError_t cudaFree(void *p) {
     return p ? emu_error(cudaErrorInvalidValue) : cudaSuccess;
 }
 static inline cudaError_t cudaMallocHost(void **p, size_t bytes) {
+    EMU_TRY(emu_outside_capture());
     return (*p = malloc(bytes)) ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 static inline cudaError_t cudaFreeHost(void *p) { return free(p), cudaSuccess; }
@@ -761,16 +809,29 @@ typedef struct EmuStream *cudaStream_t; // all streams are one queue
 typedef struct EmuEvent {
     double seconds;
 } * cudaEvent_t;
-static inline cudaError_t cudaStreamCreate(cudaStream_t *s) { return *s = NULL, cudaSuccess; }
-static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return emu_drain(), cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return emu_drain(), cudaSuccess; }
-static inline cudaError_t cudaDeviceSynchronize(void) { return emu_drain(), cudaSuccess; }
+static inline cudaError_t cudaStreamCreate(cudaStream_t *s) { // never NULL, which is the legacy stream
+    return (*s = (cudaStream_t)malloc(1)) ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+static cudaError_t emu_wait(void) {
+    EMU_TRY(emu_outside_capture());
+    return emu_drain(), cudaSuccess;
+}
+static inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    EMU_TRY(emu_wait());
+    return free(s), cudaSuccess;
+}
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return emu_wait(); }
+static inline cudaError_t cudaDeviceSynchronize(void) { return emu_wait(); }
 static inline cudaError_t cudaEventCreate(cudaEvent_t *e) {
     return (*e = (cudaEvent_t)calloc(1, sizeof **e)) ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-static inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return emu_drain(), free(e), cudaSuccess; }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return emu_drain(), cudaSuccess; }
-static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = NULL) {
+static inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    EMU_TRY(emu_wait());
+    return free(e), cudaSuccess;
+}
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return emu_wait(); }
+static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t stream = NULL) {
+    EMU_TRY(emu_into_stream(stream));
     emu_enqueue([e] {
         struct timespec t;
         clock_gettime(CLOCK_MONOTONIC, &t);
@@ -785,7 +846,8 @@ static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cuda
 static size_t emu_extent(size_t pitch, size_t width, size_t rows) { return rows ? (rows - 1) * pitch + width : 0; }
 // All copies: `rows` runs of `width` bytes. Device ends must lie in an allocation and host ends outside of all.
 static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
-                                            size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t = NULL) {
+                                            size_t width, size_t rows, cudaMemcpyKind kind,
+                                            cudaStream_t stream = NULL) {
     bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     if (!width || !rows) return cudaSuccess;
@@ -793,6 +855,8 @@ static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const voi
         to_device != (emu_find(to, emu_extent(to_pitch, width, rows)) != NULL) ||
         from_device != (emu_find(from, emu_extent(from_pitch, width, rows)) != NULL))
         return emu_error(cudaErrorInvalidValue);
+    if (!to_device || !from_device) EMU_TRY(emu_outside_capture()); // host memory counts as pageable, which has to wait
+    EMU_TRY(emu_into_stream(stream));
     emu_enqueue([=] {
         for (size_t i = 0; i < rows; i++) memcpy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width);
     });
@@ -800,31 +864,95 @@ static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const voi
 }
 static inline cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
                                        size_t rows, cudaMemcpyKind kind) {
+    EMU_TRY(emu_outside_capture());
     cudaError_t e = cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, rows, kind);
     return emu_drain(), e;
 }
 static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
-                                          cudaStream_t = NULL) {
-    return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind);
+                                          cudaStream_t stream = NULL) {
+    return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
 }
 static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
     return cudaMemcpy2D(to, bytes, from, bytes, bytes, 1, kind);
 }
 static inline cudaError_t cudaMemset2DAsync(void *to, size_t pitch, int value, size_t width, size_t rows,
-                                            cudaStream_t = NULL) {
+                                            cudaStream_t stream = NULL) {
     if (!width || !rows) return cudaSuccess;
     if (width > pitch || !emu_find(to, emu_extent(pitch, width, rows))) return emu_error(cudaErrorInvalidValue);
+    EMU_TRY(emu_into_stream(stream));
     emu_enqueue([=] {
         for (size_t i = 0; i < rows; i++) memset((char *)to + i * pitch, value, width);
     });
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t = NULL) {
-    return cudaMemset2DAsync(to, bytes, value, bytes, 1);
+static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream = NULL) {
+    return cudaMemset2DAsync(to, bytes, value, bytes, 1, stream);
 }
 static inline cudaError_t cudaMemset(void *to, int value, size_t bytes) {
+    EMU_TRY(emu_outside_capture());
     cudaError_t e = cudaMemsetAsync(to, value, bytes);
     return emu_drain(), e;
+}
+
+// ----------------------------------------------------------------------------------------------------------- graphs
+typedef EmuGraph *cudaGraph_t;
+typedef struct EmuRunnable {
+    EmuGraph *graph;
+} * cudaGraphExec_t;
+enum cudaStreamCaptureMode {
+    cudaStreamCaptureModeGlobal,
+    cudaStreamCaptureModeThreadLocal,
+    cudaStreamCaptureModeRelaxed
+};
+static void emu_graph_leave(EmuGraph *g) {
+    if (--g->users) return;
+    for (EmuTask *t; (t = g->first); emu_drop_task(t)) g->first = t->next;
+    free(g);
+}
+static inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    if (emu.capture) return emu_error(cudaErrorIllegalState);
+    if (!stream) return emu_error(cudaErrorStreamCaptureUnsupported); // the legacy stream
+    EmuGraph *g = (EmuGraph *)malloc(sizeof *g);
+    if (!g) abort();
+    *g = EmuGraph{NULL, &g->first, 1};
+    emu.capture = g, emu.capture_stream = stream, emu.capture_spoilt = 0;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    *graph = NULL;
+    EmuGraph *g = emu.capture;
+    if (!g) return emu_error(cudaErrorIllegalState);
+    if (stream != emu.capture_stream) return emu_error(cudaErrorStreamCaptureUnmatched);
+    emu.capture = NULL;
+    if (emu.capture_spoilt) return emu_graph_leave(g), emu_error(cudaErrorStreamCaptureInvalidated);
+    *graph = g;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *runnable, cudaGraph_t g, unsigned long long = 0) {
+    *runnable = NULL;
+    if (!g) return emu_error(cudaErrorInvalidValue);
+    if (!(*runnable = (cudaGraphExec_t)malloc(sizeof **runnable))) abort();
+    (*runnable)->graph = g, g->users++;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphDestroy(cudaGraph_t g) {
+    return g ? (emu_graph_leave(g), cudaSuccess) : emu_error(cudaErrorInvalidValue);
+}
+static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t r) { // launches under way go on
+    if (!r) return emu_error(cudaErrorInvalidValue);
+    emu_graph_leave(r->graph), free(r);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t r, cudaStream_t) {
+    EMU_TRY(emu_outside_capture()); // CUDA would make it a node; nothing here needs that
+    if (!r) return emu_error(cudaErrorInvalidValue);
+    EmuGraph *g = r->graph;
+    g->users++;
+    emu_enqueue([g] {
+        for (EmuTask *t = g->first; t; t = t->next) t->run(t);
+        emu_graph_leave(g);
+    });
+    return cudaSuccess;
 }
 
 // ----------------------------------------------------------------------------------------------------------- launch
@@ -862,22 +990,24 @@ static void emu_run_grid(const char *name, dim3 grid, dim3 block, size_t shared,
     emu_check_guards(name);
 }
 template <typename... P, typename... A>
-static void emu_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t,
-                       A... args) {
+static void emu_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                       cudaStream_t stream, A... args) {
     size_t threads = (size_t)block.x * block.y * block.z;
     if (!threads || threads > EMU_MAX_THREADS || block.z > 64 || !grid.x || !grid.y || !grid.z ||
         grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
         return (void)emu_error(cudaErrorInvalidConfiguration);
     if (shared > *emu_shared_limit((void *)kernel)) return (void)emu_error(cudaErrorInvalidValue);
+    if (emu_into_stream(stream) != cudaSuccess) return;
     struct Call { // arguments are converted once, at launch
         void (*kernel)(P...);
         std::tuple<std::decay_t<P>...> args;
     };
     Call *call = new (malloc(sizeof(Call))) Call{kernel, std::tuple<std::decay_t<P>...>((P)args...)};
-    emu_enqueue([=] {
-        emu_run_grid(
-            name, grid, block, shared, [](void *c) { std::apply(((Call *)c)->kernel, ((Call *)c)->args); }, call);
-        free(call);
-    });
+    emu_enqueue(
+        [=] {
+            emu_run_grid(
+                name, grid, block, shared, [](void *c) { std::apply(((Call *)c)->kernel, ((Call *)c)->args); }, call);
+        },
+        call);
 }
 #endif

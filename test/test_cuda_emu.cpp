@@ -480,6 +480,144 @@ TEST(memory_is_counted_and_limited) {
     int n = 0;
     EXPECT(cudaGetDeviceCount(&n) == cudaSuccess && n == 1);
 }
+// y[0] = 10 y[0] + digit: the order and number of launches can be read from it.
+__global__ void digit_kernel(int *y, int digit) {
+    if (threadIdx.x == 0) y[0] = 10 * y[0] + digit;
+}
+struct Stream {
+    cudaStream_t s;
+    Stream() { cudaStreamCreate(&s); }
+    ~Stream() { cudaStreamDestroy(s); }
+};
+// Captures two digits and a copy between them: x becomes y in the middle. `digit` changes behind the capture's back.
+static cudaGraphExec_t captured_digits(cudaStream_t s, int *y, int *x) {
+    cudaGraph_t graph;
+    cudaGraphExec_t runnable;
+    int digit = 1;
+    EXPECT(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    LAUNCH(digit_kernel, 1, 32, 0, s, y, digit);
+    EXPECT(cudaMemcpyAsync(x, y, 4, cudaMemcpyDeviceToDevice, s) == cudaSuccess);
+    digit = 2;
+    LAUNCH(digit_kernel, 1, 32, 0, s, y, digit);
+    digit = 9;
+    EXPECT(cudaStreamEndCapture(s, &graph) == cudaSuccess);
+    EXPECT(cudaGraphInstantiate(&runnable, graph, 0) == cudaSuccess);
+    EXPECT(cudaGraphDestroy(graph) == cudaSuccess); // what is runnable does not need it
+    return runnable;
+}
+TEST(a_graph_runs_what_was_captured_and_only_when_launched) {
+    EXPECT_INT(right_schedules([] {
+                   Stream stream;
+                   Device<int> y(1), x(1);
+                   int host = 3, got[2];
+                   y.set(&host), x.set(&host);
+                   cudaGraphExec_t r = captured_digits(stream.s, y.p, x.p);
+                   y.get(&got[0]);
+                   bool right = got[0] == 3; // capturing ran nothing
+                   cudaGraphLaunch(r, stream.s), cudaGraphLaunch(r, stream.s);
+                   y.get(&got[0]), x.get(&got[1]);
+                   right = right && got[0] == 31212 && got[1] == 3121;
+                   host = 7, y.set(&host); // a replay works on what lies in the buffers by then
+                   cudaGraphLaunch(r, stream.s);
+                   EXPECT(cudaGraphExecDestroy(r) == cudaSuccess); // the launch under way goes on
+                   y.get(&got[0]);
+                   return right && got[0] == 712;
+               }),
+               6);
+}
+TEST(a_graph_is_launched_in_the_order_of_its_stream) {
+    for (int early = 0; early < 2; early++) {
+        cuda_emu_schedule(EMU_FORWARD, early);
+        Stream stream;
+        Device<int> y(1), x(1);
+        int zero = 0, back = -1;
+        y.set(&zero);
+        cudaGraphExec_t r = captured_digits(stream.s, y.p, x.p);
+        LAUNCH(digit_kernel, 1, 32, 0, stream.s, y.p, 4);
+        cudaGraphLaunch(r, stream.s);
+        LAUNCH(digit_kernel, 1, 32, 0, stream.s, y.p, 5);
+        cudaMemcpyAsync(&back, y.p, 4, cudaMemcpyDeviceToHost, stream.s);
+        EXPECT_INT(back, early ? 4125 : -1); // a missing wait shows
+        cudaStreamSynchronize(stream.s);
+        EXPECT_INT(back, 4125);
+        cudaGraphExecDestroy(r);
+    }
+}
+// What each of these gives inside a capture; each spoils the capture, and what comes after it fails.
+static cudaError_t forbidden(int what, cudaStream_t s, int *y) {
+    static int host[4];
+    static void *p;
+    switch (what) {
+    case 0: return cudaStreamSynchronize(s);
+    case 1: return cudaDeviceSynchronize();
+    case 2: return cudaMalloc(&p, 64);
+    case 3: return cudaFree(y);
+    case 4: return cudaMemcpy(y, host, 4, cudaMemcpyHostToDevice);
+    case 5: return cudaMemcpyAsync(y, host, 4, cudaMemcpyHostToDevice, s); // pageable
+    case 6: return cudaMemcpyAsync(host, y, 4, cudaMemcpyDeviceToHost, s);
+    case 7: return cudaMemset(y, 0, 4);
+    case 8: return cudaMemsetAsync(y, 0, 4, NULL); // in the legacy stream
+    default: LAUNCH(digit_kernel, 1, 32, 0, NULL, y, 5); return cudaPeekAtLastError();
+    }
+}
+TEST(what_a_capture_forbids_fails_and_spoils_it) {
+    for (int early = 0; early < 2; early++)
+        for (int what = 0; what < 10; what++) {
+            cuda_emu_schedule(EMU_FORWARD, early);
+            Stream stream;
+            Device<int> y(1);
+            int zero = 0, got = -1;
+            cudaGraph_t graph = NULL;
+            y.set(&zero), (void)cudaGetLastError();
+            EXPECT(cudaStreamBeginCapture(stream.s, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+            LAUNCH(digit_kernel, 1, 32, 0, stream.s, y.p, 1);
+            EXPECT(cudaGetLastError() == cudaSuccess);
+            EXPECT_INT(forbidden(what, stream.s, y.p),
+                       what < 8 ? cudaErrorStreamCaptureUnsupported : cudaErrorStreamCaptureImplicit);
+            (void)cudaGetLastError();
+            LAUNCH(digit_kernel, 1, 32, 0, stream.s, y.p, 2);
+            EXPECT_INT(cudaGetLastError(), cudaErrorStreamCaptureInvalidated);
+            EXPECT_INT(cudaStreamEndCapture(stream.s, &graph), cudaErrorStreamCaptureInvalidated);
+            EXPECT(graph == NULL);
+            (void)cudaGetLastError();
+            LAUNCH(digit_kernel, 1, 32, 0, stream.s, y.p, 3); // and the stream is as good as before
+            y.get(&got);
+            EXPECT_INT(got, 3);
+        }
+}
+TEST(captures_begin_and_end_once_and_not_in_the_legacy_stream) {
+    Stream stream, other;
+    cudaGraph_t graph;
+    cudaGraphExec_t runnable;
+    EXPECT(cudaStreamBeginCapture(NULL, cudaStreamCaptureModeGlobal) == cudaErrorStreamCaptureUnsupported);
+    EXPECT(cudaStreamEndCapture(stream.s, &graph) == cudaErrorIllegalState && graph == NULL);
+    EXPECT(cudaGraphInstantiate(&runnable, graph, 0) == cudaErrorInvalidValue && runnable == NULL);
+    EXPECT(cudaGraphLaunch(runnable, stream.s) == cudaErrorInvalidValue);
+    EXPECT(cudaGraphDestroy(NULL) == cudaErrorInvalidValue && cudaGraphExecDestroy(NULL) == cudaErrorInvalidValue);
+    EXPECT(cudaStreamBeginCapture(stream.s, cudaStreamCaptureModeGlobal) == cudaSuccess);
+    EXPECT(cudaStreamBeginCapture(stream.s, cudaStreamCaptureModeGlobal) == cudaErrorIllegalState);
+    EXPECT(cudaStreamEndCapture(other.s, &graph) == cudaErrorStreamCaptureUnmatched);
+    EXPECT(cudaStreamEndCapture(stream.s, &graph) == cudaSuccess && graph);
+    EXPECT(cudaGraphInstantiate(&runnable, graph, 0) == cudaSuccess); // of nothing: it does nothing
+    EXPECT(cudaGraphLaunch(runnable, stream.s) == cudaSuccess && cudaStreamSynchronize(stream.s) == cudaSuccess);
+    EXPECT(cudaGraphDestroy(graph) == cudaSuccess && cudaGraphExecDestroy(runnable) == cudaSuccess);
+    (void)cudaGetLastError();
+}
+// A host that reads too early, and a graph whose buffer has gone: what the decoder could do wrong.
+TEST(a_replay_on_released_memory_is_noticed) {
+    if (!sanitized) SKIP("only AddressSanitizer can see it");
+    EXPECT(dies_saying(
+        [] {
+            Stream stream;
+            Device<int> x(1);
+            int *gone;
+            cudaMalloc((void **)&gone, 4);
+            cudaGraphExec_t r = captured_digits(stream.s, gone, x.p);
+            cudaFree(gone);
+            cudaGraphLaunch(r, stream.s), cudaStreamSynchronize(stream.s);
+        },
+        {"AddressSanitizer", "digit_kernel"}));
+}
 TEST(events_measure_time) {
     cudaEvent_t a, b;
     float ms = -1;
