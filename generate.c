@@ -7,9 +7,14 @@
 //
 // The cache is a list of token slots per layer. A prompt of n tokens owns n - 1 slots in a row; completion g of it owns
 // max_new_tokens more, the first of them for the prompt's last token, which is computed once for each completion. A new
-// token sees its prompt's slots as prefix and its own earlier slots (ops.h, Span), so nothing is ever copied or padded,
+// token sees its prompt's slots as prefix and its own earlier slots (ops.h, Span), so no slot is ever copied or padded,
 // and finished completions simply leave the batch. These are the spans of pack_add_group: a training pass over the same
 // tokens adds up the same numbers in the same order.
+//
+// A step of decoding costs one transfer to the device and one back, and where the device can record ops, one launch: a
+// graph of everything from the token's embedding to the next token. A graph is of one number of rows, so there batches
+// are filled up with idle rows to a few sizes. Graphs live as long as the call of generate(): within it neither buffers
+// nor weights move.
 #include "surgr1.h"
 
 bool cache_open(Cache *c, const Model *m, int64_t rows, Err *e) {
@@ -100,11 +105,23 @@ enum { PREFILL_TOKENS = 4096 }; // prompts are packed into passes of about this 
 // One completion on its way.
 typedef struct Row {
     int out;                                  // index into the caller's completions
+    uint32_t stream;                          // of its random numbers
     int32_t prompt_first, prompt_last, first; // cache slots: the prompt's but for its last token; that, then its own
     int64_t position;                         // of its next token
     int32_t last;                             // its newest token
     int64_t n;                                // tokens so far
 } Row;
+
+// A step of N rows has these columns of N words each in one block, and leaves those in another. A span is five words.
+enum { STREAMS, STEPS, IDS, POSITIONS, SLOTS, SPANS, STEP_WORDS = SPANS + 5 }; // I32
+enum { TOKENS, LP, ENTROPY, SCALED_LP, DRAWN_WORDS }; // I32, then F32: lp at temperature 1, the others as sampled
+
+typedef struct StepGraph {
+    int64_t N; // rows
+    void *
+        graph; // NULL: such a step has been, but alone is not worth a capture; and what runs for the first time may set
+               // up what a capture forbids
+} StepGraph;
 
 typedef struct Batch {
     Model *m;
@@ -112,25 +129,36 @@ typedef struct Batch {
     Cache cache;
     Row *rows; // [n_rows] those still running
     int64_t n_rows, capacity;
-    Arena arena;                // the views below
-    Mat logits;                 // F32 [capacity, V]
-    Mat seen;                   // I32 [capacity, ceil(V/32)], one row per running completion
-    Mat tokens, streams, steps; // I32 [capacity, 1]
-    Mat lp, scaled_lp, entropy; // F32 [capacity, 1] at temperature 1; at that of sampling
-    int32_t *host;              // [capacity] for transfers
-    float *host_lp, *host_scaled_lp, *host_entropy;
+    Arena arena; // the views below
+    Mat logits;  // F32 [capacity, V]
+    Mat seen;    // I32 [capacity, ceil(V/32)], one row per running completion
+    Mat words;   // I32 [1, STEP_WORDS * capacity]
+    Mat drawn;   // I32 [1, DRAWN_WORDS * capacity]
+    Mat turns;   // F32 [., dim] rotary table of positions from first_position on
+    Arena turns_arena;
+    int64_t first_position;
+    int32_t *host_words, *host_drawn;
+    StepGraph *graphs; // [n_graphs]
+    int n_graphs;
 } Batch;
+
+// How many rows a step of n runs with: on a device that captures, one of a few numbers.
+static int64_t padded(const Ops *d, int64_t n) {
+    int64_t N = 1;
+    while (N < n && N < 64) N *= 2;
+    return !d->capture_begin ? n : n <= 64 ? N : (n + 63) / 64 * 64;
+}
 
 static void batch_place(Batch *b, Arena *a) {
     int64_t n = b->capacity, V = b->m->c.V;
     b->logits = arena_mat(a, n, V, F32);
     b->seen = arena_mat(a, n, (V + 31) / 32, I32);
-    b->tokens = arena_mat(a, n, 1, I32);
-    b->streams = arena_mat(a, n, 1, I32);
-    b->steps = arena_mat(a, n, 1, I32);
-    b->lp = arena_mat(a, n, 1, F32);
-    b->scaled_lp = arena_mat(a, n, 1, F32);
-    b->entropy = arena_mat(a, n, 1, F32);
+    b->words = arena_mat(a, 1, STEP_WORDS * n, I32);
+    b->drawn = arena_mat(a, 1, DRAWN_WORDS * n, I32);
+}
+// Column k of a block of N rows, `width` words a row.
+static Mat column(Mat block, int64_t k, int64_t N, int64_t width, Type type) {
+    return mat(mat_at(block, 0, k * N), N, width, type);
 }
 
 static bool is_stop(const GenerationConfig *g, int32_t id) {
@@ -139,52 +167,55 @@ static bool is_stop(const GenerationConfig *g, int32_t id) {
     return false;
 }
 
-// Draws one token for rows [first, first + n) from logits [n, V], records it, and drops the rows that are done.
-// Returns false when the callback asks to stop.
-static bool draw(Batch *b, int64_t first, int64_t n, const Request *requests, const int *request_of, Completion *out,
-                 TokenCallback on_token, void *ctx) {
+static bool scaled(const Batch *b) { return b->g->sample.do_sample && b->g->sample.temperature != 1; }
+
+// One token for each of the first N rows of logits, whose ids so far are in `seen`, and what it cost. Ops only.
+static void sample_rows(const Batch *b, int64_t N, Mat seen) {
     const Ops *d = b->m->d;
     SampleParams p = b->g->sample;
-    Mat tokens = mat_rows(b->tokens, 0, n), streams = mat_rows(b->streams, 0, n), steps = mat_rows(b->steps, 0, n);
-    Mat logits = mat_rows(b->logits, 0, n), lp = mat_rows(b->lp, 0, n), scaled_lp = mat_rows(b->scaled_lp, 0, n);
-    Mat entropy = mat_rows(b->entropy, 0, n);
-    bool scaled = p.do_sample && p.temperature != 1;
-    const float *own_lp = scaled ? b->host_scaled_lp : b->host_lp;
-    const int32_t *host = b->host;
-    for (int64_t i = 0; i < n; i++) {
-        int o = b->rows[first + i].out, r = request_of[o], g = 0;
-        while (o - g > 0 && request_of[o - g - 1] == r) g++; // completion g of its request
-        b->host[i] = (int32_t)(requests[r].stream + (uint32_t)g);
+    Mat logits = mat_rows(b->logits, 0, N), tokens = column(b->drawn, TOKENS, N, 1, I32);
+    Mat lp = column(b->drawn, LP, N, 1, F32), entropy = column(b->drawn, ENTROPY, N, 1, F32);
+    Mat scaled_lp = column(b->drawn, SCALED_LP, N, 1, F32);
+    sample(d, tokens, logits, seen, column(b->words, STREAMS, N, 1, I32), column(b->words, STEPS, N, 1, I32), p);
+    logprob_forward(d, lp, mat_none(), scaled(b) ? mat_none() : entropy, logits, tokens, 1);
+    if (scaled(b)) logprob_forward(d, scaled_lp, mat_none(), entropy, logits, tokens, (float)(1 / p.temperature));
+}
+// What sample_rows needs of rows [first, first + n), in the words of a step of N.
+static void draw_words(const Batch *b, int64_t first, int64_t n, int64_t N) {
+    for (int64_t i = 0; i < N; i++) {
+        b->host_words[STREAMS * N + i] = i < n ? (int32_t)b->rows[first + i].stream : 0;
+        b->host_words[STEPS * N + i] = i < n ? (int32_t)b->rows[first + i].n : 0;
     }
-    d->upload(streams, mat(b->host, n, 1, I32));
-    for (int64_t i = 0; i < n; i++) b->host[i] = (int32_t)b->rows[first + i].n;
-    d->upload(steps, mat(b->host, n, 1, I32));
-    sample(d, tokens, logits, mat_rows(b->seen, first, n), streams, steps, p);
-    logprob_forward(d, lp, mat_none(), scaled ? mat_none() : entropy, logits, tokens, 1);
-    if (scaled) {
-        logprob_forward(d, scaled_lp, mat_none(), entropy, logits, tokens, (float)(1 / p.temperature));
-        d->download(mat(b->host_scaled_lp, n, 1, F32), scaled_lp);
-    }
-    d->download(mat(b->host, n, 1, I32), tokens);
-    d->download(mat(b->host_lp, n, 1, F32), lp);
-    d->download(mat(b->host_entropy, n, 1, F32), entropy);
+}
+
+// Records what sample_rows drew for rows [first, first + n) in a step of N, and drops the rows that are done. Returns
+// false when the callback asks to stop.
+static bool take(Batch *b, int64_t first, int64_t n, int64_t N, Completion *out, TokenCallback on_token, void *ctx) {
+    const Ops *d = b->m->d;
+    int64_t words = (scaled(b) ? DRAWN_WORDS : SCALED_LP) * N;
+    const int32_t *tokens = b->host_drawn + TOKENS * N;
+    const float *lp = (const float *)(b->host_drawn + LP * N), *entropy = (const float *)(b->host_drawn + ENTROPY * N);
+    const float *own_lp = scaled(b) ? (const float *)(b->host_drawn + SCALED_LP * N) : lp;
+    d->download(mat(b->host_drawn, 1, words, I32), mat_cols(b->drawn, 0, words));
 
     bool go_on = true;
     int64_t kept = first;
     for (int64_t i = 0; i < n; i++) {
         Row *row = &b->rows[first + i];
         Completion *c = &out[row->out];
+        CHECK(tokens[i] >= 0 && tokens[i] < b->m->c.V, "sample: id %d of a vocabulary of %lld", tokens[i],
+              (long long)b->m->c.V);
         if (!(c->ids.n & (c->ids.n - 1))) { // room for 1, 2, 4, 8, ...
             size_t room = (size_t)(c->ids.n ? 2 * c->ids.n : 1);
             c->lp = grow_or_die(c->lp, room, sizeof *c->lp, "log-probabilities");
             c->entropy = grow_or_die(c->entropy, room, sizeof *c->entropy, "entropies");
         }
-        c->lp[c->ids.n] = own_lp[i], c->entropy[c->ids.n] = b->host_entropy[i];
-        ids_add(&c->ids, host[i]);
-        c->logprob += (double)b->host_lp[i];
-        row->last = host[i], row->n++;
-        c->stopped = is_stop(b->g, host[i]);
-        if (on_token && !on_token(ctx, row->out, host[i])) go_on = false;
+        c->lp[c->ids.n] = own_lp[i], c->entropy[c->ids.n] = entropy[i];
+        ids_add(&c->ids, tokens[i]);
+        c->logprob += (double)lp[i];
+        row->last = tokens[i], row->n++;
+        c->stopped = is_stop(b->g, tokens[i]);
+        if (on_token && !on_token(ctx, row->out, tokens[i])) go_on = false;
         if (c->stopped || row->n == b->g->max_new_tokens) continue;
         if (kept != first + i) copy(d, mat_rows(b->seen, kept, 1), mat_rows(b->seen, first + i, 1));
         b->rows[kept++] = *row;
@@ -276,8 +307,8 @@ static bool pass_add(Pass *p, Model *m, const Request *q, int32_t slot, int64_t 
 
 // Prefills requests [r0, r1) in one packed pass and draws the first token of each of their completions. *slot: the next
 // free cache slot.
-static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first_out, int32_t *slot,
-                    const int *request_of, Completion *out, TokenCallback on_token, void *ctx, bool *go_on, Err *e) {
+static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first_out, int32_t *slot, Completion *out,
+                    TokenCallback on_token, void *ctx, bool *go_on, Err *e) {
     Model *m = b->m;
     Pass p;
     int64_t next, first_row = b->n_rows, own = b->g->max_new_tokens;
@@ -293,7 +324,13 @@ static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first
         for (int64_t t = 0; t < q->n; t++) bits[q->ids[t] / 32] |= 1u << (q->ids[t] % 32);
         for (int g = 0; g < q->completions; g++) {
             m->d->upload(mat_rows(b->seen, b->n_rows, 1), mat(bits, 1, b->seen.cols, I32));
-            b->rows[b->n_rows++] = (Row){first_out++, prompt, prompt + (int32_t)q->n - 1, *slot, next, -1, 0};
+            b->rows[b->n_rows++] = (Row){.out = first_out++,
+                                         .stream = q->stream + (uint32_t)g,
+                                         .prompt_first = prompt,
+                                         .prompt_last = prompt + (int32_t)q->n - 1,
+                                         .first = *slot,
+                                         .position = next,
+                                         .last = -1};
             *slot += (int32_t)own;
         }
     }
@@ -304,42 +341,97 @@ static bool prefill(Batch *b, const Request *requests, int r0, int r1, int first
         in.cache = &b->cache, in.slots = p.slots;
         ok = text_forward(m, &in, mat_rows(b->logits, 0, p.n), NULL, NULL, e);
     }
-    if (ok) *go_on = draw(b, first_row, p.n, requests, request_of, out, on_token, ctx);
+    if (ok) {
+        draw_words(b, first_row, p.n, p.n);
+        m->d->upload(mat_cols(b->words, 0, IDS * p.n), mat(b->host_words, 1, IDS * p.n, I32));
+        sample_rows(b, p.n, mat_rows(b->seen, first_row, p.n));
+        *go_on = take(b, first_row, p.n, p.n, out, on_token, ctx);
+    }
     pass_close(&p, m);
     free(bits);
     return ok;
 }
 
-// One token for every running row.
-static bool decode(Batch *b, const Request *requests, const int *request_of, Completion *out, TokenCallback on_token,
-                   void *ctx, bool *go_on, Err *e) {
-    int64_t n = b->n_rows;
-    int32_t *ids = alloc_or_die((size_t)(5 * n), sizeof *ids, "step"), *pos = ids + n, *slots = pos + 3 * n;
-    Span *spans = alloc_or_die((size_t)n, sizeof *spans, "attention spans");
-    for (int64_t i = 0; i < n; i++) {
+// What all steps share: the rotary table of every position that a row can come to, and scratch for the rows there are.
+static bool decode_open(Batch *b, Err *e) {
+    Model *m = b->m;
+    int64_t last = 0;
+    b->first_position = INT64_MAX;
+    for (int64_t i = 0; i < b->n_rows; i++) {
+        const Row *row = &b->rows[i];
+        int64_t end = row->position + b->g->max_new_tokens - row->n;
+        if (row->position < b->first_position) b->first_position = row->position;
+        if (end > last) last = end;
+    }
+    int64_t n = last - b->first_position, dim = m->c.dim;
+    TextStep s;
+    Arena count = {0};
+    text_step_place(&s, &count, m, padded(m->d, b->n_rows));
+    if (!arena_reserve(&m->activations, m->d, count.used, e) ||
+        !arena_reserve(&b->turns_arena, m->d, (size_t)(n * dim) * sizeof(float), e))
+        return false;
+    int32_t *pos = alloc_or_die((size_t)(3 * n), sizeof *pos, "positions");
+    float *table = alloc_or_die((size_t)n, (size_t)dim * sizeof *table, "rotary table");
+    for (int64_t i = 0; i < 3 * n; i++) pos[i] = (int32_t)(b->first_position + i % n);
+    mrope_table(&m->c, pos, n, table);
+    b->turns = mat(b->turns_arena.base, n, dim, F32);
+    m->d->upload(b->turns, mat(table, n, dim, F32));
+    free(pos), free(table);
+    return true;
+}
+
+// Everything that differs between steps, for N rows of which the first n_rows are not idle.
+static void step_words(Batch *b, int64_t N) {
+    int32_t *w = b->host_words;
+    Span *spans = (Span *)(w + SPANS * N);
+    draw_words(b, 0, b->n_rows, N);
+    for (int64_t i = 0; i < N; i++) {
+        w[IDS * N + i] = w[POSITIONS * N + i] = w[SLOTS * N + i] = -1, spans[i] = (Span){0};
+        if (i >= b->n_rows) continue;
         Row *row = &b->rows[i];
         int32_t slot = row->first + (int32_t)row->n;
-        ids[i] = row->last, slots[i] = slot;
-        pos[i] = pos[n + i] = pos[2 * n + i] = (int32_t)row->position++;
+        w[IDS * N + i] = row->last, w[SLOTS * N + i] = slot;
+        w[POSITIONS * N + i] = (int32_t)(row->position++ - b->first_position);
         spans[i] = (Span){row->first, slot + 1, row->prompt_first, row->prompt_last, 0};
     }
-    TextInput in = {.ids = ids,
-                    .N = n,
-                    .pos = pos,
-                    .spans = spans,
-                    .n_spans = n,
-                    .cache = &b->cache,
-                    .slots = slots,
-                    .decode = true};
-    bool ok = text_forward(b->m, &in, mat_rows(b->logits, 0, n), NULL, NULL, e);
-    if (ok) *go_on = draw(b, 0, n, requests, request_of, out, on_token, ctx);
-    free(ids), free(spans);
-    return ok;
+}
+
+static void step_ops(Batch *b, int64_t N) {
+    TextStep s = {.ids = column(b->words, IDS, N, 1, I32),
+                  .positions = column(b->words, POSITIONS, N, 1, I32),
+                  .slots = column(b->words, SLOTS, N, 1, I32),
+                  .spans = {column(b->words, SPANS, N, 5, I32), (const Span *)(b->host_words + SPANS * N), N, 0},
+                  .turns = b->turns,
+                  .cache = &b->cache};
+    b->m->activations.used = 0;
+    text_step_place(&s, &b->m->activations, b->m, N);
+    text_step(b->m, &s, mat_rows(b->logits, 0, N));
+    sample_rows(b, N, mat_rows(b->seen, 0, N));
+}
+
+// One token for every running row. Returns false when the callback asks to stop.
+static bool decode(Batch *b, Completion *out, TokenCallback on_token, void *ctx) {
+    const Ops *d = b->m->d;
+    int64_t n = b->n_rows, N = padded(d, n);
+    StepGraph *g = b->graphs, *end = b->graphs + b->n_graphs;
+    step_words(b, N);
+    d->upload(mat_cols(b->words, 0, STEP_WORDS * N), mat(b->host_words, 1, STEP_WORDS * N, I32));
+    while (g < end && g->N != N) g++;
+    if (g == end) {
+        b->graphs = grow_or_die(b->graphs, (size_t)b->n_graphs + 1, sizeof *b->graphs, "graphs");
+        b->graphs[b->n_graphs++] = (StepGraph){N, NULL};
+        step_ops(b, N);
+    } else {
+        if (!g->graph && capture_begin(d)) step_ops(b, N), g->graph = capture_end(d);
+        if (g->graph) replay(d, g->graph);
+        else step_ops(b, N);
+    }
+    return take(b, 0, n, N, out, on_token, ctx);
 }
 
 bool generate(Model *m, const Request *requests, int n, const GenerationConfig *g, TokenCallback on_token, void *ctx,
               Completion *out, Err *e) {
-    Batch b = {.m = m, .g = g, .arena = {.role = "logits"}};
+    Batch b = {.m = m, .g = g, .arena = {.role = "logits"}, .turns_arena = {.role = "rotary table"}};
     int64_t slots = 0, context = m->c.context < LIMIT_CONTEXT ? m->c.context : LIMIT_CONTEXT;
     for (int r = 0; r < n; r++) {
         if (requests[r].n < 1 || requests[r].n + g->max_new_tokens > context)
@@ -355,31 +447,34 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
         return err_set(e, "E-ME-02", AT(.file = "prompt"),
                        "expected at most %d cache rows; found %lld; do: use smaller batches", INT32_MAX,
                        (long long)slots);
-    int *request_of = alloc_or_die((size_t)b.capacity + 1, sizeof *request_of, "batch");
+    b.capacity = padded(m->d, b.capacity);
     b.rows = alloc_or_die((size_t)b.capacity + 1, sizeof *b.rows, "batch");
-    b.host = alloc_or_die((size_t)b.capacity + 1, sizeof *b.host, "batch");
-    b.host_lp = alloc_or_die(3 * (size_t)b.capacity + 1, sizeof *b.host_lp, "batch");
-    b.host_scaled_lp = b.host_lp + b.capacity, b.host_entropy = b.host_scaled_lp + b.capacity;
+    b.host_words = alloc_or_die((STEP_WORDS + DRAWN_WORDS) * (size_t)b.capacity + 1, sizeof *b.host_words, "batch");
+    b.host_drawn = b.host_words + STEP_WORDS * b.capacity;
     for (int r = 0, o = 0; r < n; r++)
-        for (int k = 0; k < requests[r].completions; k++, o++) request_of[o] = r, out[o] = (Completion){0};
+        for (int k = 0; k < requests[r].completions; k++) out[o++] = (Completion){0};
 
     Arena count = {.role = "logits"};
     batch_place(&b, &count);
     bool ok = arena_reserve(&b.arena, m->d, count.used, e) && cache_open(&b.cache, m, slots, e), go_on = true;
     if (ok) batch_place(&b, &b.arena);
+    if (ok) m->d->zero(b.seen); // of idle rows too
     int32_t next_slot = 0;
     for (int r = 0, o = 0; ok && go_on && r < n;) {
         int last = r, first_out = o;
         for (int64_t tokens = 0; last < n && (last == r || tokens + pass_rows(&requests[last]) <= PREFILL_TOKENS);
              last++)
             tokens += pass_rows(&requests[last]), o += requests[last].completions;
-        ok = prefill(&b, requests, r, last, first_out, &next_slot, request_of, out, on_token, ctx, &go_on, e);
+        ok = prefill(&b, requests, r, last, first_out, &next_slot, out, on_token, ctx, &go_on, e);
         r = last;
     }
-    while (ok && go_on && b.n_rows) ok = decode(&b, requests, request_of, out, on_token, ctx, &go_on, e);
+    if (ok && go_on && b.n_rows) ok = decode_open(&b, e);
+    while (ok && go_on && b.n_rows) go_on = decode(&b, out, on_token, ctx);
 
+    for (int i = 0; i < b.n_graphs; i++)
+        if (b.graphs[i].graph) capture_release(m->d, b.graphs[i].graph);
     if (b.cache.k) cache_close(&b.cache, m);
-    arena_release(&b.arena, m->d);
-    free(request_of), free(b.rows), free(b.host), free(b.host_lp);
+    arena_release(&b.arena, m->d), arena_release(&b.turns_arena, m->d);
+    free(b.rows), free(b.host_words), free(b.graphs);
     return ok;
 }

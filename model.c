@@ -379,6 +379,7 @@ typedef struct TextScratch {
     Mat index, image_at; // I32 [N, 1] token ids, -1 at picture rows; I32 [n_images, 1] where those are
     Mat span_rows;       // I32 [n_spans, 5]
     Mat slots;           // I32 [N, 1]
+    bool decode;         // spans speak of cache rows
     Mat head_index, head_x; // I32 [n_head, 1]; [n_head, C] after the final norm
     BlockScratch block;
     Spans spans;
@@ -491,7 +492,7 @@ static void text_layers(const Model *m, TextScratch *s, const TextInput *in, int
         snprintf(mlp, sizeof mlp, "text.mlp.%lld", (long long)i);
         trace_where(name);
         BlockCache cache = {0};
-        if (in->cache) cache = (BlockCache){in->cache->k[i], in->cache->v[i], s->slots, in->decode};
+        if (in->cache) cache = (BlockCache){in->cache->k[i], in->cache->v[i], s->slots, s->decode};
         Mat y = training ? s->x[i + 1] : x;
         block_forward(d, &m->layers[i], text_shape(m), training ? s->kept[i] : s->block, y, x, s->angles, s->spans,
                       in->cache ? &cache : NULL, tap, tap_ctx, attention, mlp);
@@ -522,6 +523,30 @@ bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_
     if (tap && logits.p) tap(tap_ctx, "logits", m->d, logits);
     m->d->sync(); // the spans of the caller must outlive their use
     return true;
+}
+
+void text_step_place(TextStep *s, Arena *a, const Model *m, int64_t N) {
+    s->x = arena_mat(a, N, m->c.C, m->d->act_type);
+    s->angles = arena_mat(a, N, m->c.dim, F32);
+    s->head_x = arena_mat(a, N, m->c.C, m->d->act_type);
+    block_scratch_place(&s->block, a, text_shape(m), N, m->d->act_type, false, NULL);
+}
+
+void text_step(const Model *m, const TextStep *t, Mat logits) {
+    Mat x = t->x;
+    TextScratch s = {.x = &x,
+                     .n_x = 1,
+                     .angles = t->angles,
+                     .index = t->ids,
+                     .slots = t->slots,
+                     .decode = true,
+                     .head_x = t->head_x,
+                     .block = t->block,
+                     .spans = t->spans};
+    TextInput in = {.N = x.rows, .cache = t->cache};
+    gather_rows(m->d, t->angles, t->turns, t->positions);
+    text_layers(m, &s, &in, 0, NULL, NULL);
+    linear_forward(m->d, &m->head, logits, t->head_x, NULL);
 }
 
 // ----------------------------------------------------------------------------------------------------------- training

@@ -801,18 +801,33 @@ typedef struct TextInput {
     const int32_t *ids;       // host [N]
     int64_t N;                //
     const int32_t *pos;       // host [3, N]
-    const Span *spans;        // host [n_spans]; of the N rows, or of cache rows when decoding
+    const Span *spans;        // host [n_spans]; of the N rows
     int64_t n_spans;          //
     Mat image_rows;           // [n_images, C] rows of the pictures, or absent
     const int32_t *image_at;  // host [n_images]: which of the N rows each of them takes (image_places)
     const int32_t *head_rows; // host [n_head]: rows whose logits are wanted; NULL = all N
     int64_t n_head;           //
-    struct Cache *cache;      // NULL: no cache
+    struct Cache *cache;      // NULL: no cache. Else keys and values are stored there
     const int32_t *slots;     // host [N]: cache row of each token (with cache)
-    bool decode;              // one query row per span, keys from the cache
 } TextInput;
 // logits F32 [n_head or N, V] on the device, or absent. E-ME-01 when memory does not suffice.
 bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_ctx, Err *e);
+
+// One step of decoding: row n is one new token of one sequence. Everything that differs between steps lies in device
+// memory already, and nothing but ops runs on it and on what text_step_place laid out: a step may be captured.
+typedef struct TextStep {
+    Mat ids;             // I32 [N, 1]; -1: an idle row, which gives some finite logits
+    Mat positions;       // I32 [N, 1] row of `turns`, -1 when idle
+    Mat slots;           // I32 [N, 1] cache row of the token, -1 when idle
+    Spans spans;         // N of them, of cache rows, the new token's included
+    Mat turns;           // F32 [., dim]: rotary table by position, for text, whose three positions are one
+    struct Cache *cache; //
+    Mat x, angles;       // scratch: [N, C], F32 [N, dim]
+    Mat head_x;          // [N, C] after the final norm
+    BlockScratch block;
+} TextStep;
+void text_step_place(TextStep *s, Arena *a, const Model *m, int64_t N); // the scratch
+void text_step(const Model *m, const TextStep *s, Mat logits);          // logits F32 [N, V]
 
 // Training. Whoever wants a parameter trained sets Param.trained; then open gives every trained one an F32 value of its own
 // (unless it is owned already) and a zeroed F32 gradient. E-ME-01.
