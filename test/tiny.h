@@ -37,6 +37,8 @@ static void remove_folder(void) {
     rmdir(folder);
 }
 
+static bool tiny_rounded; // weights that bf16 holds exactly, so that devices of both types run the same model
+
 // Writes config and random weights, in the original or the renamed layout. Returns a checkpoint folder.
 static const char *checkpoint(const char *config, bool renamed) {
     if (!*folder) {
@@ -67,6 +69,7 @@ static const char *checkpoint(const char *config, bool renamed) {
             data[k] = (float)(p->rows == 1                 ? 1 + 0.2 * u
                               : i == 0 || p->rows == m.c.V ? u
                                                            : 2 * u / sqrt((double)p->cols));
+            if (tiny_rounded) data[k] = bf16_to_f32(f32_to_bf16(data[k]));
         }
         out[n] = (TensorOut){.name = names[n], .type = FT_F32, .dims = p->dims, .data = data};
         memcpy(out[n].shape, p->shape, sizeof p->shape);
