@@ -478,3 +478,32 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
     free(b.rows), free(b.host_words), free(b.graphs);
     return ok;
 }
+
+// ------------------------------------------------------------------------------------------------------------- memory
+
+GenerateBytes generate_bytes(const Model *m, int64_t prompts, int64_t tokens, int64_t patches, int64_t completions,
+                             int64_t new_tokens) {
+    const Config *c = &m->c;
+    int64_t n = prompts * completions, slots = prompts * (tokens - 1 + completions * new_tokens);
+    int64_t rows = tokens - 1 + completions, units = patches / (c->vision.merge * c->vision.merge);
+    Batch b = {.m = (Model *)(uintptr_t)m, .capacity = padded(m->d, n)};
+    TextStep step;
+    Arena cache = {0}, logits = {0}, decode = {0};
+    for (int64_t i = 0; i < 2 * c->L; i++) arena_mat(&cache, slots, c->kv_heads * c->dim, m->d->act_type);
+    batch_place(&b, &logits);
+    arena_mat(&logits, tokens + new_tokens, c->dim, F32); // the rotary table; prompts of other lengths widen it so far
+    text_step_place(&step, &decode, m, b.capacity);
+    // a pass of prefill has PREFILL_TOKENS at most, or one prompt
+    int64_t most = rows > PREFILL_TOKENS ? rows : PREFILL_TOKENS, N = prompts * rows < most ? prompts * rows : most;
+    int64_t images = prompts * units < N ? prompts * units : N;
+    const int32_t some = 0;
+    TextInput in = {.N = N, .n_spans = prompts + n, .head_rows = &some, .n_head = n < N ? n : N, .cache = &b.cache};
+    size_t sizes[] = {text_forward_bytes(m, &in, images), decode.used, 0};
+    Grid grid = {1, c->vision.merge, patches / c->vision.merge}; // one picture of as many patches stands for all
+    if (patches) sizes[2] = vision_bytes(m->d, &m->vision, &grid, 1, false, 0);
+    GenerateBytes bytes = {.cache = cache.used, .logits = logits.used};
+    for (int k = 0; k < 3; k++)
+        if (sizes[k] > bytes.activations) bytes.activations = sizes[k];
+    if (images) bytes.pictures = (size_t)(images * c->C) * type_size(m->d->act_type) + 64;
+    return bytes;
+}

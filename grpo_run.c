@@ -1184,6 +1184,23 @@ void grpo_largest(const PromptSet *train, const GrpoOptions *o, SftPlan *p) {
                    .patches = o->micro * train->most_patches};
 }
 
+GenerateBytes grpo_sampling(const Model *m, const PromptSet *train, const PromptSet *eval, const GrpoOptions *o) {
+    int64_t prompts = o->generate_batch && o->generate_batch < o->prompts ? o->generate_batch : o->prompts;
+    int64_t longest = train->longest, patches = train->most_patches, each = o->group;
+    if (eval->n && eval->longest > longest) longest = eval->longest;
+    if (eval->n && eval->most_patches > patches) patches = eval->most_patches;
+    if ((o->gate > 0 || o->task_floor > 0) && each < GATE_ANSWERS) each = GATE_ANSWERS;
+    return generate_bytes(m, prompts, longest, patches, each, o->max_new_tokens);
+}
+
+// Values of its own, unless the reference is the base model behind an adapter.
+size_t grpo_reference_bytes(const Model *m, const GrpoOptions *o) {
+    size_t values, gradients;
+    if (o->loss.beta <= 0 || (o->reference == REFERENCE_BASE && m->lora)) return 0;
+    model_train_bytes(m, &values, &gradients);
+    return gradients; // as many as there are trained values
+}
+
 static bool resume(Grpo *s, const Checkpoint *c, Err *e) {
     int64_t groups, used;
     if (!state_read(s, c, &groups, &used, e)) return false;
@@ -1215,6 +1232,7 @@ static bool train(Grpo *s, Err *e) {
         if (!ok || !(ok = update(s, e))) break;
         int64_t step = s->t.step;
         progress("training", step - s->t.first_step, s->steps - s->t.first_step, s->t.started);
+        trainer_memory(&s->t);
         bool last = step == s->steps;
         if (s->eval && s->o->eval_every && (trainer_due(s->o->eval_every, step) || last)) ok = evaluate(s, e);
         stop = stop_requested();

@@ -182,6 +182,9 @@ static void cuda_release(void *p) {
     not_captured("release");
     device_check(cudaFree(p), "cudaFree");
 }
+static void cuda_memory(size_t *free, size_t *total) {
+    device_check(cudaMemGetInfo(free, total), "asking for free memory");
+}
 // Rows of y from rows of x; one run when both are contiguous, which is what fast copies need.
 static void copy_rows(Mat y, Mat x, cudaMemcpyKind kind, const char *what) {
     size_t size = type_size(y.type), width = (size_t)y.cols * size, rows = (size_t)y.rows;
@@ -1670,6 +1673,7 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     split_reserve();
     o->act_type = act_type, o->weight_grad_type = F32;
     o->alloc = cuda_alloc, o->release = cuda_release, o->upload = cuda_upload, o->download = cuda_download;
+    o->memory = cuda_memory;
     o->zero = cuda_zero, o->copy = cuda_copy, o->sync = cuda_sync;
     o->matmul = cuda_matmul, o->add_bias = cuda_add_bias, o->add = cuda_add;
     o->bias_backward = cuda_bias_backward, o->dropout = cuda_dropout;

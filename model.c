@@ -204,9 +204,9 @@ static bool check_finite(const Model *m, Tensor **found, Err *e) {
 // Where a weight goes: matrices of the CPU devices stay in the mapped file when its type is one the ops read there (so
 // that a 7B bf16 model needs no second copy); everything else is converted into the arena. Vectors are F32 everywhere.
 static bool stays_mapped(const Model *m, const Param *p, const Tensor *t, LoadOptions options) {
-    bool host = m->d->alloc == ops_ref()->alloc;
+    if (m->d->alloc != ops_ref()->alloc) return false;
     bool type_fits = t->type == FT_F32 || (t->type == FT_BF16 && !options.force_f32);
-    return host && p->rows > 1 && type_fits && (uintptr_t)t->data % file_type_size(t->type) == 0;
+    return p->rows > 1 && type_fits && (uintptr_t)t->data % file_type_size(t->type) == 0;
 }
 
 static void place_weights(Model *m, Tensor **found, LoadOptions options, Arena *a) {
@@ -216,8 +216,15 @@ static void place_weights(Model *m, Tensor **found, LoadOptions options, Arena *
         Type type = p->rows > 1 && m->d->act_type == BF16 ? BF16 : F32;
         if (stays_mapped(m, p, found[i], options))
             p->w->v = mat((void *)(uintptr_t)found[i]->data, p->rows, p->cols, found[i]->type == FT_BF16 ? BF16 : F32);
-        else p->w->v = arena_mat(a, p->rows, p->cols, type);
+        else p->w->v = arena_mat(a, p->rows, p->cols, type), p->owned = type == F32;
     }
+}
+static bool reserve_weights(Model *m, Tensor **found, LoadOptions options, Err *e) {
+    Arena count = {.role = "weights"};
+    place_weights(m, found, options, &count);
+    if (!arena_reserve(&m->weights, m->d, count.used, e)) return false;
+    place_weights(m, found, options, &m->weights);
+    return true;
 }
 
 static void fill_weights(Model *m, Tensor **found, LoadOptions options) {
@@ -226,7 +233,6 @@ static void fill_weights(Model *m, Tensor **found, LoadOptions options) {
     for (int64_t i = 0; i < m->n_params; i++) {
         Param *p = &m->params[i];
         if (p->tied || stays_mapped(m, p, found[i], options)) continue;
-        p->owned = p->w->v.type == F32;
         int64_t rows = CHUNK / p->cols > 0 ? CHUNK / p->cols : 1, n = p->rows * p->cols;
         for (int64_t first = 0; first < n;) { // whole rows when a row fits the buffer, else pieces of a row
             int64_t row = first / p->cols, col = first % p->cols;
@@ -269,13 +275,8 @@ bool model_load(Model *m, const char *dir, const Ops *d, LoadOptions options, Er
                          "expected the embedding's values, since tie_word_embeddings is true; found others; do: set "
                          "tie_word_embeddings to false, or drop the tensor");
     }
+    ok = ok && reserve_weights(m, found, options, e);
     if (ok) {
-        Arena count = {.role = "weights"};
-        place_weights(m, found, options, &count);
-        ok = arena_reserve(&m->weights, d, count.used, e);
-    }
-    if (ok) {
-        place_weights(m, found, options, &m->weights);
         fill_weights(m, found, options);
         if (m->c.tied) m->head.w = m->embed;
         for (int64_t i = 0; i < m->n_params; i++)
@@ -283,6 +284,17 @@ bool model_load(Model *m, const char *dir, const Ops *d, LoadOptions options, Er
         if (!m->mapped) tensors_close(&m->files);
     }
     free(found);
+    if (!ok) model_free(m);
+    return ok;
+}
+
+bool model_lay_out(Model *m, const char *dir, Type act_type, Err *e) {
+    if (!model_describe(m, dir, e)) return false;
+    m->d = ops_paper(act_type);
+    Tensor **none = alloc_or_die((size_t)m->n_params, sizeof(Tensor *), "tensor table");
+    bool ok = reserve_weights(m, none, (LoadOptions){.force_f32 = false}, e);
+    if (ok && m->c.tied) m->head.w = m->embed;
+    free(none);
     if (!ok) model_free(m);
     return ok;
 }
@@ -508,6 +520,14 @@ static void text_layers(const Model *m, TextScratch *s, const TextInput *in, int
     if (tap) tap(tap_ctx, "text.norm", d, s->head_x);
 }
 
+size_t text_forward_bytes(const Model *m, const TextInput *in, int64_t n_images) {
+    Mat x;
+    TextScratch s = {.x = &x, .n_x = 1};
+    Arena count = {0};
+    text_place(&s, &count, m, in, n_images);
+    return count.used;
+}
+
 bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_ctx, Err *e) {
     int64_t n_images = in->image_rows.p ? in->image_rows.rows : 0;
     text_check(m, in, n_images);
@@ -564,13 +584,23 @@ static void train_arenas(Model *m, Arena *values, Arena *gradients) {
     }
 }
 
+void model_train_bytes(const Model *m, size_t *values, size_t *gradients) {
+    Arena v = {0}, g = {0};
+    for (int64_t i = 0; i < m->n_params; i++) {
+        const Param *p = &m->params[i];
+        if (!p->trained || p->tied) continue;
+        if (!p->owned) arena_mat(&v, p->rows, p->cols, F32);
+        arena_mat(&g, p->rows, p->cols, F32);
+    }
+    *values = v.used, *gradients = g.used;
+}
+
 bool model_train_open(Model *m, Err *e) {
-    Arena values = {.role = "trained weights"}, gradients = {.role = "gradients"};
+    size_t values, gradients;
     for (int64_t i = 0; i < m->n_params; i++) m->params[i].w->d = mat_none();
-    train_arenas(m, &values, &gradients);
-    CHECK(!values.used || !m->trained.base, "model_train_open: weights are trained that were not the first time");
-    if ((values.used && !arena_reserve(&m->trained, m->d, values.used, e)) ||
-        !arena_reserve(&m->gradients, m->d, gradients.used, e))
+    model_train_bytes(m, &values, &gradients);
+    CHECK(!values || !m->trained.base, "model_train_open: weights are trained that were not the first time");
+    if ((values && !arena_reserve(&m->trained, m->d, values, e)) || !arena_reserve(&m->gradients, m->d, gradients, e))
         return false;
     m->trained.used = m->gradients.used = 0;
     train_arenas(m, &m->trained, &m->gradients);
@@ -636,7 +666,9 @@ PassBytes model_pass_bytes(const Model *m, const TrainBatch *b, bool backward) {
     size_t vision = U ? vision_bytes(m->d, &m->vision, b->grids, b->n_grids, train, b->keep) : 0;
     if (train) bytes.vision = vision;
     else if (vision > bytes.text) bytes.text = vision;
-    bytes.pictures = (train ? 2 : 1) * (size_t)U * (size_t)m->c.C * type_size(m->d->act_type);
+    Arena rows = {0};
+    for (int k = 0; k < (train ? 2 : 1); k++) arena_mat(&rows, U, m->c.C, m->d->act_type);
+    bytes.pictures = rows.used;
     free(s.x), free(s.kept), free(head_rows);
     return bytes;
 }

@@ -5,6 +5,7 @@
 // What it is not: fast (cpu.c, kernels.cu are).
 // Read before: ops.h.  Read next: block.c, which calls these; cpu.c and kernels.cu hold the same ops in the same order.
 #include "ops.h"
+#include <sys/mman.h>
 
 const char *type_name(Type t) { return t == F32 ? "f32" : t == BF16 ? "bf16" : "i32"; }
 
@@ -562,9 +563,52 @@ const Ops *ops_ref(void) {
     return &ref;
 }
 
+// -------------------------------------------------------------------------------------------------------------- paper
+
+enum { PAPER_PAGE = 4096 }; // in front of every block: how long it is
+static void *paper_alloc(size_t bytes) {
+    bytes += PAPER_PAGE;
+    char *p = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    CHECK(!mprotect(p, PAPER_PAGE, PROT_READ | PROT_WRITE), "a page for the length of a block");
+    memcpy(p, &bytes, sizeof bytes);
+    return p + PAPER_PAGE;
+}
+static void paper_release(void *p) {
+    size_t bytes;
+    if (!p) return;
+    memcpy(&bytes, (char *)p - PAPER_PAGE, sizeof bytes);
+    munmap((char *)p - PAPER_PAGE, bytes);
+}
+static void paper_one(Mat y) { (void)y; }
+static void paper_two(Mat y, Mat x) { (void)y, (void)x; }
+static void paper_sync(void) {}
+static bool paper_capture(void) { return false; } // there as on cuda, where batches are filled up for it
+
+const Ops *ops_paper(Type act_type) {
+    static Ops papers[2];
+    CHECK(act_type == F32 || act_type == BF16, "activations of type %d", (int)act_type);
+    papers[act_type == BF16] = (Ops){.name = act_type == BF16 ? "cuda (on paper, bf16)" : "cuda (on paper, f32)",
+                                     .act_type = act_type,
+                                     .weight_grad_type = F32,
+                                     .alloc = paper_alloc,
+                                     .release = paper_release,
+                                     .upload = paper_two,
+                                     .download = paper_two,
+                                     .zero = paper_one,
+                                     .copy = paper_two,
+                                     .sync = paper_sync,
+                                     .cast = paper_two,
+                                     .capture_begin = paper_capture};
+    return &papers[act_type == BF16];
+}
+
 // ------------------------------------------------------------------------------------------------------------- arenas
 
 static int64_t host_bytes, host_limit; // of all arenas in host memory; 0 = not known yet
+static int64_t device_bytes;           // of all others
+static int64_t *bytes_on(const Ops *d) { return d->alloc == ref_alloc ? &host_bytes : &device_bytes; }
+int64_t memory_held(const Ops *d) { return *bytes_on(d); }
 
 // The number that follows `key` on the first line of a kernel's file, or `missing` when there is none ("max").
 static int64_t number_in(const char *path, const char *key, int64_t missing) {
@@ -589,7 +633,7 @@ int64_t memory_limit(void) {
 void arena_release(Arena *a, const Ops *d) {
     if (a->base) {
         d->release(a->base);
-        if (d->alloc == ref_alloc) host_bytes -= (int64_t)a->size;
+        *bytes_on(d) -= (int64_t)a->size;
     }
     a->base = NULL, a->used = a->size = 0;
 }
@@ -605,13 +649,16 @@ bool arena_reserve(Arena *a, const Ops *d, size_t bytes, Err *e) {
                        "smaller pictures or fewer tokens, or raise --max-memory",
                        (long long)(memory_limit() - host_bytes), (long long)memory_limit(), bytes);
     a->base = d->alloc(bytes ? bytes : 64);
-    if (!a->base)
-        return err_set(
-            e, "E-ME-01", AT(.file = a->role),
-            "expected %zu bytes on device %s; found no memory left; do: use fewer or smaller pictures, or fewer tokens",
-            bytes, d->name);
+    if (!a->base) {
+        size_t left = 0, all = 0;
+        if (d->memory) d->memory(&left, &all);
+        return err_set(e, "E-ME-01", AT(.file = a->role),
+                       "expected %zu bytes on device %s; found %zu free of %zu; do: use fewer or smaller pictures, or "
+                       "fewer tokens",
+                       bytes, d->name, left, all);
+    }
     a->size = bytes;
-    if (host) host_bytes += (int64_t)bytes;
+    *bytes_on(d) += (int64_t)bytes;
     return true;
 }
 

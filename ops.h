@@ -161,8 +161,9 @@ typedef struct Ops {
     // memory: alloc gives 64-byte aligned memory with undefined contents, NULL when there is no more
     void *(*alloc)(size_t bytes);
     void (*release)(void *p);
-    void (*upload)(Mat dst, Mat host);   // same shape and type; host memory may be reused on return
-    void (*download)(Mat host, Mat src); // same shape and type; waits
+    void (*memory)(size_t *free, size_t *total); // bytes of the device that nobody has, and all; NULL: host memory
+    void (*upload)(Mat dst, Mat host);           // same shape and type; host memory may be reused on return
+    void (*download)(Mat host, Mat src);         // same shape and type; waits
     void (*zero)(Mat y);
     void (*copy)(Mat y, Mat x); // device to device, same shape and type, any strides
     void (*sync)(void);
@@ -219,6 +220,9 @@ const Ops *ops_cpu(void); // cpu.c: ref with its hot rows replaced
 // bits. cpu_isa_set(NULL) goes back to the widest; false when `name` does not run here (nothing changes then).
 const char *cpu_isa(void);
 bool cpu_isa_set(const char *name);
+const Ops *
+ops_paper(Type act_type); // ops.c: its memory is addresses without pages, to count what another device would hold;
+                          // of the ops only those of memory and cast are there, and do nothing
 const Ops *ops_cuda(Type act_type, Err *e); // kernels.cu; NULL and *e = E-DV-01 when there is no usable device
 // Which of its rungs "cuda" takes (--matmul, --kernels): for bisecting, and for tests that compare them. auto: the fastest
 // that the build has and that types, alignment and sizes of weights allow; never a matter of the number of rows.
@@ -237,6 +241,8 @@ void arena_release(Arena *a, const Ops *d);
 // the machine has, whichever is less.
 void memory_limit_set(int64_t bytes);
 int64_t memory_limit(void);
+// Bytes that all arenas on d hold now (on host devices: those of all of them).
+int64_t memory_held(const Ops *d);
 
 // The entry points the model calls: check shapes and types (a broken contract is E-BG-01 with op and shapes), skip zero
 // rows, call the device, report to the trace. d is the device; everything else as in the table.

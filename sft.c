@@ -596,6 +596,7 @@ bool sft_run(Model *m, const Tokenizer *t, const Dataset *train, const Dataset *
         int64_t best = s.best_step;
         if (!(ok = update(&s, e))) break;
         progress("training", s.t.step - s.t.first_step, s.plan.steps - s.t.first_step, s.t.started);
+        trainer_memory(&s.t);
         bool last = s.t.step == s.plan.steps;
         if (eval && (trainer_due(o->eval_every, s.t.step) || (last && o->eval_every))) ok = evaluate(&s, &loss, e);
         if (ok && trainer_due(o->sample_every, s.t.step)) ok = complete_samples(&s, e);

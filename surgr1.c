@@ -55,10 +55,10 @@ static const Command command_limits = {
     "limits",      "limits",  "Prints every limit of the program. No file can raise one.", no_options, 0, 0,
     "no argument", run_limits};
 static const Command *const commands[] = {
-    &command_ask,    &command_sft,     &command_grpo,         &command_merge,  &command_info,
-    &command_check,  &command_compare, &command_trace_diff,   &command_limits, &command_scenes,
-    &command_synth,  &command_import,  &command_reward_check, &command_eval,   &command_report,
-    &command_recipe, &command_table,   &command_tokenizer,    &command_init,   &command_refine};
+    &command_ask,          &command_sft,        &command_grpo,   &command_merge,  &command_info,  &command_check,
+    &command_compare,      &command_trace_diff, &command_limits, &command_scenes, &command_synth, &command_import,
+    &command_reward_check, &command_eval,       &command_report, &command_recipe, &command_table, &command_tokenizer,
+    &command_init,         &command_refine,     &command_memory};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static int help_program(void) {

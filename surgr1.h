@@ -780,6 +780,8 @@ typedef struct LoadOptions {
 } LoadOptions;
 // Reads config and weights onto device d. Refuses E-CF-*, E-ST-*, E-IX-*, E-ME-01, E-NU-01.
 bool model_load(Model *m, const char *dir, const Ops *d, LoadOptions options, Err *e);
+// The same without any weights, in addresses only (ops_paper): what would be held on a GPU with activations of that type.
+bool model_lay_out(Model *m, const char *dir, Type act_type, Err *e); // E-CF-*
 void model_free(Model *m);
 // The parameter table without weights (for `info` and tests): names, shapes; free with model_free.
 bool model_describe(Model *m, const char *dir, Err *e);
@@ -812,6 +814,8 @@ typedef struct TextInput {
 } TextInput;
 // logits F32 [n_head or N, V] on the device, or absent. E-ME-01 when memory does not suffice.
 bool text_forward(Model *m, const TextInput *in, Mat logits, Tap tap, void *tap_ctx, Err *e);
+// What it takes of the activations' arena; of `in` only the counts are looked at, and which lists are there.
+size_t text_forward_bytes(const Model *m, const TextInput *in, int64_t n_images);
 
 // One step of decoding: row n is one new token of one sequence. Everything that differs between steps lies in device
 // memory already, and nothing but ops runs on it and on what text_step_place laid out: a step may be captured.
@@ -833,6 +837,7 @@ void text_step(const Model *m, const TextStep *s, Mat logits);          // logit
 // (unless it is owned already) and a zeroed F32 gradient. E-ME-01.
 bool model_train_open(Model *m, Err *e);
 void model_zero_gradients(Model *m);
+void model_train_bytes(const Model *m, size_t *values, size_t *gradients); // what open will reserve, or has
 
 // One packed pass over several sequences, pictures included. Host memory.
 typedef struct TrainBatch {
@@ -942,6 +947,12 @@ typedef bool (*TokenCallback)(void *ctx, int completion, int32_t id);
 bool generate(Model *m, const Request *requests, int n, const GenerationConfig *g, TokenCallback on_token, void *ctx,
               Completion *out, Err *e);
 void completion_free(Completion *c);
+// What the arenas of a call hold at most, whose prompts have at most so many tokens and patches; activations: of m->activations.
+typedef struct GenerateBytes {
+    size_t cache, logits, pictures, activations;
+} GenerateBytes;
+GenerateBytes generate_bytes(const Model *m, int64_t prompts, int64_t tokens, int64_t patches, int64_t completions,
+                             int64_t new_tokens);
 
 // ============================================================================================== data/vocabulary.c
 // Names by number, as the owners of the data sets publish them.
@@ -2100,6 +2111,7 @@ typedef struct Optimizer {
     float *host; // [n] the same
 } Optimizer;
 bool optimizer_open(Optimizer *o, Model *m, const AdamOptions *options, Err *e); // after model_train_open; E-ME-01
+size_t optimizer_bytes(const Model *m);                                          // of its arena
 void optimizer_close(Optimizer *o, const Model *m);
 double gradient_norm(Optimizer *o, const Model *m);
 void optimizer_step(Optimizer *o, Model *m, double factor, double norm);
@@ -2137,6 +2149,8 @@ typedef struct TrainerOptions {
     int64_t keep_last, keep_every;
     bool skip_outliers, old_keys;
     const char *export_type; // of whole weights: SaveOptions.type
+    size_t device_free;      // of a device: bytes that were free before the weights came; 0: no such device
+    size_t foretold;         // and what the memory table says of the largest pass
 } TrainerOptions;
 typedef struct Trainer {
     Model *m;
@@ -2175,6 +2189,8 @@ void culprit_watch(Culprit *c); // from here on; NULL: no longer
 bool trainer_skip(Trainer *t, const char *bad, const char *ids, double norm, const Culprit *culprit, Err *e);
 // The windows of loss and norm of a finite step; *skip: it is far out and not to be applied.
 bool trainer_far(Trainer *t, const char *ids, double loss, double norm, bool *skip);
+// After the first step on a device: what of its memory is gone, beside what the arenas hold and the table says.
+void trainer_memory(const Trainer *t);
 bool trainer_end(Trainer *t, int64_t step, Err *e); // the last line, and RUN/export of that step; -1: of the last
 
 // ========================================================================================================= sft.c
@@ -2439,6 +2455,9 @@ typedef struct GrpoOptions {
 } GrpoOptions;
 void grpo_largest(const PromptSet *train, const GrpoOptions *o,
                   SftPlan *p); // samples, tokens, patches, targets of a pass
+// What rollouts, and the answers of gate and evaluation, hold at most (eval: may be empty); what the reference does.
+GenerateBytes grpo_sampling(const Model *m, const PromptSet *train, const PromptSet *eval, const GrpoOptions *o);
+size_t grpo_reference_bytes(const Model *m, const GrpoOptions *o);
 // Trains m, which is open for training, from the checkpoint `from` (NULL or step -1: from the start). eval (first judge of
 // the gate) and sft (demonstrations) may be NULL. run->with_rollouts is set. Ends with a checkpoint, and when *finished
 // with RUN/export; else it was asked to stop. E-NU-04, -08, -10 the gate, -12 no task is left; E-CF-02, E-WR-*, E-CK-*.

@@ -178,6 +178,19 @@ static void moments_place(Optimizer *o, Arena *a) {
     o->squares = arena_mat(a, o->n, 1, F32);
 }
 
+size_t optimizer_bytes(const Model *m) {
+    Arena a = {0};
+    int64_t n = 0;
+    for (int64_t i = 0; i < m->n_params; i++) {
+        const Param *p = &m->params[i];
+        if (!p->trained || p->tied) continue;
+        n++;
+        for (int k = 0; k < 2; k++) arena_mat(&a, p->rows, p->cols, F32);
+    }
+    arena_mat(&a, n, 1, F32);
+    return a.used;
+}
+
 bool optimizer_open(Optimizer *o, Model *m, const AdamOptions *options, Err *e) {
     *o = (Optimizer){.options = *options, .arena = {.role = "optimizer"}, .n = trained_params(m)};
     o->rows = alloc_or_die((size_t)o->n + 1, sizeof *o->rows, "the optimizer");

@@ -209,6 +209,18 @@ static bool export_result(Trainer *t, int64_t step, Err *e) {
     return ok;
 }
 
+void trainer_memory(const Trainer *t) {
+    const Ops *d = t->m->d;
+    size_t left, all;
+    if (!t->o.device_free || !d->memory || t->step != t->first_step + 1) return;
+    d->memory(&left, &all);
+    double taken = (double)t->o.device_free - (double)left, held = (double)memory_held(d);
+    note("device memory after the first step: %.1f MB taken, %.1f MB of it by arenas (the table: %.1f MB), %.1f MB by "
+         "the driver, libraries and other programs; %.1f of %.1f MB are free",
+         taken / 1e6, held / 1e6, (double)t->o.foretold / 1e6, (taken - held) / 1e6, (double)left / 1e6,
+         (double)all / 1e6);
+}
+
 bool trainer_end(Trainer *t, int64_t step, Err *e) {
     Text end = {0};
     text_addf(&end, "\"ev\":\"end\",\"step\":%lld,\"skipped\":%lld", (long long)t->step, (long long)t->skipped);

@@ -64,6 +64,7 @@ extern const Command command_refine;
 extern const Command command_table;
 extern const Command command_tokenizer;
 extern const Command command_init;
+extern const Command command_memory;
 
 // Reads argv (without the program and the command) by the table of c and runs it; --help prints the table instead.
 // Returns the exit code. A wrong command line is exit 2 with one line that names the nearest option.

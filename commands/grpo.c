@@ -324,20 +324,18 @@ static bool prepare(Session *s, Err *e) {
     return !grpo.sft_data.n || dataset_open(&s->sft, t->t, &t->c, d, e);
 }
 
+// Of a part of a rollout, or of one demonstration.
 static PassBytes largest_pass(void *ctx, int64_t keep) {
     const Session *s = ctx;
-    SftPlan p;
+    SftPlan p, one = {.samples = 1,
+                      .spans = 1,
+                      .tokens = s->sft.longest,
+                      .targets = s->sft.longest,
+                      .patches = s->sft.most_patches};
     grpo_largest(&s->train, &grpo.o, &p);
-    return plan_bytes(&grpo.t, &p, true, keep);
-}
-
-// The cache of a rollout: every prompt once, and room for every completion.
-static size_t cache_bytes(const Session *s) {
-    const Config *c = &grpo.t.c;
-    const GrpoOptions *o = &grpo.o;
-    int64_t prompts = o->generate_batch && o->generate_batch < o->prompts ? o->generate_batch : o->prompts;
-    int64_t rows = prompts * (s->train.longest + o->group * o->max_new_tokens);
-    return (size_t)(2 * c->L * rows * c->kv_heads * c->dim) * type_size(grpo.t.m.d->act_type);
+    PassBytes pass = plan_bytes(&grpo.t, &p, true, keep);
+    if (s->sft.n) pass_at_least(&pass, plan_bytes(&grpo.t, &one, true, keep));
+    return pass;
 }
 
 static bool load(Session *s, Err *e) {
@@ -348,9 +346,10 @@ static bool load(Session *s, Err *e) {
         return refuse("--data", "pictures, for only the vision tower or the merger is trained", "none in any prompt",
                       "train the decoder too, or give prompts with pictures", e);
     grpo_largest(&s->train, &grpo.o, &p);
-    MemoryRow more[] = {{"key/value cache", "of a rollout", cache_bytes(s)}};
-    bool ok = memory_table(t, &p, largest_pass, s, more, 1, "--generate-batch, --max-new-tokens, --micro", e);
-    grpo.o.keep = t->keep;
+    MemoryRow more[] = {{"reference", "the policy before step 0, F32", grpo_reference_bytes(&t->m, &grpo.o), false}};
+    bool ok = memory_table(t, &p, largest_pass, s, grpo_sampling(&t->m, &s->train, &s->eval, &grpo.o), more, 1,
+                           "--generate-batch, --max-new-tokens, --micro", e);
+    grpo.o.keep = t->keep, grpo.o.trainer = t->guards;
     return ok;
 }
 

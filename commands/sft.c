@@ -84,9 +84,7 @@ static PassBytes largest_pass(void *ctx, int64_t keep) {
     if (!s->eval.n) return pass;
     SftPlan plan;
     sft_eval_plan(&s->eval, &sft.o, &plan);
-    PassBytes eval = plan_bytes(&sft.t, &plan, false, 0);
-    if (eval.text > pass.text) pass.text = eval.text;
-    if (eval.pictures > pass.pictures) pass.pictures = eval.pictures;
+    pass_at_least(&pass, plan_bytes(&sft.t, &plan, false, 0));
     return pass;
 }
 
@@ -203,9 +201,14 @@ static bool prepare(Session *s, Err *e) {
 static bool load(Session *s, Err *e) {
     if (!training_load(&sft.t, &sft.o.dropout, e) || !something_learns(s, e)) return false;
     bool host = sft.t.m.d->alloc == ops_ref()->alloc;
-    const MemoryRow more[] = {
-        {"samples", host ? "ids, tokenised once" : "ids, tokenised once; on the host", s->train.kept + s->eval.kept}};
-    bool ok = memory_table(&sft.t, &s->plan, largest_pass, s, more, 1, "--pack-tokens, --batch", e);
+    const MemoryRow more[] = {{"samples", host ? "ids, tokenised once" : "ids, tokenised once; on the host",
+                               s->train.kept + s->eval.kept, true}};
+    const Dataset *shown = s->eval.n ? &s->eval : &s->train; // whose first prompts are answered, one at a time
+    GenerateBytes samples = {0};
+    if (sft.o.sample_every && sft.o.samples)
+        samples = generate_bytes(&sft.t.m, 1, shown->longest, shown->most_patches, 1, sft.o.sample_tokens);
+    bool ok = memory_table(&sft.t, &s->plan, largest_pass, s, samples, more, 1, "--pack-tokens, --batch", e);
+    sft.o.trainer = sft.t.guards;
     sft.o.keep = sft.t.keep;
     return ok;
 }

@@ -81,7 +81,13 @@ bool trains_decoder(const Training *s) {
 
 bool training_load(Training *s, bool *dropout, Err *e) {
     LoadOptions options = {.allow_nonfinite = s->allow_nonfinite, .force_f32 = s->dtype == DTYPE_F32};
+    if (s->paper) {
+        if (!model_lay_out(&s->m, s->model, s->dtype == DTYPE_F32 ? F32 : BF16, e)) return false;
+        return choose_trained(s, dropout, e);
+    }
     const Ops *d = device_of(s->device, s->dtype, e);
+    size_t all;
+    if (d && d->memory) d->memory(&s->guards.device_free, &all);
     if (!d || !model_load(&s->m, s->model, d, options, e)) return false;
     s->m.c.vision.min_pixels = s->c.vision.min_pixels, s->m.c.vision.max_pixels = s->c.vision.max_pixels;
     s->m.vision.c = s->m.c.vision;
@@ -90,8 +96,19 @@ bool training_load(Training *s, bool *dropout, Err *e) {
 
 // --------------------------------------------------------------------------------------------------------------- memory
 
-void memory_row(const char *role, size_t bytes, const char *what) {
-    note("  %-22s %10.1f MB  %s", role, (double)bytes / 1e6, what);
+// A line of the table: what a dry look is asked for, else news.
+static void memory_line(const Training *s, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static void memory_line(const Training *s, const char *fmt, ...) {
+    char line[300];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(line, sizeof line, fmt, args);
+    va_end(args);
+    if (s->paper) printf("%s\n", line);
+    else note("%s", line);
+}
+static void memory_row(const Training *s, const char *role, size_t bytes, const char *what) {
+    if (bytes) memory_line(s, "  %-22s %10.1f MB%s%s", role, (double)bytes / 1e6, *what ? "  " : "", what);
 }
 
 PassBytes plan_bytes(const Training *s, const SftPlan *p, bool backward, int64_t keep) {
@@ -112,12 +129,42 @@ PassBytes plan_bytes(const Training *s, const SftPlan *p, bool backward, int64_t
     return pass;
 }
 static size_t sum_of(PassBytes p) { return p.text + p.vision + p.pictures; }
+void pass_at_least(PassBytes *p, PassBytes other) {
+    if (other.text > p->text) p->text = other.text;
+    if (other.vision > p->vision) p->vision = other.vision;
+    if (other.pictures > p->pictures) p->pictures = other.pictures;
+}
+// Answers are drawn in the arena of the decoder's activations.
+static PassBytes pass_of(LargestPass largest, void *ctx, int64_t keep, GenerateBytes sampling) {
+    PassBytes p = largest(ctx, keep);
+    pass_at_least(&p, (PassBytes){.text = sampling.activations});
+    return p;
+}
 
-bool memory_table(Training *s, const SftPlan *p, LargestPass largest, void *ctx, const MemoryRow *more, int n,
-                  const char *advice, Err *e) {
+static bool memory_fits(const Training *s, size_t total, size_t more, const char *advice, Err *e) {
+    const Ops *d = s->m.d;
+    size_t left, all;
+    if (d->alloc == ops_ref()->alloc)
+        return (int64_t)total <= memory_limit() ||
+               err_set(e, "E-ME-01", AT(.file = "memory"),
+                       "expected at most %.1f MB (--max-memory); found a need for %.1f MB; do: lower %s or --keep, or "
+                       "raise --max-memory",
+                       (double)memory_limit() / 1e6, (double)total / 1e6, advice);
+    if (!d->memory) return true;
+    d->memory(&left, &all);
+    return more <= left ||
+           err_set(
+               e, "E-ME-01", AT(.file = "memory"),
+               "expected at most %.1f MB more on device %s, which has %.1f MB in all; found a need for %.1f MB; do: "
+               "lower %s or --keep, or take a larger device",
+               (double)left / 1e6, d->name, (double)all / 1e6, (double)more / 1e6, advice);
+}
+
+bool memory_table(Training *s, const SftPlan *p, LargestPass largest, void *ctx, GenerateBytes sampling,
+                  const MemoryRow *more, int n, const char *advice, Err *e) {
     const Model *m = &s->m;
     bool host = m->d->alloc == ops_ref()->alloc;
-    size_t own = 0, elements = 0, mapped = 0, beside = 0;
+    size_t own, gradients, mapped = 0, here = m->weights.size + m->adapter.size;
     int64_t trained = 0, all = 0;
     for (int64_t i = 0; i < m->n_params; i++) {
         const Param *q = &m->params[i];
@@ -125,40 +172,41 @@ bool memory_table(Training *s, const SftPlan *p, LargestPass largest, void *ctx,
         if (q->tied) continue;
         all += (int64_t)size;
         if (m->mapped && !q->owned && host) mapped += size * type_size(q->w->v.type);
-        if (!q->trained) continue;
-        trained += (int64_t)size, elements += size, own += q->owned ? 0 : 4 * size;
+        if (q->trained) trained += (int64_t)size;
     }
-    for (int i = 0; i < n; i++) beside += more[i].bytes;
-    size_t lasting = m->weights.size + m->adapter.size + own + 12 * elements + (host ? beside : 0);
+    model_train_bytes(m, &own, &gradients);
+    size_t moments = optimizer_bytes(m), lasting = here + own + gradients + moments;
+    lasting += sampling.cache + sampling.logits + sampling.pictures;
+    for (int i = 0; i < n; i++)
+        if (host || !more[i].host) lasting += more[i].bytes;
     if (s->keep < 0) {
         s->keep = !host ? 0 : s->c.L > s->c.vision.depth ? s->c.L : s->c.vision.depth;
-        while (s->keep > 0 && (int64_t)(lasting + sum_of(largest(ctx, s->keep))) > memory_limit()) s->keep--;
+        while (s->keep > 0 && (int64_t)(lasting + sum_of(pass_of(largest, ctx, s->keep, sampling))) > memory_limit())
+            s->keep--;
     }
-    PassBytes pass = largest(ctx, s->keep);
+    PassBytes pass = pass_of(largest, ctx, s->keep, sampling);
     size_t total = lasting + sum_of(pass);
-    note("trained: %lld of %lld parameters (%.2f %%)", (long long)trained, (long long)all,
-         100. * (double)trained / (double)all);
-    note("memory on %s, for at most %lld tokens and %lld patches in a pass:", m->d->name, (long long)p->tokens,
-         (long long)p->patches);
-    if (mapped) memory_row("mapped weights", mapped, "the checkpoint's own pages, shared with the system");
-    memory_row("weights", m->weights.size, "converted or small");
-    if (m->adapter.size) memory_row("adapter", m->adapter.size, "A and B, F32");
-    if (own) memory_row("trained weights", own, "F32 master copies");
-    memory_row("gradients", 4 * elements, "F32");
-    memory_row("optimizer", 8 * elements, "two moments, F32");
-    for (int i = 0; i < n; i++)
-        if (more[i].bytes) memory_row(more[i].role, more[i].bytes, more[i].what);
+    memory_line(s, "trained: %lld of %lld parameters (%.2f %%)", (long long)trained, (long long)all,
+                100. * (double)trained / (double)all);
+    memory_line(s, "memory on %s, for at most %lld tokens and %lld patches in a pass:", m->d->name,
+                (long long)p->tokens, (long long)p->patches);
+    memory_row(s, "mapped weights", mapped, "the checkpoint's own pages, shared with the system");
+    memory_row(s, "weights", m->weights.size, "converted or small");
+    memory_row(s, "adapter", m->adapter.size, "A and B, F32");
+    memory_row(s, "trained weights", own, "F32 master copies");
+    memory_row(s, "gradients", gradients, "F32");
+    memory_row(s, "optimizer", moments, "two moments, F32");
+    for (int i = 0; i < n; i++) memory_row(s, more[i].role, more[i].bytes, more[i].what);
+    memory_row(s, "key/value cache", sampling.cache, "of the answers that are drawn together");
+    memory_row(s, "logits", sampling.logits, "of their next tokens");
     char kept[80];
     snprintf(kept, sizeof kept, "decoder and head; %lld blocks of each tower are kept", (long long)s->keep);
-    memory_row("activations", pass.text, kept);
-    if (pass.vision) memory_row("vision activations", pass.vision, "");
-    memory_row("total", total, "without the mapped weights");
-    return !host || (int64_t)total <= memory_limit() ||
-           err_set(
-               e, "E-ME-01", AT(.file = "memory"),
-               "expected at most %.1f MB (--max-memory); found a need for %.1f MB; do: lower %s or --keep, or raise "
-               "--max-memory",
-               (double)memory_limit() / 1e6, (double)total / 1e6, advice);
+    memory_row(s, "activations", pass.text, kept);
+    memory_row(s, "vision activations", pass.vision, "");
+    memory_row(s, "picture rows", pass.pictures + sampling.pictures, "");
+    memory_row(s, "total", total, mapped ? "without the mapped weights" : "");
+    s->guards.foretold = total;
+    return memory_fits(s, total, total - here, advice, e);
 }
 
 // -------------------------------------------------------------------------------------------------------------- options

@@ -17,6 +17,7 @@ typedef struct Training {
     double alpha_lora, dropout, lr, lr_vision, lr_merger, warmup_part;
     int device, dtype, alpha, exif, rate, outliers, export_dtype;
     bool rslora, absolute, trust_text, dry_run, allow_nonfinite, hash_base;
+    bool paper; // weights are laid out, not loaded, and the table goes to standard output
     AdamOptions adam;
     Schedule schedule;
     TrainerOptions guards;
@@ -107,15 +108,17 @@ bool trains_decoder(const Training *s);
 
 // What the largest micro-batch of a plan takes while it is worked on.
 PassBytes plan_bytes(const Training *s, const SftPlan *p, bool backward, int64_t keep);
-void memory_row(const char *role, size_t bytes, const char *what);
+void pass_at_least(PassBytes *p, PassBytes other); // each of its parts
 // The table of what is held by role; chooses s->keep where it is -1; stops when it is too much. largest: of all passes.
+// sampling: answers that are drawn meanwhile.
 typedef PassBytes (*LargestPass)(void *ctx, int64_t keep);
-typedef struct MemoryRow { // more of it, on the host
+typedef struct MemoryRow { // more of it
     const char *role, *what;
     size_t bytes;
+    bool host; // not on the device
 } MemoryRow;
-bool memory_table(Training *s, const SftPlan *p, LargestPass largest, void *ctx, const MemoryRow *more, int n,
-                  const char *advice, Err *e);
+bool memory_table(Training *s, const SftPlan *p, LargestPass largest, void *ctx, GenerateBytes sampling,
+                  const MemoryRow *more, int n, const char *advice, Err *e);
 
 // config.json; inputs: members beside "base".
 void training_config_text(const Training *s, const char *inputs, Text *out);

@@ -44,7 +44,7 @@ same() { if cmp -s "$1" "$2"; then ok; else bad "$3"; fi; }
 # --- help ------------------------------------------------------------------------------------------------------------
 says "usage: surgr1 ask" --help
 says "surgr1 0." --version
-for command in ask sft import merge compare info check trace-diff limits; do says "usage: surgr1 $command" $command --help; done
+for command in ask sft import merge compare info memory check trace-diff limits; do says "usage: surgr1 $command" $command --help; done
 says "(1 to 8192; default 512)" ask --help
 says "pixels of an image side" limits
 
@@ -204,6 +204,20 @@ refuses 3 E-AD-03 $train --out "$dir/bad" --lora no_such_module
 refuses 3 E-DS-07 $train --out "$dir/run" --max-tokens 40
 refuses 4 E-IO-01 $train --out "$dir/run" --eval "$dir/none.jsonl" --eval-every 1
 refuses 6 E-ME-01 $train --out "$dir/bad2" --max-memory 100000
+# what a GPU would hold, without one: sft and grpo; too much is refused behind the table
+mkdir -p "$dir/config" && cp $model/config.json "$dir/config"
+says "memory on cuda (on paper, bf16), for at most 4096 tokens and 0 patches in a pass" memory --model "$dir/config"
+says "key/value cache" memory --model "$dir/config" --dtype f32 --group 4 --tokens 100 --patches 24
+says "trained weights" memory --model "$dir/config" --full decoder --freeze embed_tokens --targets 7 --keep 1
+run memory --model "$dir/config" --device-memory 1000
+[ "$rc" -eq 6 ] && grep -q total "$dir/out" && grep -q "E-ME-01: memory: expected at most 0.0 MB" "$dir/err" && ok || bad "exit $rc: a small device"
+refuses 2 E-CL-01 memory
+refuses 2 E-CL-01 memory --model "$dir/config" --lora decoder --full decoder
+refuses 2 E-CL-01 memory --model "$dir/config" --micro 2
+refuses 2 E-CL-01 memory --model "$dir/config" --group 2 --targets 5
+refuses 2 E-CL-01 memory --model "$dir/config" --patches 30
+refuses 2 E-CL-01 memory --model "$dir/config" --tokens 10 --targets 11
+refuses 2 E-CL-01 memory --model "$dir/config" --freeze norm
 printf '{"id":"x","messages":[{"role":"user","content":"<image>q"},{"role":"assistant","content":"a"}],"images":["../c0_0.png"]}\n' >"$dir/up.jsonl"
 refuses 3 E-DS-04 sft --model $model --data "$dir/up.jsonl" --out "$dir/run"
 says "nothing was written" $small --dry-run
