@@ -662,7 +662,8 @@ __global__ void __launch_bounds__(THREADS)
         load_head_rows<D, THREADS>(tile + TILE_SIZE, v, kv, dim, FLASH_KEYS, row_of);
         cp_async_commit();
     };
-    if (keys) load(0, 0);
+    if (keys == 0) return; // the whole block
+    load(0, 0);
 
     // A lane has two of its warp's queries: row lane / 4 of the 16 (elements 0 and 1 of a fragment c) and 8 further (2, 3).
     int row[2], visible[2];
@@ -996,9 +997,11 @@ __global__ void __launch_bounds__(DECODE_KEYS)
 // the key head, as the 8 columns; sums^T = v^T p^T with columns of v as the 16 rows. Both products may take their inner
 // elements in any order, and rows may stand for any columns of v: so a lane loads 16 bytes of a key or value at once,
 // straight from memory into the registers that make fragments, and nothing is read twice or staged.
-// grid (rows, key heads * eights of their query heads, splits), whatever the lengths: it can be captured, and replayed when
-// the spans on the device have grown; blocks without keys leave at once. Rows that share a prefix are next to each other
-// in x, so they read it at about the same time: from memory once, else from L2.
+// grid (rows, key heads * eights of their query heads, blocks that take the splits in turn). How many of the last there are
+// follows from the number of rows, for enough blocks to fill the device, and changes no bits. Nothing in the launch
+// depends on lengths: it can be captured, and replayed when the spans on the device have grown; blocks without keys leave
+// at once. Rows that share a prefix are next to each other in x, so they read it at about the same time: from memory
+// once, else from L2.
 // The last block of a row to finish adds the splits up, in their order. parts: per row and eight [32][8] of the largest
 // score, the sum, and [dim] the weighted values, relative to that largest one. counts: finished blocks, 0 between launches.
 enum { SPLITS = 32, SPLIT_KEYS = 64, SPLIT_WARPS = SPLIT_KEYS / 16, SPLIT_THREADS = 32 * SPLIT_WARPS };
@@ -1012,129 +1015,14 @@ __device__ static inline void load16(uint32_t word[4], const uint16_t *from, boo
     word[0] = w.x, word[1] = w.y, word[2] = w.z, word[3] = w.w;
 }
 
-template <int D> // 64 or 128, or fewer columns
-__global__ void __launch_bounds__(SPLIT_THREADS)
-    attention_split_kernel(Mat o, Mat q, Mat k, Mat v, Mat spans, float *parts, int *counts, int group, int dim,
-                           float scale) {
-    DYNAMIC_SHARED(shared);
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c4 = lane % 4, pitch = dim + 1;
-    float *sums = (float *)shared, *states = sums + SPLIT_WARPS * DECODE_HEADS * pitch; // [4][8][pitch], [4][8][2]
-    int *is_last = (int *)(states + SPLIT_WARPS * DECODE_HEADS * 2);
-    int row = (int)blockIdx.x, split = (int)blockIdx.z, eights = (group + DECODE_HEADS - 1) / DECODE_HEADS;
-    int kv_head = (int)blockIdx.y / eights, done = (int)blockIdx.y % eights * DECODE_HEADS;
-    int at = (kv_head * group + done) * dim, kv = kv_head * dim;
-    int heads = group - done < DECODE_HEADS ? group - done : DECODE_HEADS;
-    Span s = *(const Span *)mat_at(spans, row, 0);
-    int keys = s.prefix_last - s.prefix_first + s.last - s.first, chunks = (keys + SPLIT_KEYS - 1) / SPLIT_KEYS;
-    int splits = chunks < SPLITS ? chunks : SPLITS;
-    if (split > 0 && split >= splits) return; // the whole block; a row without keys keeps its first one
-
-    uint32_t query[D / 32][4]; // column g of q^T, inner elements 32n + 8 c4 to 7 more
-#pragma unroll
-    for (int n = 0; n < D / 32; n++) {
-        int c = 32 * n + 8 * c4;
-        load16(query[n], (const uint16_t *)mat_at(q, row, at + g * dim + c), g < heads && c < dim);
-    }
-    // Of heads 2 c4 and 2 c4 + 1: largest score, sum of this lane's keys; acc[n][m]: of both, columns 64n + 8g + 2m, + 1.
-    float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {}, acc[D / 64][4][4] = {}, base2 = scale * LOG2_E;
-    for (int t0 = split * SPLIT_KEYS + warp * 16; t0 < keys; t0 += SPLITS * SPLIT_KEYS) {
-        uint32_t key[D / 32][2][4], value[D / 64][4][4];
-#pragma unroll
-        for (int i = 0; i < 2; i++) { // rows g and g + 8 of fragment a
-            int t = t0 + g + 8 * i;
-            const uint16_t *from = (const uint16_t *)mat_at(k, t < keys ? key_row(s, t) : 0, kv + 8 * c4);
-#pragma unroll
-            for (int n = 0; n < D / 32; n++) load16(key[n][i], from + 32 * n, t < keys && 32 * n + 8 * c4 < dim);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) { // inner elements 2 c4, + 1, + 8, + 9
-            int t = t0 + 2 * c4 + i % 2 + i / 2 * 8;
-            const uint16_t *from = (const uint16_t *)mat_at(v, t < keys ? key_row(s, t) : 0, kv + 8 * g);
-#pragma unroll
-            for (int n = 0; n < D / 64; n++) load16(value[n][i], from + 64 * n, t < keys && 64 * n + 8 * g < dim);
-        }
-        float p[4] = {}, fade[2]; // of key g: heads 2 c4, + 1; of key g + 8: the same
-#pragma unroll
-        for (int n = 0; n < 2 * (D / 32); n++) { // the first or last four of a lane's eight inner elements
-            int w = n % 2 * 2;
-            uint32_t a[4] = {key[n / 2][0][w], key[n / 2][1][w], key[n / 2][0][w + 1], key[n / 2][1][w + 1]};
-            mma_m16n8k16_bf16(p, a, &query[n / 2][w]);
-        }
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-            if (t0 + g + e / 2 * 8 >= keys) p[e] = -INFINITY;
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float larger = fmaxf(p[h], p[h + 2]);
-            for (int lanes = 4; lanes < 32; lanes *= 2)
-                larger = fmaxf(larger, __shfl_xor_sync(0xffffffffu, larger, lanes));
-            larger = fmaxf(largest[h], larger * base2); // scale > 0
-            fade[h] = exp2_approx(largest[h] - larger), largest[h] = larger;
-            p[h] = exp2_approx(fmaf(p[h], base2, -larger)), p[h + 2] = exp2_approx(fmaf(p[h + 2], base2, -larger));
-            sum[h] = sum[h] * fade[h] + (p[h] + p[h + 2]);
-        }
-        // Two 8x8 matrices [key][head], turned to [head][key]: fragment b of p^T.
-        uint32_t b[2] = {movmatrix_trans(bf16_pair(p[0], p[1])), movmatrix_trans(bf16_pair(p[2], p[3]))};
-#pragma unroll
-        for (int m = 0; m < 4 * (D / 64); m++) {
-            float *c = acc[m / 4][m % 4];
-            uint32_t w[4], a[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) w[i] = value[m / 4][i][m % 4], c[i] *= fade[i % 2];
-#pragma unroll
-            for (int i = 0; i < 4; i += 2) { // of two neighbouring keys: the even columns, and the odd ones
-                a[i] = (w[i] & 0xffffu) | w[i + 1] << 16;
-                a[i + 1] = w[i] >> 16 | (w[i + 1] & 0xffff0000u);
-            }
-            mma_m16n8k16_bf16(c, a, b);
-        }
-    }
-    // The block's warps in their order.
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        for (int lanes = 4; lanes < 32; lanes *= 2) sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], lanes);
-        float *state = states + (warp * DECODE_HEADS + 2 * c4 + h) * 2;
-        if (g == 0) state[0] = largest[h], state[1] = sum[h];
-    }
-#pragma unroll
-    for (int f = 0; f < D / 4; f++) {
-        int c = f / 16 * 64 + 8 * g + f / 4 % 4 * 2 + f % 4 / 2, head = 2 * c4 + f % 2;
-        if (c < dim) sums[(warp * DECODE_HEADS + head) * pitch + c] = acc[f / 16][f / 4 % 4][f % 4];
-    }
-    __syncthreads(); // sums and states written above | read below
-    parts += ((int64_t)row * gridDim.y + blockIdx.y) * SPLITS * DECODE_HEADS * (dim + 2);
-    for (int head = warp; head < heads; head += SPLIT_WARPS) {
-        float top = -INFINITY, total = 0, weight[SPLIT_WARPS];
-        const float *state = states + 2 * head, *values = sums + head * pitch;
-#pragma unroll
-        for (int w = 0; w < SPLIT_WARPS; w++) top = fmaxf(top, state[w * DECODE_HEADS * 2]);
-#pragma unroll
-        for (int w = 0; w < SPLIT_WARPS; w++) { // a warp without keys has largest -inf and weight 0
-            weight[w] = exp2_approx(state[w * DECODE_HEADS * 2] - top);
-            total += weight[w] * state[w * DECODE_HEADS * 2 + 1];
-        }
-        float *part = parts + (split * DECODE_HEADS + head) * (dim + 2);
-        for (int c = lane; c < dim; c += 32) {
-            float value = 0;
-#pragma unroll
-            for (int w = 0; w < SPLIT_WARPS; w++) value += weight[w] * values[w * DECODE_HEADS * pitch + c];
-            if (splits > 1) part[2 + c] = value;
-            else put(o, row, at + head * dim + c, keys ? value / total : 0);
-        }
-        if (splits > 1 && lane == 0) part[0] = top, part[1] = total;
-    }
-    if (splits <= 1) return; // the whole block
-    __threadfence();         // this thread's share of parts | the count below
-    __syncthreads();         // every thread's share of parts | the count below
-    int *count = counts + (int64_t)row * gridDim.y + blockIdx.y;
-    if (threadIdx.x == 0) *is_last = atomicAdd(count, 1) == splits - 1;
-    __syncthreads(); // flag written above | read below
-    if (!*is_last) return;
-    __threadfence(); // the count above | the other blocks' parts below
-    if (threadIdx.x == 0) *count = 0;
-    for (int head = warp; head < heads; head += SPLIT_WARPS) { // a lane looks at one split's state
-        const float *part = parts + head * (dim + 2);
-        int64_t next = DECODE_HEADS * (dim + 2);
+// o = the splits' values in their order, each with its weight, over the sum of all. A warp has a head; a lane looks at one
+// split's state, then has every 32nd column.
+__device__ static inline void add_splits(const Mat &o, int row, int at, const float *parts, int heads, int dim,
+                                         int splits) {
+    static_assert(SPLITS == 32, "one lane for each");
+    int lane = threadIdx.x % 32, next = DECODE_HEADS * (dim + 2);
+    for (int head = threadIdx.x / 32; head < heads; head += SPLIT_WARPS) {
+        const float *part = parts + head * (dim + 2); // __ldcg: from L2, where the other blocks' stores are
         float top = lane < splits ? __ldcg(part + lane * next) : -INFINITY;
         float weight = exp2_approx(top - warp_reduce(top, Max()));
         float total = warp_reduce(lane < splits ? weight * __ldcg(part + lane * next + 1) : 0, Sum());
@@ -1149,12 +1037,139 @@ __global__ void __launch_bounds__(SPLIT_THREADS)
     }
 }
 
+template <int D> // 64 or 128, or fewer columns
+__global__ void __launch_bounds__(SPLIT_THREADS)
+    attention_split_kernel(Mat o, Mat q, Mat k, Mat v, Mat spans, float *parts, int *counts, int group, int dim,
+                           float scale) {
+    DYNAMIC_SHARED(shared);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c4 = lane % 4, pitch = dim + 1;
+    float *sums = (float *)shared, *states = sums + SPLIT_WARPS * DECODE_HEADS * pitch; // [4][8][pitch], [4][8][2]
+    int *is_last = (int *)(states + SPLIT_WARPS * DECODE_HEADS * 2);
+    int row = (int)blockIdx.x, eights = (group + DECODE_HEADS - 1) / DECODE_HEADS;
+    int kv_head = (int)blockIdx.y / eights, done = (int)blockIdx.y % eights * DECODE_HEADS;
+    int at = (kv_head * group + done) * dim, kv = kv_head * dim;
+    int heads = group - done < DECODE_HEADS ? group - done : DECODE_HEADS;
+    Span s = *(const Span *)mat_at(spans, row, 0);
+    int keys = s.prefix_last - s.prefix_first + s.last - s.first, chunks = (keys + SPLIT_KEYS - 1) / SPLIT_KEYS;
+    int splits = chunks < SPLITS ? chunks : SPLITS, working = splits < (int)gridDim.z ? splits : (int)gridDim.z;
+    if (blockIdx.z > 0 && (int)blockIdx.z >= working) return; // the whole block; a row without keys keeps its first one
+    parts += ((int64_t)row * gridDim.y + blockIdx.y) * SPLITS * DECODE_HEADS * (dim + 2);
+
+    uint32_t query[D / 32][4]; // column g of q^T, inner elements 32n + 8 c4 to 7 more
+#pragma unroll
+    for (int n = 0; n < D / 32; n++) {
+        int c = 32 * n + 8 * c4;
+        load16(query[n], (const uint16_t *)mat_at(q, row, at + g * dim + c), g < heads && c < dim);
+    }
+    for (int split = (int)blockIdx.z; split == 0 || split < splits; split += (int)gridDim.z) {
+        // Of heads 2 c4 and 2 c4 + 1: largest score, sum of this lane's keys; acc[n][m]: of both, columns 64n + 8g + 2m, + 1.
+        float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {}, acc[D / 64][4][4] = {}, base2 = scale * LOG2_E;
+        for (int t0 = split * SPLIT_KEYS + warp * 16; t0 < keys; t0 += SPLITS * SPLIT_KEYS) {
+            uint32_t key[D / 32][2][4], value[D / 64][4][4];
+#pragma unroll
+            for (int i = 0; i < 2; i++) { // rows g and g + 8 of fragment a
+                int t = t0 + g + 8 * i;
+                const uint16_t *from = (const uint16_t *)mat_at(k, t < keys ? key_row(s, t) : 0, kv + 8 * c4);
+#pragma unroll
+                for (int n = 0; n < D / 32; n++) load16(key[n][i], from + 32 * n, t < keys && 32 * n + 8 * c4 < dim);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) { // inner elements 2 c4, + 1, + 8, + 9
+                int t = t0 + 2 * c4 + i % 2 + i / 2 * 8;
+                const uint16_t *from = (const uint16_t *)mat_at(v, t < keys ? key_row(s, t) : 0, kv + 8 * g);
+#pragma unroll
+                for (int n = 0; n < D / 64; n++) load16(value[n][i], from + 64 * n, t < keys && 64 * n + 8 * g < dim);
+            }
+            float p[4] = {}, fade[2]; // of key g: heads 2 c4, + 1; of key g + 8: the same
+#pragma unroll
+            for (int n = 0; n < 2 * (D / 32); n++) { // the first or last four of a lane's eight inner elements
+                int w = n % 2 * 2;
+                uint32_t a[4] = {key[n / 2][0][w], key[n / 2][1][w], key[n / 2][0][w + 1], key[n / 2][1][w + 1]};
+                mma_m16n8k16_bf16(p, a, &query[n / 2][w]);
+            }
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                if (t0 + g + e / 2 * 8 >= keys) p[e] = -INFINITY;
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float larger = fmaxf(p[h], p[h + 2]);
+                for (int lanes = 4; lanes < 32; lanes *= 2)
+                    larger = fmaxf(larger, __shfl_xor_sync(0xffffffffu, larger, lanes));
+                larger = fmaxf(largest[h], larger * base2); // scale > 0
+                fade[h] = exp2_approx(largest[h] - larger), largest[h] = larger;
+                p[h] = exp2_approx(fmaf(p[h], base2, -larger)), p[h + 2] = exp2_approx(fmaf(p[h + 2], base2, -larger));
+                sum[h] = sum[h] * fade[h] + (p[h] + p[h + 2]);
+            }
+            // Two 8x8 matrices [key][head], turned to [head][key]: fragment b of p^T.
+            uint32_t b[2] = {movmatrix_trans(bf16_pair(p[0], p[1])), movmatrix_trans(bf16_pair(p[2], p[3]))};
+#pragma unroll
+            for (int m = 0; m < 4 * (D / 64); m++) {
+                float *c = acc[m / 4][m % 4];
+                uint32_t w[4], a[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) w[i] = value[m / 4][i][m % 4], c[i] *= fade[i % 2];
+#pragma unroll
+                for (int i = 0; i < 4; i += 2) { // of two neighbouring keys: the even columns, and the odd ones
+                    a[i] = (w[i] & 0xffffu) | w[i + 1] << 16;
+                    a[i + 1] = w[i] >> 16 | (w[i + 1] & 0xffff0000u);
+                }
+                mma_m16n8k16_bf16(c, a, b);
+            }
+        }
+        // The block's warps in their order.
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            for (int lanes = 4; lanes < 32; lanes *= 2) sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], lanes);
+            float *state = states + (warp * DECODE_HEADS + 2 * c4 + h) * 2;
+            if (g == 0) state[0] = largest[h], state[1] = sum[h];
+        }
+#pragma unroll
+        for (int f = 0; f < D / 4; f++) {
+            int c = f / 16 * 64 + 8 * g + f / 4 % 4 * 2 + f % 4 / 2, head = 2 * c4 + f % 2;
+            if (c < dim) sums[(warp * DECODE_HEADS + head) * pitch + c] = acc[f / 16][f / 4 % 4][f % 4];
+        }
+        __syncthreads(); // sums and states written above | read below
+        for (int head = warp; head < heads; head += SPLIT_WARPS) {
+            float top = -INFINITY, total = 0, weight[SPLIT_WARPS];
+            const float *state = states + 2 * head, *values = sums + head * pitch;
+#pragma unroll
+            for (int w = 0; w < SPLIT_WARPS; w++) top = fmaxf(top, state[w * DECODE_HEADS * 2]);
+#pragma unroll
+            for (int w = 0; w < SPLIT_WARPS; w++) { // a warp without keys has largest -inf and weight 0
+                weight[w] = exp2_approx(state[w * DECODE_HEADS * 2] - top);
+                total += weight[w] * state[w * DECODE_HEADS * 2 + 1];
+            }
+            float *part = parts + (split * DECODE_HEADS + head) * (dim + 2);
+            for (int c = lane; c < dim; c += 32) {
+                float value = 0;
+#pragma unroll
+                for (int w = 0; w < SPLIT_WARPS; w++) value += weight[w] * values[w * DECODE_HEADS * pitch + c];
+                if (splits > 1) part[2 + c] = value;
+                else put(o, row, at + head * dim + c, keys ? value / total : 0);
+            }
+            if (splits > 1 && lane == 0) part[0] = top, part[1] = total;
+        }
+        __syncthreads(); // sums and states read above | written for the next split
+    }
+    if (splits <= 1) return; // the whole block
+    __threadfence();         // this thread's share of parts | the count below
+    __syncthreads();         // every thread's share of parts | the count below
+    int *count = counts + (int64_t)row * gridDim.y + blockIdx.y;
+    if (threadIdx.x == 0) *is_last = atomicAdd(count, 1) == working - 1;
+    __syncthreads(); // flag written above | read below
+    if (!*is_last) return;
+    __threadfence(); // the count above | the other blocks' parts below
+    if (threadIdx.x == 0) *count = 0;
+    add_splits(o, row, at, parts, heads, dim, splits);
+}
+
 // Room for the parts: 64 rows of 32 heads of 128, or what that makes of other sizes; more rows go in pieces, one after the
-// other. Emulated, two rows, so that tests have pieces.
+// other. A few blocks on every multiprocessor, wherever that is possible. Emulated, less of both, so that tests have pieces
+// and blocks with several splits.
 #ifdef CUDA_EMU
-enum { SPLIT_ROWS = 2 };
+enum { SPLIT_ROWS = 2, SPLIT_BLOCKS = 12 };
 #else
-enum { SPLIT_ROWS = 64 };
+enum { SPLIT_ROWS = 64, SPLIT_BLOCKS = 1536 };
 #endif
 static float *split_parts;
 static int *split_counts;
@@ -1180,7 +1195,8 @@ static void cuda_attention_decode(Mat o, Mat q, Mat k, Mat v, Spans spans, int64
     }
     for (int64_t first = 0; first < q.rows; first += piece) {
         int64_t n = q.rows - first < piece ? q.rows - first : piece;
-        dim3 grid((unsigned)n, (unsigned)(kv_heads * eights), SPLITS);
+        int64_t depth = SPLIT_BLOCKS / (n * kv_heads * eights) + 1;
+        dim3 grid((unsigned)n, (unsigned)(kv_heads * eights), (unsigned)(depth < SPLITS ? depth : (int64_t)SPLITS));
         Mat o_n = mat_rows(o, first, n), q_n = mat_rows(q, first, n), spans_n = mat_rows(spans.rows, first, n);
         if (dim <= 64)
             RUN(attention_split_kernel<64>, grid, SPLIT_THREADS, split_shared(dim), o_n, q_n, k, v, spans_n,

@@ -1129,6 +1129,31 @@ TEST(decode_on_tensor_cores_over_caches_of_any_length) {
         }
     cuda_rungs_set((CudaRungs){0});
 }
+// A score far above all before it makes them weigh nothing: also where a warp has seen other keys already.
+TEST(one_key_of_a_long_cache_can_outweigh_all_others) {
+    enum { N = 2300, D = 64, ROWS = 4 };
+    static const int at[ROWS] = {2299, 2200, 2048, 100};
+    static const Span all = {0, N, 0, 0, 0};
+    static uint16_t k[N * D], v[N * D], q[ROWS * D], got[ROWS * D];
+    const Span spans[ROWS] = {all, all, all, all};
+    const Ops *d = cuda();
+    for (int i = 0; i < N * D; i++) {
+        k[i] = f32_to_bf16(random_value(92, i) < 0 ? -1 : 1);
+        v[i] = f32_to_bf16(random_value(93, i));
+    }
+    for (int i = 0; i < ROWS; i++) memcpy(q + i * D, k + at[i] * D, D * 2);
+    Mat mq = device_rows(q, ROWS, D), mk = device_rows(k, N, D), mv = device_rows(v, N, D), o = device_rows(q, ROWS, D);
+    Heads h = {1, 1, D, 20, spans, ROWS};
+    for (int naive = 0; naive < 2; naive++) {
+        cuda_rungs_set((CudaRungs){.naive = naive});
+        call_decode(d, (Mat[]){o, mq, mk, mv}, &h);
+        d->download(mat(got, ROWS, D, BF16), o);
+        for (int i = 0; i < ROWS; i++)
+            if (memcmp(got + i * D, v + at[i] * D, D * 2)) FAIL("key %d, naive %d", at[i], naive);
+    }
+    cuda_rungs_set((CudaRungs){0});
+    d->release(mq.p), d->release(mk.p), d->release(mv.p), d->release(o.p);
+}
 // Each row alone, in a cache whose other rows are NaN, gives the bits it had in the batch.
 TEST(a_decoded_row_depends_on_its_keys_alone) {
     enum { ROWS = 7, N = 2300, D = 64, C = 2 * D };
