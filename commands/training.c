@@ -141,23 +141,25 @@ static PassBytes pass_of(LargestPass largest, void *ctx, int64_t keep, GenerateB
     return p;
 }
 
-static bool memory_fits(const Training *s, size_t total, size_t more, const char *advice, Err *e) {
+// Bytes that all of it may take. here: what is on the device already.
+static size_t memory_room(const Training *s, size_t here) {
     const Ops *d = s->m.d;
     size_t left, all;
-    if (d->alloc == ops_ref()->alloc)
-        return (int64_t)total <= memory_limit() ||
-               err_set(e, "E-ME-01", AT(.file = "memory"),
-                       "expected at most %.1f MB (--max-memory); found a need for %.1f MB; do: lower %s or --keep, or "
-                       "raise --max-memory",
-                       (double)memory_limit() / 1e6, (double)total / 1e6, advice);
-    if (!d->memory) return true;
+    if (d->alloc == ops_ref()->alloc) return (size_t)memory_limit();
+    if (s->paper) return s->max_memory ? (size_t)s->max_memory : SIZE_MAX;
     d->memory(&left, &all);
-    return more <= left ||
-           err_set(
-               e, "E-ME-01", AT(.file = "memory"),
-               "expected at most %.1f MB more on device %s, which has %.1f MB in all; found a need for %.1f MB; do: "
-               "lower %s or --keep, or take a larger device",
-               (double)left / 1e6, d->name, (double)all / 1e6, (double)more / 1e6, advice);
+    return here + left;
+}
+static bool memory_fits(const Training *s, size_t total, size_t room, const char *advice, Err *e) {
+    bool host = s->m.d->alloc == ops_ref()->alloc;
+    return total <= room ||
+           err_set(e, "E-ME-01", AT(.file = "memory"),
+                   "expected at most %.1f MB%s; found a need for %.1f MB; do: lower %s or --keep, or %s",
+                   (double)room / 1e6,
+                   host       ? " (--max-memory)"
+                   : s->paper ? " (--device-memory)"
+                              : ", which is what the device has left",
+                   (double)total / 1e6, advice, host ? "raise --max-memory" : "take a larger device");
 }
 
 bool memory_table(Training *s, const SftPlan *p, LargestPass largest, void *ctx, GenerateBytes sampling,
@@ -179,10 +181,11 @@ bool memory_table(Training *s, const SftPlan *p, LargestPass largest, void *ctx,
     lasting += sampling.cache + sampling.logits + sampling.pictures;
     for (int i = 0; i < n; i++)
         if (host || !more[i].host) lasting += more[i].bytes;
+    size_t room = memory_room(s, here), most = host ? room : room / 10 * 9; // the driver and libraries take their part
     if (s->keep < 0) {
-        s->keep = !host ? 0 : s->c.L > s->c.vision.depth ? s->c.L : s->c.vision.depth;
-        while (s->keep > 0 && (int64_t)(lasting + sum_of(pass_of(largest, ctx, s->keep, sampling))) > memory_limit())
-            s->keep--;
+        s->keep = s->c.L > s->c.vision.depth ? s->c.L : s->c.vision.depth;
+        if (room == SIZE_MAX) s->keep = 0; // nobody said how much there is
+        while (s->keep > 0 && lasting + sum_of(pass_of(largest, ctx, s->keep, sampling)) > most) s->keep--;
     }
     PassBytes pass = pass_of(largest, ctx, s->keep, sampling);
     size_t total = lasting + sum_of(pass);
@@ -206,7 +209,7 @@ bool memory_table(Training *s, const SftPlan *p, LargestPass largest, void *ctx,
     memory_row(s, "picture rows", pass.pictures + sampling.pictures, "");
     memory_row(s, "total", total, mapped ? "without the mapped weights" : "");
     s->guards.foretold = total;
-    return memory_fits(s, total, total - here, advice, e);
+    return memory_fits(s, total, room, advice, e);
 }
 
 // -------------------------------------------------------------------------------------------------------------- options

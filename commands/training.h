@@ -65,7 +65,7 @@ typedef struct Training {
     REAL("clip", &(T).adam.clip, "N", "largest norm of the gradient; 0 = off", 0, 1e9)
 #define TRAINING_KEEP_ROW(T) \
     INT("keep", &(T).keep, "K", "blocks of each tower that keep what they computed, the others run again in backward;\n" \
-        "                             more is faster, never other bits; -1 = as many as fit (cuda: 0)", -1, 1024)
+        "                             more is faster, never other bits; -1 = as many as fit", -1, 1024)
 #define TRAINING_SAVE_ROWS(T) \
     INT("keep-last", &(T).guards.keep_last, "N", "newest checkpoints to keep, beside the best", 2, 1e6), \
     INT("keep-every", &(T).guards.keep_every, "N", "also keep those at multiples of N; 0 = none", 0, 1e9)
