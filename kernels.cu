@@ -75,14 +75,20 @@ __device__ static inline uint32_t movmatrix_trans(uint32_t pair) {
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
     return turned;
 }
+#ifdef SURGR1_CUBLAS
+#include <cublasLt.h>
+#endif
 #else
 #include "test/cuda_emu.h"
+#include "test/cublaslt_emu.h"
 #endif
 
 #ifndef SURGR1_WRAPPERS_ONLY // test/gpu_probe.cu wants what is above and nothing below
 // ----------------------------------------------------------------------------------------------------------- helpers
 
 static cudaStream_t stream; // everything runs here, in order
+static int64_t processors;  // of the GPU
+enum { PAD = 32 };          // Ops.pad: an inner tile of the matrix products, 64 bytes of bf16
 static CudaRungs rungs;     // which rung a kernel with two of them takes
 extern "C" void cuda_rungs_set(CudaRungs chosen) { rungs = chosen; }
 
@@ -249,14 +255,28 @@ static void cuda_capture_release(void *graph) {
 
 // ------------------------------------------------------------------------------------------------------------- dense
 
-// matmul, plain rung: y = alpha * product + beta * y for any layout, types and sizes.
+// add_bias: y[i,j] += b[0,j]. Row kernel.
+__global__ void add_bias_kernel(Mat y, Mat b) {
+    int64_t i = blockIdx.x;
+    for (int64_t j = threadIdx.x; j < y.cols; j += blockDim.x) put(y, i, j, get(y, i, j) + get(b, 0, j));
+}
+static void cuda_add_bias(Mat y, Mat b) { RUN(add_bias_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, b); }
+
+// What every rung of matmul leaves in y: alpha * sum + beta * y + bias, with beta == 0 without reading y.
+__device__ static inline float finished(float sum, const Mat &y, const Mat &bias, int64_t i, int64_t j, float alpha,
+                                        float beta) {
+    float v = alpha * sum + (beta == 0 ? 0 : beta * get(y, i, j));
+    return bias.p ? v + get(bias, 0, j) : v;
+}
+
+// matmul, plain rung: any layout, types and sizes.
 // grid (row tiles, column tiles), 256 threads as 16 x 16; thread (ty, tx) computes y[ty + 16a, tx + 16b], a, b < 4, of a
 // 64 x 64 tile, from tiles of x and w over 16 inner elements. Each inner tile is summed by itself, then added: shorter
 // chains of additions, smaller error.
 enum { TILE = 64, TILE_K = 16, TILE_PITCH = TILE + 1, TILED_SHARED = 2 * TILE_K * TILE_PITCH * 4 };
 
 __global__ void __launch_bounds__(256)
-    matmul_tiled_kernel(Mat y, Mat x, Mat w, Layout layout, int64_t inner, float alpha, float beta) {
+    matmul_tiled_kernel(Mat y, Mat x, Mat w, Mat bias, Layout layout, int64_t inner, float alpha, float beta) {
     DYNAMIC_SHARED(shared);
     float *xs = (float *)shared, *ws = xs + TILE_K * TILE_PITCH; // [TILE_K][TILE_PITCH]: xs[c][i], ws[c][j]
     int64_t i0 = (int64_t)blockIdx.x * TILE, j0 = (int64_t)blockIdx.y * TILE;
@@ -291,106 +311,463 @@ __global__ void __launch_bounds__(256)
     for (int a = 0; a < 4; a++)
         for (int b = 0; b < 4; b++) {
             int64_t i = i0 + ty + 16 * a, j = j0 + tx + 16 * b;
-            if (i < y.rows && j < y.cols) put(y, i, j, alpha * acc[a][b] + (beta == 0 ? 0 : beta * get(y, i, j)));
+            if (i < y.rows && j < y.cols) put(y, i, j, finished(acc[a][b], y, bias, i, j, alpha, beta));
         }
 }
 
-// matmul, tensor-core rung: x and w BF16, rows on 16-byte addresses and of a multiple of 8 elements; y of any type.
-// grid (row tiles, column tiles), 128 threads: 2 x 2 warps, each 32 x 32 of a 64 x 64 tile of y by mma.m16n8k16. Tiles of
-// 32 inner elements come by cp.async into two stages: one is computed with while the other fills. A tile lies as its
-// matrix does: [64][32 inner], or [32 inner][64] where the inner dimension runs down the rows (x in TN, w in NN and
-// TN); ldmatrix turns the latter. Rows lie 80 or 144 bytes apart, so the eight 16-byte rows of one ldmatrix fall into
-// different banks.
-enum {
-    MMA_TILE = 64,
-    MMA_K = 32,
-    MMA_PITCH = MMA_K + 8,      // of [64][32]
-    MMA_PITCH_T = MMA_TILE + 8, // of [32][64]
-    MMA_STAGE = MMA_TILE * MMA_PITCH,
-    MMA_SHARED = 4 * MMA_STAGE * 2
-};
-static_assert(MMA_K * MMA_PITCH_T <= MMA_STAGE, "a stage holds either tile");
+// matmul, tensor-core rung: x and w with rows on 16-byte addresses; y of any type.
+//
+// Each warp has a part of y's tile and sums it by mma.m16n8k16. Tiles of 32 inner elements come by cp.async into a ring of
+// stages: one is computed with while the others fill. A tile lies as its matrix does: [outer][32 inner], or [32
+// inner][outer] where the inner dimension runs down the rows (x in TN, w in NN and TN); ldmatrix turns the latter. The
+// pitches make the eight 16-byte rows of one ldmatrix fall into different banks: 80 bytes, or an odd number of 16.
+// Every element of y is one chain of mma, 16 inner elements at a time from the first to the last, whatever the tile: so
+// the tile may be chosen by the number of rows and a row keeps its bits.
+enum { MMA_K = 32, MMA_PITCH = MMA_K + 8 };
 
-template <Layout layout>
-__global__ void __launch_bounds__(128) matmul_mma_kernel(Mat y, Mat x, Mat w, int64_t inner, float alpha, float beta) {
+// A tile of m at (outer o0, inner c0) into shared memory, 16 bytes at a time; what lies outside of m becomes zero. `down`:
+// the inner dimension runs down the rows. Sizes are below 2^30 (tensor_reads).
+template <typename T, bool down, int OUTER, int PITCH, int THREADS>
+__device__ static inline void load_tile(T *tile, const Mat &m, int o0, int c0) {
+    enum { CHUNK = 16 / sizeof(T), ACROSS = (down ? OUTER : (int)MMA_K) / CHUNK };
+#pragma unroll
+    for (int e = threadIdx.x; e < OUTER * MMA_K / CHUNK; e += THREADS) {
+        int i = e / ACROSS, c = e % ACROSS * CHUNK;
+        int row = (down ? c0 : o0) + i, col = (down ? o0 : c0) + c, left = row < (int)m.rows ? (int)m.cols - col : 0;
+        left = left < 0 ? 0 : left < CHUNK ? left : CHUNK;
+        cp_async16(tile + i * PITCH + c, left ? (const T *)m.p + (row * m.stride + col) : m.p, left * (int)sizeof(T));
+    }
+}
+
+// Elements (row, col) and (row, col + 1) of y; `pairs`: at once, where both are inside.
+__device__ static inline void put_pair(const Mat &y, const Mat &bias, int64_t row, int64_t col, const float sum[2],
+                                       float alpha, float beta, bool pairs) {
+    if (row >= y.rows || col >= y.cols) return;
+    float v = finished(sum[0], y, bias, row, col, alpha, beta);
+    if (col + 1 == y.cols) return put(y, row, col, v);
+    float v1 = finished(sum[1], y, bias, row, col + 1, alpha, beta);
+    if (!pairs) put(y, row, col, v), put(y, row, col + 1, v1);
+    else if (y.type == BF16) *(uint32_t *)mat_at(y, row, col) = f32_to_bf16(v) | (uint32_t)f32_to_bf16(v1) << 16;
+    else *(float2 *)mat_at(y, row, col) = make_float2(v, v1);
+}
+__device__ static inline bool rows_of_pairs(const Mat &y) {
+    return y.stride % 2 == 0 && (uintptr_t)y.p % (2 * type_size(y.type)) == 0;
+}
+
+// x and w BF16. grid (row tiles, column tiles); DOWN x ACROSS warps share a tile of ROWS x COLS.
+template <Layout layout, int ROWS, int COLS, int DOWN, int ACROSS, int STAGES> struct MmaTile {
+    enum {
+        THREADS = 32 * DOWN * ACROSS,
+        WI = ROWS / DOWN, // a warp's part of the tile
+        WJ = COLS / ACROSS,
+        X_PITCH = layout == TN ? ROWS + 8 : (int)MMA_PITCH,
+        W_PITCH = layout == NT ? (int)MMA_PITCH : COLS + 8,
+        X_STAGE = layout == TN ? (int)MMA_K * X_PITCH : ROWS * X_PITCH,
+        W_STAGE = layout == NT ? COLS * W_PITCH : (int)MMA_K * W_PITCH,
+        SHARED = STAGES * (X_STAGE + W_STAGE) * 2
+    };
+    static_assert(WI % 16 == 0 && WJ % 16 == 0, "a warp has whole fragments");
+};
+template <Layout layout, int ROWS, int COLS, int DOWN, int ACROSS, int STAGES>
+__global__ void __launch_bounds__(32 * DOWN * ACROSS)
+    matmul_mma_kernel(Mat y, Mat x, Mat w, Mat bias, int64_t inner, float alpha, float beta) {
+    typedef MmaTile<layout, ROWS, COLS, DOWN, ACROSS, STAGES> Tile;
+    enum { FI = Tile::WI / 16, FJ = Tile::WJ / 16, XP = Tile::X_PITCH, WP = Tile::W_PITCH };
     DYNAMIC_SHARED(shared);
-    uint16_t *xs = (uint16_t *)shared, *ws = xs + 2 * MMA_STAGE; // 2 stages each
-    int64_t i0 = (int64_t)blockIdx.x * MMA_TILE, j0 = (int64_t)blockIdx.y * MMA_TILE;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wi = warp / 2 * 32, wj = warp % 2 * 32;
-    int64_t stages = (inner + MMA_K - 1) / MMA_K;
-    // The tile of m at (outer o0, inner c0), 16 bytes at a time; what lies outside of m becomes zero.
-    auto load_tile = [&](uint16_t *tile, const Mat &m, bool inner_down, int64_t o0, int64_t c0) {
-        for (int e = threadIdx.x; e < MMA_TILE * MMA_K / 8; e += 128) {
-            int across = inner_down ? MMA_TILE / 8 : MMA_K / 8, i = e / across, c = e % across * 8;
-            int64_t row = (inner_down ? c0 : o0) + i, col = (inner_down ? o0 : c0) + c;
-            bool inside = row < m.rows && col < m.cols;
-            cp_async16(tile + i * (inner_down ? MMA_PITCH_T : MMA_PITCH) + c, inside ? mat_at(m, row, col) : m.p,
-                       inside ? 16 : 0);
+    uint16_t *xs = (uint16_t *)shared, *ws = xs + STAGES * Tile::X_STAGE;
+    int i0 = (int)blockIdx.x * ROWS, j0 = (int)blockIdx.y * COLS;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wi = warp / ACROSS * Tile::WI, wj = warp % ACROSS * Tile::WJ;
+    int stages = ((int)inner + MMA_K - 1) / MMA_K;
+    auto load = [&](int s) {
+        if (s < stages) {
+            load_tile<uint16_t, layout == TN, ROWS, XP, Tile::THREADS>(xs + s % STAGES * Tile::X_STAGE, x, i0,
+                                                                       s * MMA_K);
+            load_tile<uint16_t, layout != NT, COLS, WP, Tile::THREADS>(ws + s % STAGES * Tile::W_STAGE, w, j0,
+                                                                       s * MMA_K);
         }
+        cp_async_commit(); // an empty group too, so that "all but STAGES - 2" always means stage s has landed
     };
-    auto load = [&](int64_t s) {
-        load_tile(xs + s % 2 * MMA_STAGE, x, layout == TN, i0, s * MMA_K);
-        load_tile(ws + s % 2 * MMA_STAGE, w, layout != NT, j0, s * MMA_K);
-        cp_async_commit();
-    };
-    float acc[2][4][4] = {}; // indexed by constants only once all loops over it are unrolled: else it is no register
-    load(0);
-    for (int64_t s = 0; s < stages; s++) {
-        if (s + 1 < stages) load(s + 1);
-        else cp_async_commit(); // an empty group, so that "all but one" always means stage s has landed
-        cp_async_wait<1>();
-        __syncthreads(); // stage s written by every thread's copies | read below
-        const uint16_t *xt = xs + s % 2 * MMA_STAGE, *wt = ws + s % 2 * MMA_STAGE;
+    float acc[FI][2 * FJ][4] =
+        {}; // indexed by constants only once all loops over it are unrolled: else it is no register
+    for (int s = 0; s < STAGES - 1; s++) load(s);
+    for (int s = 0; s < stages; s++) {
+        cp_async_wait<STAGES - 2>();
+        __syncthreads(); // stage s written by every thread's copies, stage s - 1 read | s read, s - 1 refilled below
+        load(s + STAGES - 1); // into the place of stage s - 1
+        const uint16_t *xt = xs + s % STAGES * Tile::X_STAGE, *wt = ws + s % STAGES * Tile::W_STAGE;
+#pragma unroll
         for (int c = 0; c < MMA_K; c += 16) {
-            uint32_t a[2][4], b[2][4]; // b[j] holds two 16 x 8 fragments
+            uint32_t a[FI][4], b[FJ][4]; // b[j] holds two 16 x 8 fragments
 #pragma unroll
-            for (int i = 0; i < 2; i++)
+            for (int i = 0; i < FI; i++)
                 if (layout == TN)
-                    ldmatrix_x4_trans(a[i], xt + (c + lane % 8 + lane / 16 * 8) * MMA_PITCH_T + wi + 16 * i +
-                                                lane / 8 % 2 * 8);
-                else ldmatrix_x4(a[i], xt + (wi + 16 * i + lane % 16) * MMA_PITCH + c + lane / 16 * 8);
+                    ldmatrix_x4_trans(a[i], xt + (c + lane % 8 + lane / 16 * 8) * XP + wi + 16 * i + lane / 8 % 2 * 8);
+                else ldmatrix_x4(a[i], xt + (wi + 16 * i + lane % 16) * XP + c + lane / 16 * 8);
 #pragma unroll
-            for (int j = 0; j < 2; j++)
+            for (int j = 0; j < FJ; j++)
                 if (layout == NT)
-                    ldmatrix_x4(b[j], wt + (wj + 16 * j + lane % 8 + lane / 16 * 8) * MMA_PITCH + c + lane / 8 % 2 * 8);
-                else ldmatrix_x4_trans(b[j], wt + (c + lane % 16) * MMA_PITCH_T + wj + 16 * j + lane / 16 * 8);
+                    ldmatrix_x4(b[j], wt + (wj + 16 * j + lane % 8 + lane / 16 * 8) * WP + c + lane / 8 % 2 * 8);
+                else ldmatrix_x4_trans(b[j], wt + (c + lane % 16) * WP + wj + 16 * j + lane / 16 * 8);
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
+            for (int i = 0; i < FI; i++) {
                 if (i0 + wi + 16 * i >= y.rows) continue; // a whole warp's 16 rows outside of y
 #pragma unroll
-                for (int j = 0; j < 4; j++) mma_m16n8k16_bf16(acc[i][j], a[i], &b[j / 2][j % 2 * 2]);
+                for (int j = 0; j < 2 * FJ; j++) mma_m16n8k16_bf16(acc[i][j], a[i], &b[j / 2][j % 2 * 2]);
             }
         }
-        __syncthreads(); // stage s read above | refilled by the next round's load
     }
+    bool pairs = rows_of_pairs(y);
 #pragma unroll
-    for (int f = 0; f < 32; f++) { // element e of fragment (i, j)
-        int i = f / 16, j = f / 4 % 4, e = f % 4;
-        int64_t row = i0 + wi + 16 * i + lane / 4 + e / 2 * 8, col = j0 + wj + 8 * j + lane % 4 * 2 + e % 2;
-        if (row < y.rows && col < y.cols)
-            put(y, row, col, alpha * acc[i][j][e] + (beta == 0 ? 0 : beta * get(y, row, col)));
+    for (int i = 0; i < FI; i++)
+#pragma unroll
+        for (int j = 0; j < 2 * FJ; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e += 2)
+                put_pair(y, bias, i0 + wi + 16 * i + lane / 4 + e / 2 * 8, j0 + wj + 8 * j + lane % 4 * 2,
+                         &acc[i][j][e], alpha, beta, pairs);
+}
+
+// The same where x, w or both are F32 (LoRA beside bf16 activations, weights that are trained, everything in fp32). An F32
+// number is cut into three bf16 whose sum it is exactly, 8 bits of its 24 each: x w = sum of x_p w_q. Of the nine products
+// the three with p + q > 2 are below 2^-24 of the whole and left out. Cut, not rounded: no term overflows. A stage is
+// summed by itself, then added, because mma adds less carefully than an addition does.
+// grid (row tiles, column tiles), 2 x 2 warps, each 32 x 32 of a 64 x 64 tile, two stages. An F32 tile is read from shared
+// memory where ldmatrix would be: lanes 4g + q read words 40g + 2q, or 136q + g: different banks.
+enum {
+    SPLIT_TILE = 64,
+    SPLIT_PITCH = MMA_K + 8,                    // F32 [64][32]; BF16 as above
+    SPLIT_PITCH_T = SPLIT_TILE + 4,             // F32 [32][64]
+    SPLIT_PITCH_T16 = SPLIT_TILE + 8,           // BF16 [32][64]
+    SPLIT_STAGE = SPLIT_TILE * SPLIT_PITCH * 4, // bytes, of any of the four
+    SPLIT_SHARED = 4 * SPLIT_STAGE
+};
+static_assert((int)MMA_K * SPLIT_PITCH_T * 4 <= (int)SPLIT_STAGE, "a stage holds either tile");
+
+// Two neighbours of a fragment as three words of bf16: t[0] + t[1] + t[2] == (f0, f1).
+__device__ static inline void split_pair(uint32_t t[3], float f0, float f1) {
+#pragma unroll
+    for (int p = 0; p < 3; p++) {
+        uint32_t u0 = __float_as_uint(f0) & 0xffff0000u, u1 = __float_as_uint(f1) & 0xffff0000u;
+        t[p] = u0 >> 16 | u1;
+        f0 -= __uint_as_float(u0), f1 -= __uint_as_float(u1);
+    }
+}
+// Elements (outer o, inner c) and (o, c + 1) of an F32 tile, cut.
+template <bool down> __device__ static inline void split_at(uint32_t t[3], const float *tile, int o, int c) {
+    if (down) return split_pair(t, tile[c * SPLIT_PITCH_T + o], tile[(c + 1) * SPLIT_PITCH_T + o]);
+    float2 f = *(const float2 *)(tile + o * SPLIT_PITCH + c);
+    split_pair(t, f.x, f.y);
+}
+
+template <Layout layout>
+__global__ void __launch_bounds__(128)
+    matmul_split_kernel(Mat y, Mat x, Mat w, Mat bias, int64_t inner, float alpha, float beta) {
+    DYNAMIC_SHARED(shared);
+    unsigned char *xs = shared, *ws = xs + 2 * SPLIT_STAGE;
+    int i0 = (int)blockIdx.x * SPLIT_TILE, j0 = (int)blockIdx.y * SPLIT_TILE;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wi = warp / 2 * 32, wj = warp % 2 * 32;
+    int stages = (int)((inner + MMA_K - 1) / MMA_K), x_terms = x.type == F32 ? 3 : 1, w_terms = w.type == F32 ? 3 : 1;
+    auto load = [&](int s) {
+        unsigned char *xt = xs + s % 2 * SPLIT_STAGE, *wt = ws + s % 2 * SPLIT_STAGE;
+        enum { XD = layout == TN, WD = layout != NT };
+        if (s < stages) {
+            int c0 = s * MMA_K;
+            if (x_terms == 3)
+                load_tile<float, XD, SPLIT_TILE, XD ? SPLIT_PITCH_T : SPLIT_PITCH, 128>((float *)xt, x, i0, c0);
+            else
+                load_tile<uint16_t, XD, SPLIT_TILE, XD ? SPLIT_PITCH_T16 : SPLIT_PITCH, 128>((uint16_t *)xt, x, i0, c0);
+            if (w_terms == 3)
+                load_tile<float, WD, SPLIT_TILE, WD ? SPLIT_PITCH_T : SPLIT_PITCH, 128>((float *)wt, w, j0, c0);
+            else
+                load_tile<uint16_t, WD, SPLIT_TILE, WD ? SPLIT_PITCH_T16 : SPLIT_PITCH, 128>((uint16_t *)wt, w, j0, c0);
+        }
+        cp_async_commit();
+    };
+    float acc[2][4][4] = {};
+    load(0);
+    for (int s = 0; s < stages; s++) {
+        cp_async_wait<0>();
+        __syncthreads(); // stage s written by every thread's copies, the other one read | read, and refilled, below
+        load(s + 1);
+        const unsigned char *xt = xs + s % 2 * SPLIT_STAGE, *wt = ws + s % 2 * SPLIT_STAGE;
+        float part[2][4][4] = {};
+        for (int c = 0; c < MMA_K; c += 16) {
+            uint32_t a[3][2][4] = {}, b[3][2][4] = {}; // [term]
+            const uint16_t *x16 = (const uint16_t *)xt, *w16 = (const uint16_t *)wt;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int o = wi + 16 * i;
+                if (x_terms == 3)
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        uint32_t t[3];
+                        split_at<layout == TN>(t, (const float *)xt, o + lane / 4 + r % 2 * 8,
+                                               c + lane % 4 * 2 + r / 2 * 8);
+                        a[0][i][r] = t[0], a[1][i][r] = t[1], a[2][i][r] = t[2];
+                    }
+                else if (layout == TN)
+                    ldmatrix_x4_trans(a[0][i],
+                                      x16 + (c + lane % 8 + lane / 16 * 8) * SPLIT_PITCH_T16 + o + lane / 8 % 2 * 8);
+                else ldmatrix_x4(a[0][i], x16 + (o + lane % 16) * SPLIT_PITCH + c + lane / 16 * 8);
+                o = wj + 16 * i;
+                if (w_terms == 3)
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        uint32_t t[3];
+                        split_at<layout != NT>(t, (const float *)wt, o + lane / 4 + r / 2 * 8,
+                                               c + lane % 4 * 2 + r % 2 * 8);
+                        b[0][i][r] = t[0], b[1][i][r] = t[1], b[2][i][r] = t[2];
+                    }
+                else if (layout == NT)
+                    ldmatrix_x4(b[0][i], w16 + (o + lane % 8 + lane / 16 * 8) * SPLIT_PITCH + c + lane / 8 % 2 * 8);
+                else ldmatrix_x4_trans(b[0][i], w16 + (c + lane % 16) * SPLIT_PITCH_T16 + o + lane / 16 * 8);
+            }
+#pragma unroll
+            for (int order = 2; order >= 0; order--) // the smallest products first
+#pragma unroll
+                for (int p = 0; p <= order; p++) {
+                    if (p >= x_terms || order - p >= w_terms) continue;
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        if (i0 + wi + 16 * i >= y.rows) continue;
+#pragma unroll
+                        for (int j = 0; j < 4; j++)
+                            mma_m16n8k16_bf16(part[i][j], a[p][i], &b[order - p][j / 2][j % 2 * 2]);
+                    }
+                }
+        }
+#pragma unroll
+        for (int f = 0; f < 32; f++) acc[f / 16][f / 4 % 4][f % 4] += part[f / 16][f / 4 % 4][f % 4];
+    }
+    bool pairs = rows_of_pairs(y);
+#pragma unroll
+    for (int f = 0; f < 16; f++) {
+        int i = f / 8, j = f / 2 % 4, e = f % 2 * 2;
+        put_pair(y, bias, i0 + wi + 16 * i + lane / 4 + e / 2 * 8, j0 + wj + 8 * j + lane % 4 * 2, &acc[i][j][e], alpha,
+                 beta, pairs);
     }
 }
 
-static bool mma_rows(Mat m) {
-    return m.type == BF16 && m.cols > 0 && m.cols % 8 == 0 && m.stride % 8 == 0 && (uintptr_t)m.p % 16 == 0;
+// Tiles by the size of y: few rows (decoding) want many small blocks that each read a few columns' weights; many rows want
+// tiles that read an element once for 128 products, as soon as there is one for every processor.
+template <Layout layout, int ROWS, int COLS, int DOWN, int ACROSS, int STAGES>
+static void run_mma(Mat y, Mat x, Mat w, Mat bias, int64_t inner, float alpha, float beta) {
+    typedef MmaTile<layout, ROWS, COLS, DOWN, ACROSS, STAGES> Tile;
+    auto kernel = matmul_mma_kernel<layout, ROWS, COLS, DOWN, ACROSS, STAGES>;
+    static bool asked;
+    if (!asked && (int)Tile::SHARED > 48 * 1024)
+        device_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::SHARED),
+                     "asking for shared memory");
+    asked = true;
+    RUN(kernel, dim3(blocks(y.rows, ROWS), blocks(y.cols, COLS)), Tile::THREADS, Tile::SHARED, y, x, w, bias, inner,
+        alpha, beta);
+}
+template <Layout layout>
+static void tensor_matmul(Mat y, Mat x, Mat w, Mat bias, int64_t inner, float alpha, float beta) {
+    if (x.type == F32 || w.type == F32)
+        RUN(matmul_split_kernel<layout>, dim3(blocks(y.rows, SPLIT_TILE), blocks(y.cols, SPLIT_TILE)), 128,
+            SPLIT_SHARED, y, x, w, bias, inner, alpha, beta);
+    else if (y.rows <= 16) run_mma<layout, 16, 32, 1, 2, 6>(y, x, w, bias, inner, alpha, beta);
+    else if ((int64_t)blocks(y.rows, 128) * blocks(y.cols, 128) < processors)
+        run_mma<layout, 64, 64, 2, 2, 3>(y, x, w, bias, inner, alpha, beta);
+    else run_mma<layout, 128, 128, 2, 4, 3>(y, x, w, bias, inner, alpha, beta);
+}
+// Whether cp.async can read rows of m, 16 bytes at a time. (Of a row's last 16 it may ask for fewer.)
+static bool tensor_reads(Mat m) {
+    return m.rows > 0 && m.rows < 1 << 30 && m.cols < 1 << 30 && m.stride * (int64_t)type_size(m.type) % 16 == 0 &&
+           (uintptr_t)m.p % 16 == 0;
+}
+
+// matmul, cuBLASLt rung, the default where the build has it: x, w and y in fp32, or x and w BF16 and y either.
+//
+// cuBLASLt is column-major: to it our rows of `stride` are columns, so it is asked for y^T = (w or w^T) (x or x^T).
+// A row must have the same bits alone and in a batch, so the algorithm must not depend on how many rows there are. It is
+// chosen once for everything else (a Key), by the heuristic at ROWS_NOMINAL rows, among those that sum an element in one
+// place (no split-K, no reduction) and that AlgoCheck accepts for few rows and for many; then it is used for any number.
+//   - Documented: an algorithm with its configuration is what runs (cublasLtMatmul), and the same call gives the same bits
+//     on the same model of GPU with the same version of the library.
+//   - Not documented, to be checked on each new GPU and version: that the kernel behind an algorithm sums an element in the
+//     same order however many rows there are (test_kernels, a_row_alone_and_in_a_batch_has_the_same_bits).
+// The first one accepted is taken, untimed: timing would choose others from one start of the program to the next.
+// fp32 is CUBLAS_COMPUTE_32F, which does not round inputs to TF32. The bias is added before rounding (EPILOGUE_BIAS), but
+// its type must be y's: else the other rungs do it, or add_bias after. GELU stays a kernel of ours: the epilogue's is
+// the tanh form, the model's is erf.
+#ifdef SURGR1_CUBLAS
+enum { CUBLAS_WORKSPACE = 8 << 20, CUBLAS_CANDIDATES = 16, ROWS_NOMINAL = 2048, CUBLAS_ALIGNMENT = 16 };
+static cublasLtHandle_t cublas;
+static void *cublas_workspace; // for the life of the program; the stream's order keeps calls apart
+
+static void cublas_check(cublasStatus_t status, const char *what) {
+    if (status == CUBLAS_STATUS_SUCCESS) return;
+    Err e = {};
+    Where nowhere = {};
+    err_set(&e, "E-DV-02", nowhere, "expected cuBLASLt to succeed in %s; found %s; do: run with --matmul tensor", what,
+            cublasLtGetStatusString(status));
+    exit(err_report(&e));
+}
+static void cublas_open(void) {
+    if (cublas) return;
+    cublas_check(cublasLtCreate(&cublas), "making a handle");
+    device_check(cudaMalloc(&cublas_workspace, CUBLAS_WORKSPACE), "reserving 8 MiB for cuBLASLt");
+}
+
+typedef struct CublasKey {
+    int64_t out, inner; // of w: its rows and columns that are not rows of x; inner 0 in TN
+    int64_t x_pitch, w_pitch, y_pitch;
+    int32_t layout, type, y_type, bias, add; // add: beta is not 0
+    int32_t nothing;                         // so that a Key has no holes and memcmp compares it
+} CublasKey;
+typedef struct CublasPlan {
+    CublasKey key;
+    bool usable;
+    cublasLtMatmulAlgo_t algo;
+} CublasPlan;
+typedef struct CublasCall { // what cuBLASLt is told of one product: D[m, n] = A B (+ C), column-major
+    cublasLtMatmulDescOpaque_t desc;
+    cublasLtMatrixLayoutOpaque_t a, b, d;
+} CublasCall;
+
+// n: rows of x. In NT and NN those are the columns of D, in TN they are summed over; key.out and key.inner are the others.
+static void cublas_describe(CublasCall *c, const CublasKey *k, int64_t n, const void *bias) {
+    const char *what = "describing a product";
+    cudaDataType_t type = k->type == BF16 ? CUDA_R_16BF : CUDA_R_32F,
+                   y_type = k->y_type == BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    cublasOperation_t a = k->layout == NT ? CUBLAS_OP_T : CUBLAS_OP_N, b = k->layout == TN ? CUBLAS_OP_T : CUBLAS_OP_N;
+    int64_t a_rows = k->layout == NT ? k->inner : k->out, a_cols = k->layout == NT   ? k->out
+                                                                   : k->layout == NN ? k->inner
+                                                                                     : n;
+    cublas_check(cublasLtMatmulDescInit(&c->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), what);
+    cublas_check(cublasLtMatmulDescSetAttribute(&c->desc, CUBLASLT_MATMUL_DESC_TRANSA, &a, sizeof a), what);
+    cublas_check(cublasLtMatmulDescSetAttribute(&c->desc, CUBLASLT_MATMUL_DESC_TRANSB, &b, sizeof b), what);
+    if (k->bias) {
+        cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+        cublas_check(
+            cublasLtMatmulDescSetAttribute(&c->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue), what);
+        cublas_check(
+            cublasLtMatmulDescSetAttribute(&c->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &y_type, sizeof y_type),
+            what);
+        cublas_check(cublasLtMatmulDescSetAttribute(&c->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias),
+                     what);
+    }
+    cublas_check(cublasLtMatrixLayoutInit(&c->a, type, (uint64_t)a_rows, (uint64_t)a_cols, k->w_pitch), what);
+    cublas_check(cublasLtMatrixLayoutInit(&c->b, type, (uint64_t)k->inner, (uint64_t)n, k->x_pitch), what);
+    cublas_check(cublasLtMatrixLayoutInit(&c->d, y_type, (uint64_t)k->out, (uint64_t)(k->layout == TN ? k->inner : n),
+                                          k->y_pitch),
+                 what);
+}
+
+static bool cublas_accepts(const cublasLtMatmulHeuristicResult_t *candidate, const CublasKey *key) {
+    static const int64_t rows[] = {1, 7, 64, 1000, ROWS_NOMINAL, 1 << 16};
+    int32_t splits = 1;
+    uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
+    size_t written;
+    if (candidate->state != CUBLAS_STATUS_SUCCESS ||
+        cublasLtMatmulAlgoConfigGetAttribute(&candidate->algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &splits, sizeof splits,
+                                             &written) != CUBLAS_STATUS_SUCCESS ||
+        cublasLtMatmulAlgoConfigGetAttribute(&candidate->algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction,
+                                             sizeof reduction, &written) != CUBLAS_STATUS_SUCCESS ||
+        splits > 1 || reduction != CUBLASLT_REDUCTION_SCHEME_NONE)
+        return false;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        CublasCall c;
+        cublasLtMatmulHeuristicResult_t result = {};
+        cublas_describe(&c, key, rows[i], cublas_workspace);
+        if (cublasLtMatmulAlgoCheck(cublas, &c.desc, &c.a, &c.b, &c.d, &c.d, &candidate->algo, &result) !=
+                CUBLAS_STATUS_SUCCESS ||
+            result.workspaceSize > CUBLAS_WORKSPACE)
+            return false;
+    }
+    return true;
+}
+static void cublas_choose(CublasPlan *plan) {
+    const char *what = "choosing an algorithm";
+    CublasCall c;
+    cublas_describe(&c, &plan->key, ROWS_NOMINAL,
+                    cublas_workspace); // some pointer: only whether there is a bias counts
+    cublasLtMatmulPreferenceOpaque_t p;
+    size_t workspace = CUBLAS_WORKSPACE;
+    uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_NONE, alignment = CUBLAS_ALIGNMENT;
+    cublas_check(cublasLtMatmulPreferenceInit(&p), what);
+    cublas_check(cublasLtMatmulPreferenceSetAttribute(&p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                                      sizeof workspace),
+                 what);
+    cublas_check(cublasLtMatmulPreferenceSetAttribute(&p, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction,
+                                                      sizeof reduction),
+                 what);
+    static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    for (int i = 0; i < 4; i++)
+        cublas_check(cublasLtMatmulPreferenceSetAttribute(&p, alignments[i], &alignment, sizeof alignment), what);
+    cublasLtMatmulHeuristicResult_t candidates[CUBLAS_CANDIDATES] = {};
+    int n = 0;
+    if (cublasLtMatmulAlgoGetHeuristic(cublas, &c.desc, &c.a, &c.b, &c.d, &c.d, &p, CUBLAS_CANDIDATES, candidates,
+                                       &n) != CUBLAS_STATUS_SUCCESS)
+        n = 0; // it has nothing for this product
+    for (int i = 0; i < n && !plan->usable; i++)
+        if ((plan->usable = cublas_accepts(&candidates[i], &plan->key))) plan->algo = candidates[i].algo;
+}
+static const CublasPlan *cublas_plan(const CublasKey *key) {
+    static CublasPlan *plans;
+    static int64_t n, room;
+    for (int64_t i = 0; i < n; i++)
+        if (!memcmp(&plans[i].key, key, sizeof *key)) return &plans[i];
+    if (n == room)
+        plans = (CublasPlan *)grow_or_die(plans, (size_t)(room = 2 * room + 16), sizeof *plans, "plans of cuBLASLt");
+    CublasPlan *p = &plans[n++];
+    *p = CublasPlan();
+    p->key = *key;
+    cublas_choose(p);
+    return p;
+}
+
+// False where this rung does not apply, which depends on types, pitches and alignment only.
+static bool cublas_product(Mat y, Mat x, Mat w, Mat bias, Layout layout, float alpha, float beta) {
+    bool types = x.type == w.type && (x.type == BF16 || y.type == F32);
+    if (!types || !tensor_reads(x) || !tensor_reads(w) || !tensor_reads(y)) return false;
+    if (layout == NT && x.zeros && w.zeros) { // a padded inner dimension is summed over its zeros too, which is exact
+        int64_t wide = (x.cols + PAD - 1) / PAD * PAD;
+        if (x.cols + x.zeros >= wide && w.cols + w.zeros >= wide) x.cols = w.cols = wide;
+    }
+    CublasKey key = {};
+    key.out = y.cols, key.inner = layout == NT ? x.cols : layout == NN ? x.cols : y.rows;
+    key.x_pitch = x.stride, key.w_pitch = w.stride, key.y_pitch = y.stride;
+    key.layout = layout, key.type = x.type, key.y_type = y.type, key.add = beta != 0;
+    key.bias = bias.p && bias.type == y.type && (uintptr_t)bias.p % CUBLAS_ALIGNMENT == 0;
+    const CublasPlan *plan = cublas_plan(&key);
+    if (!plan->usable) return false;
+    CublasCall c;
+    cublas_describe(&c, &key, x.rows, bias.p);
+    cublas_check(cublasLtMatmul(cublas, &c.desc, &alpha, w.p, &c.a, x.p, &c.b, &beta, y.p, &c.d, y.p, &c.d, &plan->algo,
+                                cublas_workspace, CUBLAS_WORKSPACE, stream),
+                 "a product");
+    if (bias.p && !key.bias) cuda_add_bias(y, bias);
+    return true;
+}
+extern "C" bool cuda_has_cublas(void) { return true; }
+#else
+static void cublas_open(void) {}
+static bool cublas_product(Mat, Mat, Mat, Mat, Layout, float, float) { return false; }
+extern "C" bool cuda_has_cublas(void) { return false; }
+#endif
+
+static void cuda_product(Mat y, Mat x, Mat w, Mat bias, Layout layout, float alpha, float beta) {
+    int64_t inner = layout == TN ? x.rows : x.cols;
+    bool tensor = rungs.matmul != MATMUL_NAIVE && inner > 0 && tensor_reads(x) && tensor_reads(w);
+    if (rungs.matmul != MATMUL_NAIVE && rungs.matmul != MATMUL_TENSOR && inner > 0 &&
+        cublas_product(y, x, w, bias, layout, alpha, beta))
+        return;
+    if (tensor && layout == NT) tensor_matmul<NT>(y, x, w, bias, inner, alpha, beta);
+    else if (tensor && layout == NN) tensor_matmul<NN>(y, x, w, bias, inner, alpha, beta);
+    else if (tensor) tensor_matmul<TN>(y, x, w, bias, inner, alpha, beta);
+    else
+        RUN(matmul_tiled_kernel, dim3(blocks(y.rows, TILE), blocks(y.cols, TILE)), 256, TILED_SHARED, y, x, w, bias,
+            layout, inner, alpha, beta);
 }
 static void cuda_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float beta) {
-    int64_t inner = layout == TN ? x.rows : x.cols;
-    dim3 grid(blocks(y.rows, TILE), blocks(y.cols, TILE));
-    bool mma = rungs.matmul != MATMUL_NAIVE && mma_rows(x) && mma_rows(w) && inner > 0;
-    if (mma && layout == NT) RUN(matmul_mma_kernel<NT>, grid, 128, MMA_SHARED, y, x, w, inner, alpha, beta);
-    else if (mma && layout == NN) RUN(matmul_mma_kernel<NN>, grid, 128, MMA_SHARED, y, x, w, inner, alpha, beta);
-    else if (mma) RUN(matmul_mma_kernel<TN>, grid, 128, MMA_SHARED, y, x, w, inner, alpha, beta);
-    else RUN(matmul_tiled_kernel, grid, 256, TILED_SHARED, y, x, w, layout, inner, alpha, beta);
+    cuda_product(y, x, w, mat_none(), layout, alpha, beta);
 }
-
-// add_bias: y[i,j] += b[0,j]. Row kernel.
-__global__ void add_bias_kernel(Mat y, Mat b) {
-    int64_t i = blockIdx.x;
-    for (int64_t j = threadIdx.x; j < y.cols; j += blockDim.x) put(y, i, j, get(y, i, j) + get(b, 0, j));
-}
-static void cuda_add_bias(Mat y, Mat b) { RUN(add_bias_kernel, blocks(y.rows, 1), row_threads(y.cols), 0, y, b); }
+static void cuda_matmul_bias(Mat y, Mat x, Mat w, Mat b) { cuda_product(y, x, w, b, NT, 1, 0); }
 
 // bias_backward: db[0,j] += sum_i dy[i,j].
 __global__ void __launch_bounds__(COLUMN_WARPS * 32) bias_backward_kernel(Mat db, Mat dy) {
@@ -1670,6 +2047,8 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     snprintf(found, sizeof found, "%s with %d.%d", device.name, device.major, device.minor);
     if (device.major < 8) return no_device(e, found);
     if (!stream) device_check(cudaStreamCreate(&stream), "creating a stream");
+    processors = device.multiProcessorCount;
+    cublas_open();
     device_check(cudaFuncSetAttribute(attention_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)attention_shared(MAX_DIM)),
                  "asking for shared memory");
@@ -1687,11 +2066,11 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     if (!squares)
         device_check(cudaMalloc((void **)&squares, SQUARES_BLOCKS * sizeof *squares), "reserving 4 KiB for sums");
     split_reserve();
-    o->act_type = act_type, o->weight_grad_type = F32;
+    o->act_type = act_type, o->weight_grad_type = F32, o->pad = PAD;
     o->alloc = cuda_alloc, o->release = cuda_release, o->upload = cuda_upload, o->download = cuda_download;
     o->memory = cuda_memory;
     o->zero = cuda_zero, o->copy = cuda_copy, o->sync = cuda_sync;
-    o->matmul = cuda_matmul, o->add_bias = cuda_add_bias, o->add = cuda_add;
+    o->matmul = cuda_matmul, o->matmul_bias = cuda_matmul_bias, o->add_bias = cuda_add_bias, o->add = cuda_add;
     o->bias_backward = cuda_bias_backward, o->dropout = cuda_dropout;
     o->rmsnorm_forward = cuda_rmsnorm_forward, o->add_rmsnorm_forward = cuda_add_rmsnorm_forward;
     o->rmsnorm_backward_add = cuda_rmsnorm_backward_add;

@@ -86,6 +86,9 @@ static void ref_matmul(Mat y, Mat x, Mat w, Layout layout, float alpha, float be
         }
 }
 
+// matmul_bias: y = x w^T + b (NT). A device that adds the bias before the sum is rounded to y's type has it as a row of
+// its own; ref and cpu are matmul, then add_bias.
+
 // add_bias: y[i,j] += b[0,j].
 static void ref_add_bias(Mat y, Mat b) {
     for (int64_t i = 0; i < y.rows; i++)
@@ -662,6 +665,14 @@ bool arena_reserve(Arena *a, const Ops *d, size_t bytes, Err *e) {
     return true;
 }
 
+Mat arena_padded(Arena *a, const Ops *d, int64_t rows, int64_t cols, Type type) {
+    int64_t wide = d->pad > 1 ? (cols + d->pad - 1) / d->pad * d->pad : cols;
+    Mat m = arena_mat(a, rows, wide, type);
+    if (m.p && rows && wide > cols) d->zero(mat_cols(m, cols, wide - cols));
+    m.cols = cols, m.zeros = (int32_t)(wide - cols);
+    return m;
+}
+
 // ------------------------------------------------------------------------------------------- checked entry points
 // Each checks its contract, skips empty work, calls the device, reports to the trace.
 
@@ -682,7 +693,7 @@ static const char *shape(Mat m) {
     return b;
 }
 static bool same(Mat a, Mat b) { return a.rows == b.rows && a.cols == b.cols; }
-static bool is_real(Mat m) { return (m.type == F32 || m.type == BF16) && m.stride >= m.cols; }
+static bool is_real(Mat m) { return (m.type == F32 || m.type == BF16) && m.stride >= m.cols + m.zeros; }
 static bool is_index(Mat m, int64_t n) { return m.type == I32 && m.rows == n && m.cols == 1; }
 static bool is_column(Mat m, int64_t n) { return !m.p || (m.type == F32 && m.rows == n && m.cols == 1); }
 
@@ -698,6 +709,16 @@ void matmul(const Ops *d, Mat y, Mat x, Mat w, Layout layout, float alpha, float
     if (!y.rows || !y.cols) return;
     d->matmul(y, x, w, layout, alpha, beta);
     done(d, "matmul", y);
+}
+
+void matmul_bias(const Ops *d, Mat y, Mat x, Mat w, Mat b) {
+    CHECK(y.rows == x.rows && y.cols == w.rows && x.cols == w.cols && b.rows == 1 && b.cols == y.cols && is_real(y) &&
+              is_real(x) && is_real(w) && is_real(b),
+          "matmul_bias: y %s, x %s, w %s, b %s", shape(y), shape(x), shape(w), shape(b));
+    if (!y.rows || !y.cols) return;
+    if (d->matmul_bias) d->matmul_bias(y, x, w, b);
+    else d->matmul(y, x, w, NT, 1, 0), d->add_bias(y, b);
+    done(d, "matmul_bias", y);
 }
 
 void add_bias(const Ops *d, Mat y, Mat b) {

@@ -40,18 +40,20 @@ const char *type_name(Type t); // "f32", "bf16", "i32"
 
 // A row-major matrix view, passed by value. Element (i, j) is at p + (i*stride + j) * type_size(type). Vectors have one
 // row. p belongs to the device that works on it (for ref and cpu: ordinary memory). p == NULL means "absent".
+// Ops write columns [0, cols) and nothing else, so the zeros behind them stay zero.
 typedef struct Mat {
     void *p;
     int64_t rows, cols, stride; // in elements
     Type type;
+    int32_t zeros; // columns behind the last that belong to the row and hold 0 (arena_padded)
 } Mat;
 
 static inline Mat mat(void *p, int64_t rows, int64_t cols, Type type) {
-    Mat m = {p, rows, cols, cols, type};
+    Mat m = {p, rows, cols, cols, type, 0};
     return m;
 }
 static inline Mat mat_none(void) {
-    Mat m = {NULL, 0, 0, 0, F32};
+    Mat m = {NULL, 0, 0, 0, F32, 0};
     return m;
 }
 static inline HOST_DEVICE void *mat_at(Mat m, int64_t row, int64_t col) {
@@ -62,11 +64,12 @@ static inline HOST_DEVICE Mat mat_rows(Mat m, int64_t first, int64_t count) { //
     return m;
 }
 static inline HOST_DEVICE Mat mat_cols(Mat m, int64_t first, int64_t count) { // columns [first, first+count)
+    m.zeros = first + count == m.cols ? m.zeros : 0;
     m.p = mat_at(m, 0, first), m.cols = count;
     return m;
 }
 static inline Mat mat_reshape(Mat m, int64_t rows, int64_t cols) { // contiguous views only
-    m.rows = rows, m.cols = m.stride = cols;
+    m.rows = rows, m.cols = m.stride = cols, m.zeros = 0;
     return m;
 }
 
@@ -158,6 +161,7 @@ typedef struct Ops {
     const char *name;
     Type act_type;         // type of activations: F32, or BF16 on cuda
     Type weight_grad_type; // F32
+    int64_t pad;           // rows of padded matrices lie a multiple of this apart (arena_padded); 0 = wherever they fall
     // memory: alloc gives 64-byte aligned memory with undefined contents, NULL when there is no more
     void *(*alloc)(size_t bytes);
     void (*release)(void *p);
@@ -169,7 +173,8 @@ typedef struct Ops {
     void (*sync)(void);
     // dense
     void (*matmul)(Mat y, Mat x, Mat w, Layout layout, float alpha, float beta);
-    void (*add_bias)(Mat y, Mat b); // y[i,:] += b
+    void (*matmul_bias)(Mat y, Mat x, Mat w, Mat b); // y = x w^T + b, rounded once; NULL: matmul, then add_bias
+    void (*add_bias)(Mat y, Mat b);                  // y[i,:] += b
     void (*bias_backward)(Mat db, Mat dy);
     void (*add)(Mat y, Mat a, Mat b);                                               // y = a + b; y may be a or b
     void (*dropout)(Mat y, Mat x, Mat keys, float p, uint64_t seed, uint32_t site); // its own backward; y may be x
@@ -232,11 +237,16 @@ typedef struct CudaRungs {
     bool naive; // every other kernel: the plain rung only
 } CudaRungs;
 void cuda_rungs_set(CudaRungs rungs); // takes effect at the next op
+bool cuda_has_cublas(void);           // whether the build has that rung
 
 // Empties the arena and makes sure that it holds `bytes` (growing it drops what it held). E-ME-01 with role and bytes
 // when the device has no more, or when the arenas of a host device would pass the limit below.
 bool arena_reserve(Arena *a, const Ops *d, size_t bytes, Err *e);
 void arena_release(Arena *a, const Ops *d);
+// As arena_mat, for matrices that a matmul sums along the rows of: the row length is rounded up to a multiple of d->pad,
+// and what that adds is zero (Mat.zeros) from the moment it is placed. Fast kernels want rows at multiples of 16 bytes
+// and may sum over the zeros too, which is exact. Where the device has no `pad` it is arena_mat.
+Mat arena_padded(Arena *a, const Ops *d, int64_t rows, int64_t cols, Type type);
 // Bytes that all arenas in host memory may take together (--max-memory). Until set: 80 % of what the control group or
 // the machine has, whichever is less.
 void memory_limit_set(int64_t bytes);
@@ -247,6 +257,7 @@ int64_t memory_held(const Ops *d);
 // The entry points the model calls: check shapes and types (a broken contract is E-BG-01 with op and shapes), skip zero
 // rows, call the device, report to the trace. d is the device; everything else as in the table.
 void matmul(const Ops *d, Mat y, Mat x, Mat w, Layout layout, float alpha, float beta);
+void matmul_bias(const Ops *d, Mat y, Mat x, Mat w, Mat b);
 void add_bias(const Ops *d, Mat y, Mat b);
 void bias_backward(const Ops *d, Mat db, Mat dy);
 void add(const Ops *d, Mat y, Mat a, Mat b);

@@ -293,19 +293,29 @@ static void call_matmul(const Ops *d, const Mat *m, const void *ctx) {
     const Product *p = ctx;
     matmul(d, m[0], m[1], m[2], p->layout, p->alpha, p->beta);
 }
-// y[N,M] over K, with strides of pad more than the columns.
+// The rungs of matmul. What one does not take it leaves to the next slower one, so all may be asked for everything.
+static const CudaMatmul matmul_rungs[] = {MATMUL_NAIVE, MATMUL_TENSOR, MATMUL_CUBLAS};
+static const char *const matmul_rung_names[] = {"auto", "naive", "tensor", "cublas"};
+static CudaMatmul matmul_rung; // the chosen one, for messages
+static void choose_matmul(CudaMatmul rung) {
+    matmul_rung = rung;
+    cuda_rungs_set((CudaRungs){.matmul = rung});
+}
+static int64_t pad_of(int64_t cols, int64_t pad) { return pad < 0 ? (cols + 7) / 8 * 8 - cols : pad; }
+// y[N,M] over K, with strides of pad more than the columns; pad -1: rounded up to 8, so that rows are on 16 bytes.
 static void check_matmul(Product p, int64_t N, int64_t M, int64_t K, int64_t pad, Type ty, Type tx, Type tw) {
     bool nt = p.layout == NT, tn = p.layout == TN;
     char what[160];
-    snprintf(what, sizeof what, "matmul %s N %lld M %lld K %lld pad %lld beta %g x %s w %s",
+    snprintf(what, sizeof what, "matmul (%s) %s N %lld M %lld K %lld pad %lld beta %g x %s w %s",
+             matmul_rung_names[matmul_rung],
              nt   ? "NT"
              : tn ? "TN"
                   : "NN",
              (long long)N, (long long)M, (long long)K, (long long)pad, p.beta, type_name(tx), type_name(tw));
     check((Case){.what = what,
-                 .args = {{p.beta == 0 ? OUT : INOUT, N, M, pad, ty, NULL, false},
-                          {IN, tn ? K : N, tn ? N : K, pad, tx, NULL, false},
-                          {IN, nt ? M : K, nt ? K : M, pad, tw, NULL, false}},
+                 .args = {{p.beta == 0 ? OUT : INOUT, N, M, pad_of(M, pad), ty, NULL, false},
+                          {IN, tn ? K : N, tn ? N : K, pad_of(tn ? N : K, pad), tx, NULL, false},
+                          {IN, nt ? M : K, nt ? K : M, pad_of(nt ? K : M, pad), tw, NULL, false}},
                  .call = call_matmul,
                  .ctx = &p});
 }
@@ -321,7 +331,114 @@ TEST(matmul_of_any_layout_type_and_size) {
             }
     check_matmul((Product){NT, 1, 0}, 65, 70, 1000, 0, F32, F32, F32); // long sums
 }
+// Rows on 16 bytes, their lengths whatever: every mix of types on every rung, with tiles for few rows, some and many.
+TEST(every_rung_of_matmul_at_odd_sizes) {
+    static const int64_t rows[] = {1, 7, 16, 17, 33, 127}, outs[] = {1, 20, 33, 66}, inner[] = {1, 17, 33, 100};
+    int turn = 0;
+    for (int r = 0; r < 3; r++)
+        for (int l = 0; l < 3; l++) {
+            choose_matmul(matmul_rungs[r]);
+            for (int t = 0; t < 8; t++, turn++) {
+                Product p = {(Layout)l, turn % 3 ? 1 : 0.5f, turn % 2 ? 0 : 1.5f};
+                check_matmul(p, rows[turn % 6], outs[turn % 4], inner[(turn + l) % 4], -1, act_types[t % 2],
+                             act_types[t / 2 % 2], act_types[t / 4]);
+            }
+            if (matmul_rung == MATMUL_NAIVE) continue;
+            for (int t = 0; t < 2; t++) // more than one tile of 128 x 128 in either direction
+                check_matmul((Product){(Layout)l, 1, 0}, 130, 140 + 30 * t, 75, -1, act_types[t], BF16, BF16);
+            check_matmul((Product){(Layout)l, 1, 0}, 65, 130, 700, -1, F32, r == 1 ? F32 : BF16, F32); // long sums
+        }
+    choose_matmul(MATMUL_AUTO);
+}
+static void call_matmul_bias(const Ops *d, const Mat *m, const void *ctx) {
+    (void)ctx, matmul_bias(d, m[0], m[1], m[2], m[3]);
+}
+TEST(matmul_with_a_bias_on_every_rung) {
+    int turn = 0;
+    for (int r = 0; r < 3; r++)
+        for (int t = 0; t < 16; t++, turn++) { // types of y, x, w and the bias
+            int64_t N = odd[turn % 4], M = odd[(turn + 1 + t / 4) % 4], K = odd[(turn + 2) % 4];
+            choose_matmul(matmul_rungs[r]);
+            check((Case){"matmul_bias",
+                         {{OUT, N, M, pad_of(M, turn % 5 ? -1 : 1), act_types[t % 2], NULL, false},
+                          {IN, N, K, pad_of(K, -1), act_types[t / 2 % 2], NULL, false},
+                          {IN, M, K, pad_of(K, -1), act_types[t / 4 % 2], NULL, false},
+                          {IN, 1, M, 0, act_types[t / 8], NULL, false}},
+                         call_matmul_bias,
+                         NULL,
+                         0});
+        }
+    choose_matmul(MATMUL_AUTO);
+}
+// fp32 on tensor cores keeps 24 bits: numbers of very different sizes, and neighbours that nearly cancel.
+TEST(tensor_cores_lose_nothing_of_fp32) {
+    enum { N = 20, M = 24, K = 64 };
+    float x[N * K], w[M * K];
+    for (int i = 0; i < N * K; i++) x[i] = ldexpf(1 + random_value(31, i), i % 2 ? -(i % 40) : i % 40);
+    for (int j = 0; j < M; j++)
+        for (int k = 0; k < K; k++) w[j * K + k] = (k % 2 ? 1 : 0x1.000002p0f) * (k / 2 % 2 ? 1 : -1) * (float)(1 + j);
+    for (int r = 0; r < 3; r++) {
+        Product p = {NT, 1, 0};
+        choose_matmul(matmul_rungs[r]);
+        check((Case){"matmul of numbers far apart",
+                     {{OUT, N, M, 0, F32, NULL, false}, {IN, N, K, 0, F32, x, false}, {IN, M, K, 0, F32, w, false}},
+                     call_matmul,
+                     &p,
+                     0});
+    }
+    choose_matmul(MATMUL_AUTO);
+}
+// A padded matrix: the logical columns are those of the reference, and what lies behind them is zero before and after.
+TEST(padded_matrices_keep_zeros_behind_their_columns) {
+    const Ops *d = cuda(), *ref = ops_ref();
+    enum { N = 19, M = 20, K = 42 };
+    Err e = {0};
+    Arena none = {0}, a = {.role = "padded"}, plain = {0};
+    for (int t = 0; t < 2; t++)
+        for (int r = 0; r < 3; r++) {
+            Type T = act_types[t];
+            if (cuda_emu_schedule) cuda_emu_schedule(r, 0);
+            choose_matmul(matmul_rungs[r]);
+            Mat m[3]; // y, x, w
+            none.used = plain.used = 0;
+            for (int pass = 0; pass < 2; pass++) {
+                Arena *at = pass ? &a : &none;
+                if (pass) EXPECT(arena_reserve(&a, d, none.used, &e));
+                for (int i = 0; i < 3; i++)
+                    m[i] = arena_padded(at, d, i < 2 ? N : M, i ? K : M, T), arena_padded(&plain, ref, 3, K, T);
+            }
+            EXPECT_INT(plain.used, 6 * ((3 * K * (int64_t)type_size(T) + 63) / 64 * 64)); // ref asks for no padding
+            for (int i = 0; i < 3; i++)
+                EXPECT(m[i].zeros == (i ? 64 - K : 32 - M) && m[i].stride == m[i].cols + m[i].zeros);
+            EXPECT(mat_cols(m[1], 2, K - 2).zeros == 64 - K && mat_cols(m[1], 0, K - 1).zeros == 0);
+            Arg args[3] = {
+                {OUT, N, M, 0, F32, NULL, false}, {IN, N, K, 0, T, NULL, false}, {IN, M, K, 0, T, NULL, false}};
+            Mat host[3], back = guarded((Arg){OUT, N, M, 12, T, NULL, false}, T);
+            for (int i = 0; i < 3; i++) {
+                host[i] = guarded(args[i], args[i].type);
+                if (i) fill(host[i], args[i], (uint64_t)(70 + i)), d->upload(m[i], host[i]);
+            }
+            matmul(ref, host[0], host[1], host[2], NT, 1, 0);
+            matmul(d, m[0], m[1], m[2], NT, 1, 0);
+            d->download(back, m[0]);
+            compare("matmul of padded matrices", 0, back, host[0], T == BF16 ? 3e-3 : 1e-5);
+            for (int i = 0; i < 3; i++) {
+                Mat row = m[i], tail = m[i];
+                row.cols += row.zeros, row.zeros = 0;
+                tail = mat_cols(row, m[i].cols, m[i].zeros);
+                float *zeros = calloc((size_t)(tail.rows * tail.cols), 4),
+                      *got = malloc((size_t)(tail.rows * tail.cols) * 4);
+                d->download(mat(got, tail.rows, tail.cols, T), tail);
+                EXPECT(!memcmp(got, zeros, (size_t)(tail.rows * tail.cols) * type_size(T)));
+                free(zeros), free(got), free(host[i].p);
+            }
+            free(back.p);
+        }
+    arena_release(&a, d);
+    choose_matmul(MATMUL_AUTO);
+}
 TEST(matmul_on_tensor_cores_at_odd_sizes) {
+    choose_matmul(MATMUL_TENSOR);
     static const int64_t inner[] = {8, 32, 40, 136};
     for (int n = 0; n < 4; n++)
         for (int k = 0; k < 4; k++)
@@ -338,6 +455,7 @@ TEST(matmul_on_tensor_cores_at_odd_sizes) {
             check_matmul(p, sizes[n], sizes[(n + 1 + t) % 4], odd[(n + t) % 4], 8 * t, act_types[t], BF16, BF16);
         }
     for (int l = NT; l <= TN; l++) check_matmul((Product){(Layout)l, 1, 0}, 136, 200, 1000, 0, F32, BF16, BF16);
+    choose_matmul(MATMUL_AUTO);
 }
 TEST(matmul_of_views_off_the_16_byte_grid) { // tensor cores cannot read these rows: the plain rung must
     const Ops *d = cuda(), *ref = ops_ref();
@@ -394,6 +512,36 @@ TEST(matmul_with_nothing_to_sum_scales_y) {
     }
 }
 
+// However many rows there are: 1 and 16 (the tile for few), 100 (the middle one), 300 (that for many, of two processors on).
+TEST(a_row_of_a_product_has_the_same_bits_among_any_number) {
+    const Ops *d = cuda();
+    enum { N = 300, M = 140, K = 104 };
+    static const int64_t counts[] = {1, 5, 16, 100, 257};
+    for (int r = 0; r < 3; r++)
+        for (int t = 0; t < 8; t++) {
+            choose_matmul(matmul_rungs[r]);
+            if (cuda_emu_schedule) cuda_emu_schedule(t % 3, t % 2);
+            Type tx = act_types[t % 2], tw = act_types[t / 2 % 2];
+            bool nn = t / 4;
+            Mat x = device_random(N, K, tx, 1), w = device_random(nn ? K : M, nn ? M : K, tw, 2);
+            Mat y = device_random(N, M, t % 3 ? F32 : BF16, 3), z = device_random(N, M, y.type, 4);
+            Mat b = device_random(1, M, y.type, 5);
+            if (nn) matmul(d, y, x, w, NN, 1, 0);
+            else matmul_bias(d, y, x, w, b);
+            for (int c = 0; c < COUNT(counts) - (r != 1 || t % 4 != 3);
+                 c++) { // the largest again only where tiles differ
+                int64_t first = 31 % (N - counts[c]);
+                Mat part = mat_rows(z, first, counts[c]);
+                if (nn) matmul(d, part, mat_rows(x, first, counts[c]), w, NN, 1, 0);
+                else matmul_bias(d, part, mat_rows(x, first, counts[c]), w, b);
+                if (!same_bits(mat_rows(y, first, counts[c]), part))
+                    FAIL("%s: %lld rows of %s by %s have other bits among %d", matmul_rung_names[matmul_rung],
+                         (long long)counts[c], type_name(tx), type_name(tw), N);
+            }
+            d->release(x.p), d->release(w.p), d->release(y.p), d->release(z.p), d->release(b.p);
+        }
+    choose_matmul(MATMUL_AUTO);
+}
 TEST(a_row_alone_and_in_a_batch_has_the_same_bits) {
     const Ops *d = cuda();
     for (int t = 0; t < 2; t++) {
