@@ -13,30 +13,30 @@
 
 // ------------------------------------------------------------------------------------------------------------- linear
 
-void lora_scratch_place(LoraScratch *s, Arena *a, int64_t rank, int64_t widest, bool dropout, bool training, int64_t N,
-                        Type act_type) {
+void lora_scratch_place(LoraScratch *s, Arena *a, const Ops *d, int64_t rank, int64_t widest, bool dropout,
+                        bool training, int64_t N) {
     *s = (LoraScratch){0};
     if (!rank) return;
-    s->h = arena_mat(a, N, rank, act_type);
-    if (training) s->dh = arena_mat(a, N, rank, act_type);
-    if (training && dropout) s->dropped = arena_mat(a, N, widest, act_type);
+    s->h = arena_padded(a, d, N, rank, d->act_type);
+    if (training) s->dh = arena_padded(a, d, N, rank, d->act_type);
+    if (training && dropout) s->dropped = arena_padded(a, d, N, widest, d->act_type);
 }
+// The first rows and columns of a scratch matrix. Beyond fewer columns than it has lies what another layer left there.
+static Mat corner(Mat scratch, int64_t rows, int64_t cols) { return mat_cols(mat_rows(scratch, 0, rows), 0, cols); }
 
 // The input of A: x, or dropout(x) while that is on. The same call gives the same mask, in forward and backward.
 static Mat lora_input(const Ops *d, const Lora *l, Mat x, const LoraScratch *s) {
     if (!s->keys.p || l->dropout == 0) return x;
-    Mat dropped = mat_reshape(mat_rows(s->dropped, 0, x.rows), x.rows, x.cols);
+    Mat dropped = corner(s->dropped, x.rows, x.cols);
     dropout(d, dropped, x, mat_rows(s->keys, 0, x.rows), l->dropout, s->seed, l->site);
     return dropped;
 }
-static Mat lora_rows(Mat scratch, const Lora *l, int64_t N) {
-    return mat_reshape(mat_rows(scratch, 0, N), N, l->a.v.rows);
-}
+static Mat lora_rows(Mat scratch, const Lora *l, int64_t N) { return corner(scratch, N, l->a.v.rows); }
 
 // y = x w^T + b + scale (dropout(x) A^T) B^T.
 void linear_forward(const Ops *d, const Linear *l, Mat y, Mat x, const LoraScratch *s) {
-    matmul(d, y, x, l->w.v, NT, 1, 0);
-    if (l->b.v.p) add_bias(d, y, l->b.v);
+    if (l->b.v.p) matmul_bias(d, y, x, l->w.v, l->b.v);
+    else matmul(d, y, x, l->w.v, NT, 1, 0);
     if (!l->lora.a.v.p) return;
     Mat h = lora_rows(s->h, &l->lora, x.rows);
     matmul(d, h, lora_input(d, &l->lora, x, s), l->lora.a.v, NT, 1, 0);
@@ -78,15 +78,27 @@ bool block_trained(const Block *b) {
     return any;
 }
 
-void block_scratch_place(BlockScratch *s, Arena *a, BlockShape shape, int64_t N, Type act_type, bool training,
+// gate and up as the halves of one row; the second begins behind the padding of the first.
+static void pair_place(Mat *gate, Mat *up, Arena *a, const Ops *d, int64_t N, int64_t F) {
+    Arena one = {0};
+    int64_t half = arena_padded(&one, d, 1, F, d->act_type).stride;
+    Mat both = arena_mat(a, N, 2 * half, d->act_type);
+    *gate = corner(both, N, F), *up = both.p ? mat_cols(both, half, F) : *gate;
+    gate->zeros = up->zeros = (int32_t)(half - F);
+    if (!both.p || half == F) return;
+    d->zero(mat_cols(both, F, half - F)), d->zero(mat_cols(both, half + F, half - F));
+}
+
+void block_scratch_place(BlockScratch *s, Arena *a, const Ops *d, BlockShape shape, int64_t N, bool training,
                          const BlockScratch *shared) {
+    Type act_type = d->act_type;
     *s = (BlockScratch){0};
-    s->normed1 = arena_mat(a, N, shape.C, act_type);
-    s->normed2 = training ? arena_mat(a, N, shape.C, act_type) : s->normed1;
+    s->normed1 = arena_padded(a, d, N, shape.C, act_type);
+    s->normed2 = training ? arena_padded(a, d, N, shape.C, act_type) : s->normed1;
     s->qkv = arena_mat(a, N, (shape.heads + 2 * shape.kv_heads) * shape.dim, act_type);
-    s->att = arena_mat(a, N, shape.heads * shape.dim, act_type);
-    s->gate_up = arena_mat(a, N, 2 * shape.F, act_type);
-    s->mlp = arena_mat(a, N, shape.F, act_type);
+    s->att = arena_padded(a, d, N, shape.heads * shape.dim, act_type);
+    pair_place(&s->gate, &s->up, a, d, N, shape.F);
+    s->mlp = arena_padded(a, d, N, shape.F, act_type);
     if (training) {
         s->mid = arena_mat(a, N, shape.C, act_type);
         s->lse = arena_mat(a, N, shape.heads, F32);
@@ -99,8 +111,7 @@ void block_scratch_place(BlockScratch *s, Arena *a, BlockShape shape, int64_t N,
     }
     int64_t widest = shape.heads * shape.dim > shape.C ? shape.heads * shape.dim : shape.C;
     s->branch = arena_mat(a, N, shape.C, act_type);
-    lora_scratch_place(&s->lora, a, shape.rank, shape.F > widest ? shape.F : widest, shape.dropout, training, N,
-                       act_type);
+    lora_scratch_place(&s->lora, a, d, shape.rank, shape.F > widest ? shape.F : widest, shape.dropout, training, N);
 }
 
 typedef struct Heads { // the parts of a row of qkv
@@ -136,21 +147,21 @@ void block_forward(const Ops *d, const Block *b, BlockShape shape, BlockScratch 
 
     // mlp
     add_rmsnorm_forward(d, s.normed2, s.rstd2, mid, x, s.branch, b->norm2.v, shape.eps);
-    Mat gate = mat_cols(s.gate_up, 0, shape.F), up = mat_cols(s.gate_up, shape.F, shape.F);
-    linear_forward(d, &b->gate, gate, s.normed2, &s.lora);
-    linear_forward(d, &b->up, up, s.normed2, &s.lora);
-    swiglu_forward(d, s.mlp, gate, up);
+    linear_forward(d, &b->gate, s.gate, s.normed2, &s.lora);
+    linear_forward(d, &b->up, s.up, s.normed2, &s.lora);
+    swiglu_forward(d, s.mlp, s.gate, s.up);
     linear_forward(d, &b->down, s.branch, s.mlp, &s.lora);
     if (tap && tap_mlp) tap(tap_ctx, tap_mlp, d, s.branch);
     add(d, y, mid, s.branch);
 }
 
-void block_grad_place(BlockGrad *g, Arena *a, BlockShape shape, int64_t N, Type act_type) {
+void block_grad_place(BlockGrad *g, Arena *a, const Ops *d, BlockShape shape, int64_t N) {
+    Type act_type = d->act_type;
     g->dnormed = arena_mat(a, N, shape.C, act_type);
     g->dqkv = arena_mat(a, N, (shape.heads + 2 * shape.kv_heads) * shape.dim, act_type);
     g->datt = arena_mat(a, N, shape.heads * shape.dim, act_type);
-    g->dgate_up = arena_mat(a, N, 2 * shape.F, act_type);
-    g->dmlp = arena_mat(a, N, shape.F, act_type);
+    pair_place(&g->dgate, &g->dup, a, d, N, shape.F);
+    g->dmlp = arena_padded(a, d, N, shape.F, act_type);
     g->delta = arena_mat(a, N, shape.heads, F32);
 }
 
@@ -160,12 +171,10 @@ void block_backward(const Ops *d, const Block *b, BlockShape shape, BlockScratch
     float scale = 1.0f / sqrtf((float)shape.dim);
 
     // mlp: dx is the gradient of y, and so of mid along the residual; the norm adds what came through the branch
-    Mat gate = mat_cols(s.gate_up, 0, shape.F), up = mat_cols(s.gate_up, shape.F, shape.F);
-    Mat dgate = mat_cols(g.dgate_up, 0, shape.F), dup = mat_cols(g.dgate_up, shape.F, shape.F);
     linear_backward(d, &b->down, g.dmlp, dx, s.mlp, 0, &s.lora);
-    swiglu_backward(d, dgate, dup, g.dmlp, gate, up);
-    linear_backward(d, &b->gate, g.dnormed, dgate, s.normed2, 0, &s.lora);
-    linear_backward(d, &b->up, g.dnormed, dup, s.normed2, 1, &s.lora);
+    swiglu_backward(d, g.dgate, g.dup, g.dmlp, s.gate, s.up);
+    linear_backward(d, &b->gate, g.dnormed, g.dgate, s.normed2, 0, &s.lora);
+    linear_backward(d, &b->up, g.dnormed, g.dup, s.normed2, 1, &s.lora);
     rmsnorm_backward_add(d, dx, b->norm2.d, g.dnormed, s.mid, b->norm2.v, s.rstd2);
 
     // attention: the same, with mid in the place of y

@@ -88,7 +88,6 @@ __device__ static inline uint32_t movmatrix_trans(uint32_t pair) {
 
 static cudaStream_t stream; // everything runs here, in order
 static int64_t processors;  // of the GPU
-enum { PAD = 32 };          // Ops.pad: an inner tile of the matrix products, 64 bytes of bf16
 static CudaRungs rungs;     // which rung a kernel with two of them takes
 extern "C" void cuda_rungs_set(CudaRungs chosen) { rungs = chosen; }
 
@@ -347,7 +346,7 @@ __device__ static inline void put_pair(const Mat &y, const Mat &bias, int64_t ro
     if (col + 1 == y.cols) return put(y, row, col, v);
     float v1 = finished(sum[1], y, bias, row, col + 1, alpha, beta);
     if (!pairs) put(y, row, col, v), put(y, row, col + 1, v1);
-    else if (y.type == BF16) *(uint32_t *)mat_at(y, row, col) = f32_to_bf16(v) | (uint32_t)f32_to_bf16(v1) << 16;
+    else if (y.type == BF16) *(uint32_t *)mat_at(y, row, col) = bf16_pair(v, v1);
     else *(float2 *)mat_at(y, row, col) = make_float2(v, v1);
 }
 __device__ static inline bool rows_of_pairs(const Mat &y) {
@@ -612,7 +611,7 @@ static void cublas_open(void) {
 }
 
 typedef struct CublasKey {
-    int64_t out, inner; // of w: its rows and columns that are not rows of x; inner 0 in TN
+    int64_t out, inner; // columns of y; columns of x, which NT and NN sum over and TN makes rows of y
     int64_t x_pitch, w_pitch, y_pitch;
     int32_t layout, type, y_type, bias, add; // add: beta is not 0
     int32_t nothing;                         // so that a Key has no holes and memcmp compares it
@@ -726,7 +725,7 @@ static bool cublas_product(Mat y, Mat x, Mat w, Mat bias, Layout layout, float a
     bool types = x.type == w.type && (x.type == BF16 || y.type == F32);
     if (!types || !tensor_reads(x) || !tensor_reads(w) || !tensor_reads(y)) return false;
     if (layout == NT && x.zeros && w.zeros) { // a padded inner dimension is summed over its zeros too, which is exact
-        int64_t wide = (x.cols + PAD - 1) / PAD * PAD;
+        int64_t wide = (x.cols + CUDA_PAD - 1) / CUDA_PAD * CUDA_PAD;
         if (x.cols + x.zeros >= wide && w.cols + w.zeros >= wide) x.cols = w.cols = wide;
     }
     CublasKey key = {};
@@ -2066,7 +2065,7 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     if (!squares)
         device_check(cudaMalloc((void **)&squares, SQUARES_BLOCKS * sizeof *squares), "reserving 4 KiB for sums");
     split_reserve();
-    o->act_type = act_type, o->weight_grad_type = F32, o->pad = PAD;
+    o->act_type = act_type, o->weight_grad_type = F32, o->pad = CUDA_PAD;
     o->alloc = cuda_alloc, o->release = cuda_release, o->upload = cuda_upload, o->download = cuda_download;
     o->memory = cuda_memory;
     o->zero = cuda_zero, o->copy = cuda_copy, o->sync = cuda_sync;

@@ -32,10 +32,10 @@ static size_t pair_bytes(const Model *m, const Choice *choice) {
     for (int64_t i = 0; i < m->n_base; i++) {
         const Param *p = &m->params[i];
         if (choice[i].rank) {
-            arena_mat(&count, choice[i].rank, p->cols, F32);
-            arena_mat(&count, p->rows, choice[i].rank, F32);
+            arena_padded(&count, m->d, choice[i].rank, p->cols, F32);
+            arena_padded(&count, m->d, p->rows, choice[i].rank, F32);
         }
-        if (choice[i].saved) arena_mat(&count, p->rows, p->cols, F32);
+        if (choice[i].saved) arena_padded(&count, m->d, p->rows, p->cols, F32);
     }
     return count.used;
 }
@@ -93,8 +93,8 @@ static bool pairs_open(Model *m, const Choice *choice, LoraConfig *config, uint6
             *l = (Lora){.scale = (float)(c->alpha / (config->rslora ? sqrt((double)c->rank) : (double)c->rank)),
                         .dropout = (float)config->dropout,
                         .site = (uint32_t)i};
-            l->a.v = arena_mat(&m->adapter, c->rank, p->cols, F32);
-            l->b.v = arena_mat(&m->adapter, p->rows, c->rank, F32);
+            l->a.v = arena_padded(&m->adapter, m->d, c->rank, p->cols, F32);
+            l->b.v = arena_padded(&m->adapter, m->d, p->rows, c->rank, F32);
             if (c->a) fill(m, l->a.v, c->a), fill(m, l->b.v, c->b);
             else fill_random(m, l->a.v, seed, i), m->d->zero(l->b.v);
             row_add(m, &l->a, i, PARAM_LORA_A), row_add(m, &l->b, i, PARAM_LORA_B);
@@ -103,7 +103,7 @@ static bool pairs_open(Model *m, const Choice *choice, LoraConfig *config, uint6
             if (config->dropout > 0) *(p->tower == TOWER_DECODER ? &m->dropout : &m->vision.dropout) = true;
         }
         if (c->saved) { // a tied head stays what it was when only the embedding is replaced, as PEFT has it
-            p->w->v = arena_mat(&m->adapter, p->rows, p->cols, F32);
+            p->w->v = arena_padded(&m->adapter, m->d, p->rows, p->cols, F32);
             p->owned = true;
             fill(m, p->w->v, c->value);
             if (p->w == &m->embed || p->w == &m->head.w) m->params[m->n_base - 1].tied = m->c.tied = false;
@@ -732,13 +732,13 @@ bool lora_merge(Model *m, Err *e) {
         const Param *p = &m->params[i];
         bool pair = p->linear && p->linear->lora.a.v.p;
         moves[i] = !p->tied && ((pair && !p->owned) || inside(&m->adapter, p) || inside(&m->merged, p));
-        if (moves[i]) arena_mat(&count, p->rows, p->cols, F32);
+        if (moves[i]) arena_padded(&count, m->d, p->rows, p->cols, F32);
     }
     bool ok = arena_reserve(&merged, m->d, count.used, e);
     for (int64_t i = 0; ok && i < m->n_base; i++) {
         Param *p = &m->params[i];
         Pair pair = pair_open(m, p);
-        Mat y = moves[i] ? arena_mat(&merged, p->rows, p->cols, F32) : p->w->v;
+        Mat y = moves[i] ? arena_padded(&merged, m->d, p->rows, p->cols, F32) : p->w->v;
         int64_t step = rows_at_once(p);
         float *host = alloc_or_die((size_t)(step * p->cols), sizeof *host, "a merge");
         for (int64_t first = 0; (moves[i] || pair.lora) && first < p->rows; first += step) {

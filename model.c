@@ -202,21 +202,27 @@ static bool check_finite(const Model *m, Tensor **found, Err *e) {
 }
 
 // Where a weight goes: matrices of the CPU devices stay in the mapped file when its type is one the ops read there (so
-// that a 7B bf16 model needs no second copy); everything else is converted into the arena. Vectors are F32 everywhere.
+// that a 7B bf16 model needs no second copy); everything else is converted into the arena. Vectors are F32, except the bias
+// of a matrix in bf16 when the file has it in bf16: then nothing is lost, and a matmul can add it (matmul_bias).
 static bool stays_mapped(const Model *m, const Param *p, const Tensor *t, LoadOptions options) {
     if (m->d->alloc != ops_ref()->alloc) return false;
     bool type_fits = t->type == FT_F32 || (t->type == FT_BF16 && !options.force_f32);
     return p->rows > 1 && type_fits && (uintptr_t)t->data % file_type_size(t->type) == 0;
 }
 
+static Mat value_place(const Model *m, const Param *p, Arena *a, Type type) {
+    return p->rows > 1 ? arena_padded(a, m->d, p->rows, p->cols, type) : arena_mat(a, 1, p->cols, type);
+}
 static void place_weights(Model *m, Tensor **found, LoadOptions options, Arena *a) {
     for (int64_t i = 0; i < m->n_params; i++) {
         Param *p = &m->params[i];
         if (p->tied) continue;
-        Type type = p->rows > 1 && m->d->act_type == BF16 ? BF16 : F32;
+        size_t length = strlen(p->name);
+        bool bias = length > 5 && !strcmp(p->name + length - 5, ".bias") && found[i] && found[i]->type == FT_BF16;
+        Type type = (p->rows > 1 || bias) && m->d->act_type == BF16 ? BF16 : F32;
         if (stays_mapped(m, p, found[i], options))
             p->w->v = mat((void *)(uintptr_t)found[i]->data, p->rows, p->cols, found[i]->type == FT_BF16 ? BF16 : F32);
-        else p->w->v = arena_mat(a, p->rows, p->cols, type), p->owned = type == F32;
+        else p->w->v = value_place(m, p, a, type), p->owned = type == F32;
     }
 }
 static bool reserve_weights(Model *m, Tensor **found, LoadOptions options, Err *e) {
@@ -423,7 +429,7 @@ static void text_place(TextScratch *s, Arena *a, const Model *m, const TextInput
     s->slots = arena_mat(a, in->cache ? in->N : 0, 1, I32);
     s->head_index = arena_mat(a, in->head_rows ? in->n_head : 0, 1, I32);
     s->head_x = arena_mat(a, in->head_rows ? in->n_head : in->N, c->C, act);
-    block_scratch_place(&s->block, a, text_shape(m), in->N, act, s->n_x > 1, NULL);
+    block_scratch_place(&s->block, a, m->d, text_shape(m), in->N, s->n_x > 1, NULL);
     s->rows = mat_rows(s->block.normed1, 0, in->n_head); // free again by then
     s->rstd = mat_none();
 }
@@ -448,13 +454,13 @@ static void train_place(TextScratch *s, Arena *a, const Model *m, const TextInpu
     Type act = m->d->act_type;
     for (int64_t i = 0; i < c->L; i++) {
         s->kept[i] = s->block;
-        if (i >= c->L - keep) block_scratch_place(&s->kept[i], a, text_shape(m), in->N, act, true, &s->block);
+        if (i >= c->L - keep) block_scratch_place(&s->kept[i], a, m->d, text_shape(m), in->N, true, &s->block);
     }
     s->keys = arena_mat(a, in->N, 2, I32);
     s->rows = arena_mat(a, in->n_head, c->C, act), s->rstd = arena_mat(a, in->n_head, 1, F32);
     s->dhead = arena_mat(a, in->n_head, c->C, act), s->drows = arena_mat(a, in->n_head, c->C, act);
     s->dx = arena_mat(a, in->N, c->C, act);
-    block_grad_place(&s->grad, a, text_shape(m), in->N, act);
+    block_grad_place(&s->grad, a, m->d, text_shape(m), in->N);
 }
 
 static void text_check(const Model *m, const TextInput *in, int64_t n_images) {
@@ -549,7 +555,7 @@ void text_step_place(TextStep *s, Arena *a, const Model *m, int64_t N) {
     s->x = arena_mat(a, N, m->c.C, m->d->act_type);
     s->angles = arena_mat(a, N, m->c.dim, F32);
     s->head_x = arena_mat(a, N, m->c.C, m->d->act_type);
-    block_scratch_place(&s->block, a, text_shape(m), N, m->d->act_type, false, NULL);
+    block_scratch_place(&s->block, a, m->d, text_shape(m), N, false, NULL);
 }
 
 void text_step(const Model *m, const TextStep *t, Mat logits) {
@@ -577,7 +583,7 @@ static void train_arenas(Model *m, Arena *values, Arena *gradients) {
         Param *p = &m->params[i];
         if (!p->trained || p->tied) continue;
         if (!p->owned) {
-            Mat own = arena_mat(values, p->rows, p->cols, F32);
+            Mat own = value_place(m, p, values, F32);
             if (values->base) cast(m->d, own, p->w->v), p->w->v = own, p->owned = true;
         }
         p->w->d = arena_mat(gradients, p->rows, p->cols, F32);
@@ -589,7 +595,7 @@ void model_train_bytes(const Model *m, size_t *values, size_t *gradients) {
     for (int64_t i = 0; i < m->n_params; i++) {
         const Param *p = &m->params[i];
         if (!p->trained || p->tied) continue;
-        if (!p->owned) arena_mat(&v, p->rows, p->cols, F32);
+        if (!p->owned) value_place(m, p, &v, F32);
         arena_mat(&g, p->rows, p->cols, F32);
     }
     *values = v.used, *gradients = g.used;

@@ -594,6 +594,7 @@ const Ops *ops_paper(Type act_type) {
     papers[act_type == BF16] = (Ops){.name = act_type == BF16 ? "cuda (on paper, bf16)" : "cuda (on paper, f32)",
                                      .act_type = act_type,
                                      .weight_grad_type = F32,
+                                     .pad = CUDA_PAD,
                                      .alloc = paper_alloc,
                                      .release = paper_release,
                                      .upload = paper_two,

@@ -229,6 +229,7 @@ const Ops *
 ops_paper(Type act_type); // ops.c: its memory is addresses without pages, to count what another device would hold;
                           // of the ops only those of memory and cast are there, and do nothing
 const Ops *ops_cuda(Type act_type, Err *e); // kernels.cu; NULL and *e = E-DV-01 when there is no usable device
+enum { CUDA_PAD = 32 };                     // its Ops.pad: 64 bytes of bf16
 // Which of its rungs "cuda" takes (--matmul, --kernels): for bisecting, and for tests that compare them. auto: the fastest
 // that the build has and that types, alignment and sizes of weights allow; never a matter of the number of rows.
 typedef enum CudaMatmul { MATMUL_AUTO, MATMUL_NAIVE, MATMUL_TENSOR, MATMUL_CUBLAS } CudaMatmul;

@@ -573,6 +573,8 @@ typedef struct BlockShape {
     bool dropout; // a LoRA of the tower has dropout
 } BlockShape;
 
+// Below and in the towers, what a matmul sums along the rows of is padded where the device wants it (arena_padded).
+
 // What LoRA needs beside the layers' own tensors, for up to N rows; absent where no layer has LoRA.
 typedef struct LoraScratch {
     Mat h, dh;     // [N, rank]; dh in training
@@ -580,8 +582,8 @@ typedef struct LoraScratch {
     Mat keys;      // I32 [N, 2] names the rows in the dropout mask; absent: dropout is off
     uint64_t seed; // of dropout
 } LoraScratch;
-void lora_scratch_place(LoraScratch *s, Arena *a, int64_t rank, int64_t widest, bool dropout, bool training, int64_t N,
-                        Type act_type);
+void lora_scratch_place(LoraScratch *s, Arena *a, const Ops *d, int64_t rank, int64_t widest, bool dropout,
+                        bool training, int64_t N);
 
 // What a block leaves behind, for up to N rows (activation type of the device unless it says F32).
 typedef struct BlockScratch {
@@ -589,14 +591,14 @@ typedef struct BlockScratch {
     Mat qkv;               // [N, (heads + 2*kv_heads) * dim]
     Mat att;               // [N, heads*dim]
     Mat mid;               // [N, C]  x after attention; absent in inference, where it is x itself
-    Mat gate_up;           // [N, 2F]
+    Mat gate, up;          // [N, F]  side by side
     Mat mlp;               // [N, F]
     Mat lse, rstd1, rstd2; // F32 [N, heads], [N, 1], [N, 1]; training
     Mat branch;            // [N, C]  output of attention or MLP before the residual add
     LoraScratch lora;
 } BlockScratch;
 // training: all that block_backward reads. shared: take branch and lora from there, which no backward reads.
-void block_scratch_place(BlockScratch *s, Arena *a, BlockShape shape, int64_t N, Type act_type, bool training,
+void block_scratch_place(BlockScratch *s, Arena *a, const Ops *d, BlockShape shape, int64_t N, bool training,
                          const BlockScratch *shared);
 
 // Where a block's keys and values come from in generation (absent in training and in the vision tower).
@@ -618,14 +620,14 @@ void linear_forward(const Ops *d, const Linear *l, Mat y, Mat x, const LoraScrat
 
 // Scratch of block_backward for up to N rows.
 typedef struct BlockGrad {
-    Mat dnormed;  // [N, C]
-    Mat dqkv;     // as qkv
-    Mat datt;     // as att
-    Mat dgate_up; // [N, 2F]
-    Mat dmlp;     // [N, F]
-    Mat delta;    // F32 [N, heads]
+    Mat dnormed;    // [N, C]
+    Mat dqkv;       // as qkv
+    Mat datt;       // as att
+    Mat dgate, dup; // as gate and up
+    Mat dmlp;       // [N, F]
+    Mat delta;      // F32 [N, heads]
 } BlockGrad;
-void block_grad_place(BlockGrad *g, Arena *a, BlockShape shape, int64_t N, Type act_type);
+void block_grad_place(BlockGrad *g, Arena *a, const Ops *d, BlockShape shape, int64_t N);
 // dx [N, C] comes in as the gradient of y and leaves as that of x; s is what block_forward left for the same x.
 // Gradients of parameters are added where they are not frozen.
 void block_backward(const Ops *d, const Block *b, BlockShape shape, BlockScratch s, BlockGrad g, Mat dx, Mat x,

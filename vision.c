@@ -176,12 +176,14 @@ static BlockShape shape_of(const Vision *v) {
 }
 
 // Everything on the device. With `training` each block's input stays, and what the last `keep` blocks computed.
-static void scratch_place(struct VisionScratch *s, Arena *a, const Vision *v, Type act, bool training, int64_t keep) {
+static void scratch_place(struct VisionScratch *s, Arena *a, const Vision *v, const Ops *d, bool training,
+                          int64_t keep) {
+    Type act = d->act_type;
     const VisionConfig *c = &v->c;
     BlockShape shape = shape_of(v);
     int64_t unit = c->merge * c->merge, P = s->P, U = P / unit, wide = c->C * unit;
-    s->pixels = arena_mat(a, P, c->channels * c->temporal * c->patch * c->patch, F32);
-    s->cast = act == F32 ? s->pixels : arena_mat(a, P, s->pixels.cols, act);
+    s->pixels = arena_padded(a, d, P, c->channels * c->temporal * c->patch * c->patch, F32);
+    s->cast = act == F32 ? s->pixels : arena_padded(a, d, P, s->pixels.cols, act);
     s->embedded = arena_mat(a, P, c->C, act);
     for (int64_t j = 0; j < s->n_x; j++) s->x[j] = arena_mat(a, P, c->C, act);
     s->angles = arena_mat(a, P, c->dim, F32);
@@ -189,23 +191,23 @@ static void scratch_place(struct VisionScratch *s, Arena *a, const Vision *v, Ty
     s->inverse = arena_mat(a, U, 1, I32);
     s->window_rows = arena_mat(a, s->o.n_windows, 5, I32);
     s->full_rows = arena_mat(a, s->o.n_frames, 5, I32);
-    block_scratch_place(&s->block, a, shape, P, act, training, NULL);
+    block_scratch_place(&s->block, a, d, shape, P, training, NULL);
     s->hidden = arena_mat(a, U, wide, act);
     s->merged = arena_mat(a, U, c->out, act);
-    lora_scratch_place(&s->merger_lora, a, v->rank, wide, v->dropout, training, U, act);
+    lora_scratch_place(&s->merger_lora, a, d, v->rank, wide, v->dropout, training, U);
     s->normed = s->embedded, s->activated = mat_reshape(s->x[0], U, wide); // free again by then
     if (!training) return;
     s->keys = arena_mat(a, P, 2, I32), s->unit_keys = arena_mat(a, U, 2, I32);
     for (int64_t j = 0; j < c->depth; j++) {
         s->kept[j] = s->block;
-        if (j >= c->depth - keep) block_scratch_place(&s->kept[j], a, shape, P, act, true, &s->block);
+        if (j >= c->depth - keep) block_scratch_place(&s->kept[j], a, d, shape, P, true, &s->block);
     }
     s->normed = arena_mat(a, P, c->C, act), s->rstd = arena_mat(a, P, 1, F32);
     s->activated = arena_mat(a, U, wide, act);
     s->dx = arena_mat(a, P, c->C, act), s->dnormed = arena_mat(a, P, c->C, act);
     s->dhidden = arena_mat(a, U, wide, act), s->dactivated = arena_mat(a, U, wide, act);
     s->dmerged = arena_mat(a, U, c->out, act);
-    block_grad_place(&s->grad, a, shape, P, act);
+    block_grad_place(&s->grad, a, d, shape, P);
 }
 
 static struct VisionScratch *scratch_new(const Vision *v, const Grid *grids, int n, bool training) {
@@ -311,10 +313,10 @@ bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, c
     CHECK(y.rows == s->o.units && y.cols == v->c.out, "vision_forward: %lld rows for %lld patches", (long long)y.rows,
           (long long)s->P);
     Arena count = {.role = "activations"};
-    scratch_place(s, &count, v, d->act_type, false, 0);
+    scratch_place(s, &count, v, d, false, 0);
     bool ok = arena_reserve(arena, d, count.used, e);
     if (ok) {
-        scratch_place(s, arena, v, d->act_type, false, 0);
+        scratch_place(s, arena, v, d, false, 0);
         upload_tables(d, v, s, pixels, grids, n);
         tower_forward(d, v, y, s, false, tap, tap_ctx);
         d->sync(); // the host tables must outlive their use
@@ -328,7 +330,7 @@ bool vision_forward(const Ops *d, const Vision *v, Mat y, const float *pixels, c
 size_t vision_bytes(const Ops *d, const Vision *v, const Grid *grids, int n, bool training, int64_t keep) {
     struct VisionScratch *s = scratch_new(v, grids, n, training);
     Arena count = {.role = "vision activations"};
-    scratch_place(s, &count, v, d->act_type, training, keep);
+    scratch_place(s, &count, v, d, training, keep);
     scratch_free(s);
     return count.used;
 }
@@ -341,12 +343,12 @@ bool vision_forward_train(const Ops *d, const Vision *v, Mat y, const float *pix
           (long long)y.rows, (long long)s->P);
     Arena count = {.role = "vision activations"};
     tape->arena.role = count.role;
-    scratch_place(s, &count, v, d->act_type, true, tape->keep);
+    scratch_place(s, &count, v, d, true, tape->keep);
     if (!arena_reserve(&tape->arena, d, count.used, e)) {
         scratch_free(s);
         return false;
     }
-    scratch_place(s, &tape->arena, v, d->act_type, true, tape->keep);
+    scratch_place(s, &tape->arena, v, d, true, tape->keep);
     upload_tables(d, v, s, pixels, grids, n);
     if (tape->keys) upload_keys(d, v, s, tape);
     tower_forward(d, v, y, s, true, NULL, NULL);

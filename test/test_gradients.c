@@ -674,8 +674,8 @@ static void check_block(const char *what, BlockShape shape, bool joined, const S
     for (int pass = 0; pass < 2; pass++) {
         Err e = {0};
         if (pass) EXPECT(arena_reserve(&t.arena, d, t.arena.used, &e));
-        block_scratch_place(&t.s, &t.arena, shape, N, F32, true, NULL);
-        block_grad_place(&t.g, &t.arena, shape, N, F32);
+        block_scratch_place(&t.s, &t.arena, d, shape, N, true, NULL);
+        block_grad_place(&t.g, &t.arena, d, shape, N);
     }
     if (p > 0) {
         t.s.lora.keys = new_mat(N, 2, I32), t.s.lora.seed = 77;

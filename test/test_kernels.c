@@ -298,6 +298,11 @@ static const CudaMatmul matmul_rungs[] = {MATMUL_NAIVE, MATMUL_TENSOR, MATMUL_CU
 static const char *const matmul_rung_names[] = {"auto", "naive", "tensor", "cublas"};
 static CudaMatmul matmul_rung; // the chosen one, for messages
 static void choose_matmul(CudaMatmul rung) {
+    static uint64_t before; // numbers of their own, so that every other case keeps those it has
+    if ((rung == MATMUL_AUTO) != (matmul_rung == MATMUL_AUTO)) {
+        uint64_t now = random_stream;
+        random_stream = rung == MATMUL_AUTO ? before : 1 << 30, before = now;
+    }
     matmul_rung = rung;
     cuda_rungs_set((CudaRungs){.matmul = rung});
 }
@@ -438,7 +443,7 @@ TEST(padded_matrices_keep_zeros_behind_their_columns) {
     choose_matmul(MATMUL_AUTO);
 }
 TEST(matmul_on_tensor_cores_at_odd_sizes) {
-    choose_matmul(MATMUL_TENSOR);
+    cuda_rungs_set((CudaRungs){.matmul = MATMUL_TENSOR});
     static const int64_t inner[] = {8, 32, 40, 136};
     for (int n = 0; n < 4; n++)
         for (int k = 0; k < 4; k++)
@@ -455,7 +460,7 @@ TEST(matmul_on_tensor_cores_at_odd_sizes) {
             check_matmul(p, sizes[n], sizes[(n + 1 + t) % 4], odd[(n + t) % 4], 8 * t, act_types[t], BF16, BF16);
         }
     for (int l = NT; l <= TN; l++) check_matmul((Product){(Layout)l, 1, 0}, 136, 200, 1000, 0, F32, BF16, BF16);
-    choose_matmul(MATMUL_AUTO);
+    cuda_rungs_set((CudaRungs){.matmul = MATMUL_AUTO});
 }
 TEST(matmul_of_views_off_the_16_byte_grid) { // tensor cores cannot read these rows: the plain rung must
     const Ops *d = cuda(), *ref = ops_ref();
@@ -1571,7 +1576,7 @@ TEST(the_head_reaches_logits_behind_the_2_147_483_648th) {
         float rows[2][V], out[6], dlp[2] = {1, 1};
         for (int v = 0; v < V; v++) rows[0][v] = 0, rows[1][v] = v == 5 ? 3 : 0;
         int32_t targets[2] = {5, 5};
-        Mat logits = {p, 2, V, stride, F32}, m[5];
+        Mat logits = {p, 2, V, stride, F32, 0}, m[5];
         for (int i = 0; i < 5; i++) m[i] = mat(d->alloc(8), 2, 1, i == 3 ? I32 : F32);
         for (int i = 0; i < 2; i++)
             if (host) memcpy(mat_at(logits, i, 0), rows[i], sizeof rows[i]);
@@ -1776,8 +1781,8 @@ static int64_t block_gradients(const Ops *d, Type act, Type weights, float *out,
     for (int pass = 0; pass < 2; pass++) {
         Err e = {0};
         if (pass) EXPECT(arena_reserve(&arena, d, arena.used, &e));
-        block_scratch_place(&s, &arena, shape, N, act, true, NULL);
-        block_grad_place(&scratch, &arena, shape, N, act);
+        block_scratch_place(&s, &arena, d, shape, N, true, NULL);
+        block_grad_place(&scratch, &arena, d, shape, N);
     }
     s.lora.keys = key, s.lora.seed = 5;
     block_forward(d, &b, shape, s, y, x, angles, spans, NULL, NULL, NULL, NULL, NULL);
