@@ -12,7 +12,7 @@ static struct {
     Many images;
     int64_t max_new_tokens, top_k, seed, min_pixels, max_pixels, threads, batch, draw_image, max_memory;
     double temperature, top_p, min_p, repetition_penalty;
-    int device, dtype, alpha, exif;
+    int device, dtype, matmul, kernels, alpha, exif;
     bool greedy, json, trust_text, show_special, allow_nonfinite;
 } ask = {.max_new_tokens = 512,
          .top_k = 50,
@@ -44,6 +44,7 @@ static Option ask_options[] = {
     CHOICE("alpha", &ask.alpha, "drop|white", "transparent pictures: drop alpha, or lay over white"),
     CHOICE("exif", &ask.exif, "ignore|apply", "turn pictures by their EXIF orientation"),
     CHOICE("device", &ask.device, "ref|cpu|cuda", "who computes; ref is slow and defines the answer"),
+    CUDA_ROWS(ask),
     INT("max-memory", &ask.max_memory, "N", "bytes of host memory to use at most; 0 = 80 % of what is there", 0, 1e15),
     INT("threads", &ask.threads, "N", "threads; 0 = one per processor; never changes a result", 0, 256),
     CHOICE("dtype", &ask.dtype, "auto|f32|bf16", "type of matrices; auto keeps the checkpoint's"),
@@ -458,7 +459,7 @@ static bool answer_all(Session *s, Err *e) {
     pool_start((int)ask.threads);
     if (ask.max_memory) memory_limit_set(ask.max_memory);
     double started = clock_seconds();
-    const Ops *d = device_of(ask.device, ask.dtype, e);
+    const Ops *d = device_of(ask.device, ask.dtype, CUDA_RUNGS(ask), e);
     if (!d || !model_load(&s->m, ask.model, d, options, e)) return false;
     if (ask.adapter && !lora_load(&s->m, ask.adapter, e)) {
         model_free(&s->m);

@@ -86,10 +86,17 @@ void options_json(const Option *options, Text *values, Text *origins);
 // The other way: the options of a run's config.json (or a bare object of them) into those that nobody has set yet. doc
 // holds the texts and must outlive the options. E-CF-02 names the field.
 bool options_read(const Command *c, const char *path, JsonDoc *doc, Err *e);
-// The device of --device and --dtype. E-DV-01.
+// The device of --device and --dtype, with the rungs of --matmul and --kernels. E-DV-01; E-CL-01 for rungs of a device that
+// has none, or that the build has not.
 enum { DEVICE_REF, DEVICE_CPU, DEVICE_CUDA };
 enum { DTYPE_AUTO, DTYPE_F32, DTYPE_BF16 };
-const Ops *device_of(int device, int dtype, Err *e);
+const Ops *device_of(int device, int dtype, CudaRungs rungs, Err *e);
+// The rows of a table that say which, and what T's members `matmul` and `kernels` then mean.
+#define CUDA_ROWS(T)                                                                                                   \
+    CHOICE("matmul", &(T).matmul, "auto|naive|tensor|cublas",                                                          \
+           "cuda: products of matrices by the fastest there is, plain, on tensor cores, by cuBLASLt"),                 \
+        CHOICE("kernels", &(T).kernels, "auto|naive", "cuda: all else by the fastest there is, or plain")
+#define CUDA_RUNGS(T) ((CudaRungs){(CudaMatmul)(T).matmul, (T).kernels == 1})
 // False with E-CL-01 when the smallest area is larger than the largest.
 bool pixel_limits_ok(const VisionConfig *v, Err *e);
 

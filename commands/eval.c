@@ -11,7 +11,7 @@ static struct {
     const char *model, *adapter, *data, *predictions, *blind_predictions, *train, *out, *image_root, *system;
     int64_t batch, max_new_tokens, top_k, seed, min_pixels, max_pixels, factor, threads, max_memory, resamples;
     double temperature, top_p, min_p, repetition_penalty, level;
-    int device, dtype, form, answers, frame, missing, foreign, alpha, exif;
+    int device, dtype, matmul, kernels, form, answers, frame, missing, foreign, alpha, exif;
     bool greedy, reasoning, blind, trust_text, allow_nonfinite;
 } eval = {.batch = 8,
           .max_new_tokens = 768,
@@ -60,6 +60,7 @@ static Option eval_options[] = {
     CHOICE("alpha", &eval.alpha, "drop|white", "transparent pictures: drop alpha, or lay over white"),
     CHOICE("exif", &eval.exif, "ignore|apply", "turn pictures by their EXIF orientation"),
     CHOICE("device", &eval.device, "ref|cpu|cuda", "who computes; ref is slow and defines the answer"),
+    CUDA_ROWS(eval),
     CHOICE("dtype", &eval.dtype, "auto|f32|bf16", "type of matrices; auto keeps the checkpoint's"),
     INT("max-memory", &eval.max_memory, "N", "bytes of host memory to use at most; 0 = 80 % of what is there", 0, 1e15),
     INT("threads", &eval.threads, "N", "threads; 0 = one per processor; never changes a result", 0, 256),
@@ -110,8 +111,8 @@ static bool answer(const char *predictions, const char *blind, bool *stopped, Er
     double started = clock_seconds();
     if (!tokenizer_load(&t, eval.model, e)) return false;
     const Ops *d = NULL;
-    bool ok = chat_template_check(eval.model, e) && settings(&o.g, e) && (d = device_of(eval.device, eval.dtype, e)) &&
-              model_load(&m, eval.model, d, load, e);
+    bool ok = chat_template_check(eval.model, e) && settings(&o.g, e) &&
+              (d = device_of(eval.device, eval.dtype, CUDA_RUNGS(eval), e)) && model_load(&m, eval.model, d, load, e);
     if (!ok) return tokenizer_free(t), false;
     if (eval.min_pixels) m.c.vision.min_pixels = m.vision.c.min_pixels = eval.min_pixels;
     if (eval.max_pixels) m.c.vision.max_pixels = m.vision.c.max_pixels = eval.max_pixels;

@@ -363,9 +363,22 @@ Option *option_of(Option *table, const void *value) {
     return table;
 }
 
-const Ops *device_of(int device, int dtype, Err *e) {
+const Ops *device_of(int device, int dtype, CudaRungs rungs, Err *e) {
+    Where at = AT(.file = "command line", .field = rungs.matmul != MATMUL_AUTO ? "--matmul" : "--kernels");
+    if (device != DEVICE_CUDA && (rungs.matmul != MATMUL_AUTO || rungs.naive)) {
+        err_set(e, "E-CL-01", at, "expected --device cuda beside it; found --device %s; do: leave one of the two out",
+                device == DEVICE_REF ? "ref" : "cpu");
+        return NULL;
+    }
     if (device != DEVICE_CUDA) return device == DEVICE_REF ? ops_ref() : ops_cpu();
 #ifdef SURGR1_CUDA
+    if (rungs.matmul == MATMUL_CUBLAS && !cuda_has_cublas()) {
+        err_set(e, "E-CL-01", at,
+                "expected auto, naive or tensor in a program built without cuBLASLt; found cublas; do: build where the "
+                "CUDA toolkit has cublasLt.h, or choose another");
+        return NULL;
+    }
+    cuda_rungs_set(rungs);
     return ops_cuda(dtype == DTYPE_F32 ? F32 : BF16, e);
 #else
     (void)dtype;

@@ -12,7 +12,7 @@ static struct {
     int64_t iterations, rollouts, limit, batch, max_new_tokens, top_k, seed, min_words, max_words, min_pixels,
         max_pixels, threads, max_memory, teacher_tokens, max_bytes;
     double temperature, top_p, min_p, wrong, teacher_temperature;
-    int pick, refused, aggregate, start, alpha, exif, device, dtype, detail, limit_name;
+    int pick, refused, aggregate, start, alpha, exif, device, dtype, matmul, kernels, detail, limit_name;
     bool brief, consistent, measure, trust_text, allow_nonfinite, hash_base;
 } refine = {.teacher = "none",
             .iterations = 1,
@@ -73,6 +73,7 @@ static Option refine_options[] = {
     CHOICE("exif", &refine.exif, "ignore|apply", "turn pictures by their EXIF orientation"),
     FLAG("trust-text", &refine.trust_text, "typed special tokens are special, as in Hugging Face"),
     CHOICE("device", &refine.device, "ref|cpu|cuda", "who computes; ref is slow and defines the answer"),
+    CUDA_ROWS(refine),
     CHOICE("dtype", &refine.dtype, "auto|f32|bf16", "type of matrices; auto keeps the checkpoint's"),
     INT("threads", &refine.threads, "N", "threads; 0 = one per processor; never changes a result", 0, 256),
     INT("max-memory", &refine.max_memory, "N", "bytes of host memory to use at most; 0 = 80 % of what is there", 0, 1e15),
@@ -82,8 +83,8 @@ static Option refine_options[] = {
 // clang-format on
 
 // What both commands take goes on to sft, in front of its own options, which therefore speak louder.
-static const char *const shared[] = {"min-pixels", "max-pixels", "alpha",   "exif",       "trust-text",
-                                     "device",     "dtype",      "threads", "max-memory", "allow-nonfinite"};
+static const char *const shared[] = {"min-pixels", "max-pixels", "alpha",   "exif",    "trust-text", "device",
+                                     "dtype",      "matmul",     "kernels", "threads", "max-memory", "allow-nonfinite"};
 static const char *const ours[] = {"model", "adapter", "data", "image-root", "out", "dry-run", "resume-anyway"};
 
 static bool named(const char *const *names, size_t n, const char *name) {
@@ -255,7 +256,7 @@ static int run_refine(char **args, int n) {
         .options_json = config.p,
     };
     bool ok = generation_config_load(&o.g, refine.model, &from_file, &e) &&
-              (o.device = device_of(refine.device, refine.dtype, &e));
+              (o.device = device_of(refine.device, refine.dtype, CUDA_RUNGS(refine), &e));
     // the distribution that is trained: what generation_config.json says of sampling is for users
     o.g.sample = (SampleParams){.do_sample = true,
                                 .repetition_penalty = 1,

@@ -85,7 +85,7 @@ bool training_load(Training *s, bool *dropout, Err *e) {
         if (!model_lay_out(&s->m, s->model, s->dtype == DTYPE_F32 ? F32 : BF16, e)) return false;
         return choose_trained(s, dropout, e);
     }
-    const Ops *d = device_of(s->device, s->dtype, e);
+    const Ops *d = device_of(s->device, s->dtype, CUDA_RUNGS(*s), e);
     size_t all;
     if (d && d->memory) d->memory(&s->guards.device_free, &all);
     if (!d || !model_load(&s->m, s->model, d, options, e)) return false;

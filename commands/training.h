@@ -15,7 +15,7 @@ typedef struct Training {
     Many anyway;
     int64_t rank, threads, max_memory, min_pixels, max_pixels, seed, warmup, keep;
     double alpha_lora, dropout, lr, lr_vision, lr_merger, warmup_part;
-    int device, dtype, alpha, exif, rate, outliers, export_dtype;
+    int device, dtype, matmul, kernels, alpha, exif, rate, outliers, export_dtype;
     bool rslora, absolute, trust_text, dry_run, allow_nonfinite, hash_base;
     bool paper; // weights are laid out, not loaded, and the table goes to standard output
     AdamOptions adam;
@@ -82,6 +82,7 @@ typedef struct Training {
     CHOICE("alpha", &(T).alpha, "drop|white", "transparent pictures: drop alpha, or lay over white"), \
     CHOICE("exif", &(T).exif, "ignore|apply", "turn pictures by their EXIF orientation"), \
     CHOICE("device", &(T).device, "ref|cpu|cuda", "who computes; ref is slow and defines the answer"), \
+    CUDA_ROWS(T), \
     CHOICE("dtype", &(T).dtype, "auto|f32|bf16", "type of frozen matrices; auto keeps the checkpoint's"), \
     INT("threads", &(T).threads, "N", "threads; 0 = one per processor; never changes a result", 0, 256), \
     INT("max-memory", &(T).max_memory, "N", "bytes of host memory to use at most; 0 = 80 % of what is there", 0, 1e15), \

@@ -66,6 +66,10 @@ refuses 2 E-CL-01 ask --greedy=yes
 refuses 2 E-CL-01 ask --model $model
 refuses 2 E-CL-01 ask --model $model one two
 refuses 2 E-CL-01 ask --model $model --device gpu q
+refuses 2 E-CL-01 ask --model $model --matmul fast q
+refuses 2 E-CL-01 ask --model $model --matmul tensor q
+grep -q -- '"--matmul": expected --device cuda beside it; found --device cpu' "$dir/err" && ok || bad "--matmul without cuda is not named"
+refuses 2 E-CL-01 ask --model $model --device ref --kernels naive q
 for number in 0 8193 1.5 1e3 x "" " 5" 0x10 99999999999999999999; do
     refuses 2 E-CL-01 ask --model $model --max-new-tokens "$number" q
 done
@@ -98,6 +102,11 @@ refuses 3 E-IM-01 info --image $model/config.json
 refuses 6 E-ME-02 ask --model $model --image $picture --max-new-tokens 2020 q
 grep -q 'at most 2048 tokens' "$dir/err" && ok || bad "the numbers are not told"
 if "$surgr1" --version | grep -q cuda; then says "" ask --model $model --device cuda --max-new-tokens 2 q; else refuses 7 E-DV-01 ask --model $model --device cuda q; fi
+if "$surgr1" --version | grep -q cuda; then # the rungs are told apart by the trace only: all say the same
+    for rungs in "--matmul naive" "--matmul tensor" "--kernels naive"; do
+        says "" ask --model $model --device cuda $rungs --max-new-tokens 2 q
+    done
+fi
 mkdir "$dir/broken" && cp $model/* "$dir/broken"
 head -c 200000 $model/model.safetensors >"$dir/broken/model.safetensors"
 refuses 3 E-ST-09 ask --model "$dir/broken" q
