@@ -433,17 +433,17 @@ __global__ void __launch_bounds__(32 * DOWN * ACROSS)
 // grid (row tiles, column tiles), 2 x 2 warps, each 32 x 32 of a 64 x 64 tile, two stages. An F32 tile is read from shared
 // memory where ldmatrix would be: lanes 4g + q read words 40g + 2q, or 136q + g: different banks.
 enum {
-    SPLIT_TILE = 64,
-    SPLIT_PITCH = MMA_K + 8,                    // F32 [64][32]; BF16 as above
-    SPLIT_PITCH_T = SPLIT_TILE + 4,             // F32 [32][64]
-    SPLIT_PITCH_T16 = SPLIT_TILE + 8,           // BF16 [32][64]
-    SPLIT_STAGE = SPLIT_TILE * SPLIT_PITCH * 4, // bytes, of any of the four
-    SPLIT_SHARED = 4 * SPLIT_STAGE
+    CUT_TILE = 64,
+    CUT_PITCH = MMA_K + 8,                    // F32 [64][32]; BF16 as above
+    CUT_PITCH_T = CUT_TILE + 4,             // F32 [32][64]
+    CUT_PITCH_T16 = CUT_TILE + 8,           // BF16 [32][64]
+    CUT_STAGE = CUT_TILE * CUT_PITCH * 4, // bytes, of any of the four
+    CUT_SHARED = 4 * CUT_STAGE
 };
-static_assert((int)MMA_K * SPLIT_PITCH_T * 4 <= (int)SPLIT_STAGE, "a stage holds either tile");
+static_assert((int)MMA_K * CUT_PITCH_T * 4 <= (int)CUT_STAGE, "a stage holds either tile");
 
 // Two neighbours of a fragment as three words of bf16: t[0] + t[1] + t[2] == (f0, f1).
-__device__ static inline void split_pair(uint32_t t[3], float f0, float f1) {
+__device__ static inline void cut_pair(uint32_t t[3], float f0, float f1) {
 #pragma unroll
     for (int p = 0; p < 3; p++) {
         uint32_t u0 = __float_as_uint(f0) & 0xffff0000u, u1 = __float_as_uint(f1) & 0xffff0000u;
@@ -452,33 +452,33 @@ __device__ static inline void split_pair(uint32_t t[3], float f0, float f1) {
     }
 }
 // Elements (outer o, inner c) and (o, c + 1) of an F32 tile, cut.
-template <bool down> __device__ static inline void split_at(uint32_t t[3], const float *tile, int o, int c) {
-    if (down) return split_pair(t, tile[c * SPLIT_PITCH_T + o], tile[(c + 1) * SPLIT_PITCH_T + o]);
-    float2 f = *(const float2 *)(tile + o * SPLIT_PITCH + c);
-    split_pair(t, f.x, f.y);
+template <bool down> __device__ static inline void cut_at(uint32_t t[3], const float *tile, int o, int c) {
+    if (down) return cut_pair(t, tile[c * CUT_PITCH_T + o], tile[(c + 1) * CUT_PITCH_T + o]);
+    float2 f = *(const float2 *)(tile + o * CUT_PITCH + c);
+    cut_pair(t, f.x, f.y);
 }
 
 template <Layout layout>
 __global__ void __launch_bounds__(128)
-    matmul_split_kernel(Mat y, Mat x, Mat w, Mat bias, int64_t inner, float alpha, float beta) {
+    matmul_cut_kernel(Mat y, Mat x, Mat w, Mat bias, int64_t inner, float alpha, float beta) {
     DYNAMIC_SHARED(shared);
-    unsigned char *xs = shared, *ws = xs + 2 * SPLIT_STAGE;
-    int i0 = (int)blockIdx.x * SPLIT_TILE, j0 = (int)blockIdx.y * SPLIT_TILE;
+    unsigned char *xs = shared, *ws = xs + 2 * CUT_STAGE;
+    int i0 = (int)blockIdx.x * CUT_TILE, j0 = (int)blockIdx.y * CUT_TILE;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wi = warp / 2 * 32, wj = warp % 2 * 32;
     int stages = (int)((inner + MMA_K - 1) / MMA_K), x_terms = x.type == F32 ? 3 : 1, w_terms = w.type == F32 ? 3 : 1;
     auto load = [&](int s) {
-        unsigned char *xt = xs + s % 2 * SPLIT_STAGE, *wt = ws + s % 2 * SPLIT_STAGE;
+        unsigned char *xt = xs + s % 2 * CUT_STAGE, *wt = ws + s % 2 * CUT_STAGE;
         enum { XD = layout == TN, WD = layout != NT };
         if (s < stages) {
             int c0 = s * MMA_K;
             if (x_terms == 3)
-                load_tile<float, XD, SPLIT_TILE, XD ? SPLIT_PITCH_T : SPLIT_PITCH, 128>((float *)xt, x, i0, c0);
+                load_tile<float, XD, CUT_TILE, XD ? CUT_PITCH_T : CUT_PITCH, 128>((float *)xt, x, i0, c0);
             else
-                load_tile<uint16_t, XD, SPLIT_TILE, XD ? SPLIT_PITCH_T16 : SPLIT_PITCH, 128>((uint16_t *)xt, x, i0, c0);
+                load_tile<uint16_t, XD, CUT_TILE, XD ? CUT_PITCH_T16 : CUT_PITCH, 128>((uint16_t *)xt, x, i0, c0);
             if (w_terms == 3)
-                load_tile<float, WD, SPLIT_TILE, WD ? SPLIT_PITCH_T : SPLIT_PITCH, 128>((float *)wt, w, j0, c0);
+                load_tile<float, WD, CUT_TILE, WD ? CUT_PITCH_T : CUT_PITCH, 128>((float *)wt, w, j0, c0);
             else
-                load_tile<uint16_t, WD, SPLIT_TILE, WD ? SPLIT_PITCH_T16 : SPLIT_PITCH, 128>((uint16_t *)wt, w, j0, c0);
+                load_tile<uint16_t, WD, CUT_TILE, WD ? CUT_PITCH_T16 : CUT_PITCH, 128>((uint16_t *)wt, w, j0, c0);
         }
         cp_async_commit();
     };
@@ -488,7 +488,7 @@ __global__ void __launch_bounds__(128)
         cp_async_wait<0>();
         __syncthreads(); // stage s written by every thread's copies, the other one read | read, and refilled, below
         load(s + 1);
-        const unsigned char *xt = xs + s % 2 * SPLIT_STAGE, *wt = ws + s % 2 * SPLIT_STAGE;
+        const unsigned char *xt = xs + s % 2 * CUT_STAGE, *wt = ws + s % 2 * CUT_STAGE;
         float part[2][4][4] = {};
         for (int c = 0; c < MMA_K; c += 16) {
             uint32_t a[3][2][4] = {}, b[3][2][4] = {}; // [term]
@@ -500,26 +500,26 @@ __global__ void __launch_bounds__(128)
 #pragma unroll
                     for (int r = 0; r < 4; r++) {
                         uint32_t t[3];
-                        split_at<layout == TN>(t, (const float *)xt, o + lane / 4 + r % 2 * 8,
+                        cut_at<layout == TN>(t, (const float *)xt, o + lane / 4 + r % 2 * 8,
                                                c + lane % 4 * 2 + r / 2 * 8);
                         a[0][i][r] = t[0], a[1][i][r] = t[1], a[2][i][r] = t[2];
                     }
                 else if (layout == TN)
                     ldmatrix_x4_trans(a[0][i],
-                                      x16 + (c + lane % 8 + lane / 16 * 8) * SPLIT_PITCH_T16 + o + lane / 8 % 2 * 8);
-                else ldmatrix_x4(a[0][i], x16 + (o + lane % 16) * SPLIT_PITCH + c + lane / 16 * 8);
+                                      x16 + (c + lane % 8 + lane / 16 * 8) * CUT_PITCH_T16 + o + lane / 8 % 2 * 8);
+                else ldmatrix_x4(a[0][i], x16 + (o + lane % 16) * CUT_PITCH + c + lane / 16 * 8);
                 o = wj + 16 * i;
                 if (w_terms == 3)
 #pragma unroll
                     for (int r = 0; r < 4; r++) {
                         uint32_t t[3];
-                        split_at<layout != NT>(t, (const float *)wt, o + lane / 4 + r / 2 * 8,
+                        cut_at<layout != NT>(t, (const float *)wt, o + lane / 4 + r / 2 * 8,
                                                c + lane % 4 * 2 + r % 2 * 8);
                         b[0][i][r] = t[0], b[1][i][r] = t[1], b[2][i][r] = t[2];
                     }
                 else if (layout == NT)
-                    ldmatrix_x4(b[0][i], w16 + (o + lane % 8 + lane / 16 * 8) * SPLIT_PITCH + c + lane / 8 % 2 * 8);
-                else ldmatrix_x4_trans(b[0][i], w16 + (c + lane % 16) * SPLIT_PITCH_T16 + o + lane / 16 * 8);
+                    ldmatrix_x4(b[0][i], w16 + (o + lane % 8 + lane / 16 * 8) * CUT_PITCH + c + lane / 8 % 2 * 8);
+                else ldmatrix_x4_trans(b[0][i], w16 + (c + lane % 16) * CUT_PITCH_T16 + o + lane / 16 * 8);
             }
 #pragma unroll
             for (int order = 2; order >= 0; order--) // the smallest products first
@@ -564,8 +564,8 @@ static void run_mma(Mat y, Mat x, Mat w, Mat bias, int64_t inner, float alpha, f
 template <Layout layout>
 static void tensor_matmul(Mat y, Mat x, Mat w, Mat bias, int64_t inner, float alpha, float beta) {
     if (x.type == F32 || w.type == F32)
-        RUN(matmul_split_kernel<layout>, dim3(blocks(y.rows, SPLIT_TILE), blocks(y.cols, SPLIT_TILE)), 128,
-            SPLIT_SHARED, y, x, w, bias, inner, alpha, beta);
+        RUN(matmul_cut_kernel<layout>, dim3(blocks(y.rows, CUT_TILE), blocks(y.cols, CUT_TILE)), 128,
+            CUT_SHARED, y, x, w, bias, inner, alpha, beta);
     else if (y.rows <= 16) run_mma<layout, 16, 32, 1, 2, 6>(y, x, w, bias, inner, alpha, beta);
     else if ((int64_t)blocks(y.rows, 128) * blocks(y.cols, 128) < processors)
         run_mma<layout, 64, 64, 2, 2, 3>(y, x, w, bias, inner, alpha, beta);
