@@ -5,6 +5,7 @@
 //              by a report that names what happened, the threads and the line.
 // Read before: cuda_emu.h.
 #include "cuda_emu.h"
+#include "cublaslt_emu.h"
 #include "test.h"
 #include <initializer_list>
 #include <sys/wait.h>
@@ -639,4 +640,98 @@ TEST(the_host_may_not_touch_device_memory) {
             y.p[3] = 1;
         },
         {"AddressSanitizer", "test_cuda_emu.cpp"}));
+}
+
+// --------------------------------------------------------------------------------------------------------- cuBLASLt
+// D[m,n] = op(A) op(B), column-major, from matrices with longer columns than they need.
+struct Product {
+    enum { M = 5, N = 3, K = 7, LD = 8 };
+    cublasLtHandle_t handle;
+    cublasLtMatmulDescOpaque_t desc;
+    cublasLtMatrixLayoutOpaque_t a, b, d;
+    cublasLtMatmulPreferenceOpaque_t preference;
+    cublasLtMatmulHeuristicResult_t found[4];
+    int n;
+    Device<float> A, B, D, bias, workspace;
+    Product(cublasOperation_t ta, cublasOperation_t tb, bool with_bias)
+        : A(LD * LD), B(LD * LD), D(LD * LD), bias(LD), workspace(4096) {
+        cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+        uint32_t alignment = 16, none = CUBLASLT_REDUCTION_SCHEME_NONE;
+        size_t bytes = 4096;
+        cublasLtCreate(&handle);
+        cublasLtMatmulDescInit(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+        cublasLtMatmulDescSetAttribute(&desc, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta);
+        cublasLtMatmulDescSetAttribute(&desc, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb);
+        if (with_bias) {
+            cublasLtMatmulDescSetAttribute(&desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+            cublasLtMatmulDescSetAttribute(&desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.p, sizeof bias.p);
+        }
+        cublasLtMatrixLayoutInit(&a, CUDA_R_32F, ta == CUBLAS_OP_T ? K : M, ta == CUBLAS_OP_T ? M : K, LD);
+        cublasLtMatrixLayoutInit(&b, CUDA_R_32F, tb == CUBLAS_OP_T ? N : K, tb == CUBLAS_OP_T ? K : N, LD);
+        cublasLtMatrixLayoutInit(&d, CUDA_R_32F, M, N, LD);
+        cublasLtMatmulPreferenceInit(&preference);
+        for (int i = CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES; i <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES; i++)
+            cublasLtMatmulPreferenceSetAttribute(&preference, (cublasLtMatmulPreferenceAttributes_t)i, &alignment, 4);
+        cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, 8);
+        cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &none, 4);
+        find();
+    }
+    cublasStatus_t find() {
+        return cublasLtMatmulAlgoGetHeuristic(handle, &desc, &a, &b, &d, &d, &preference, 4, found, &n);
+    }
+    cublasStatus_t run(float alpha, float beta, const float *from, float *to, size_t workspace_bytes = 4096) {
+        return cublasLtMatmul(handle, &desc, &alpha, from, &a, B.p, &b, &beta, to, &d, to, &d, &found[n - 1].algo,
+                              workspace.p, workspace_bytes, 0);
+    }
+};
+TEST(the_stand_in_for_cublaslt_computes_what_the_descriptors_say) {
+    float a[64], b[64], d[64], bias[8], got[64];
+    for (int i = 0; i < 64; i++) a[i] = (float)(i * 7 % 11 - 5), b[i] = (float)(i * 5 % 13 - 6), d[i] = (float)(i % 9);
+    for (int i = 0; i < 8; i++) bias[i] = (float)(100 * i);
+    for (int k = 0; k < 8; k++) {
+        bool ta = k & 1, tb = k & 2, add = k & 4;
+        Product p(ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb ? CUBLAS_OP_T : CUBLAS_OP_N, add);
+        int right = right_schedules([&] {
+            p.A.set(a), p.B.set(b), p.D.set(d), p.bias.set(bias);
+            if (p.run(2, 3, p.A.p, p.D.p) != CUBLAS_STATUS_SUCCESS) return false;
+            p.D.get(got);
+            for (int i = 0; i < 64; i++) {
+                int row = i % 8, col = i / 8;
+                float want = d[i]; // outside of D: as it was
+                if (row < Product::M && col < Product::N) {
+                    want = 3 * d[i] + (add ? bias[row] : 0);
+                    for (int c = 0; c < Product::K; c++)
+                        want += 2 * a[ta ? row * 8 + c : c * 8 + row] * b[tb ? c * 8 + col : col * 8 + c];
+                }
+                if (got[i] != want) return false;
+            }
+            return true;
+        });
+        EXPECT_INT(right, 6);
+    }
+}
+TEST(the_stand_in_for_cublaslt_refuses_what_the_library_refuses) {
+    Product p(CUBLAS_OP_T, CUBLAS_OP_N, true);
+    EXPECT(p.n > 1 && p.run(1, 0, p.A.p, p.D.p) == CUBLAS_STATUS_SUCCESS);
+    EXPECT(p.run(1, 0, p.A.p + 1, p.D.p) == CUBLAS_STATUS_NOT_SUPPORTED); // aligned to 4 bytes, not to 16
+    EXPECT(p.run(1, 0, p.A.p, p.D.p, 16) == CUBLAS_STATUS_INVALID_VALUE); // less workspace than it asks for
+    p.d.ld = 12;                                                          // an algorithm of another product
+    EXPECT(p.run(1, 0, p.A.p, p.D.p) == CUBLAS_STATUS_NOT_SUPPORTED);
+    p.d.ld = 4; // columns that overlap
+    EXPECT(p.run(1, 0, p.A.p, p.D.p) == CUBLAS_STATUS_INVALID_VALUE && p.find() == CUBLAS_STATUS_INVALID_VALUE);
+    p.d.ld = 8, p.b.rows = 6; // inner dimensions of 7 and 6
+    EXPECT(p.find() == CUBLAS_STATUS_INVALID_VALUE);
+    p.b.rows = 7, p.b.type = CUDA_R_16BF;
+    EXPECT(p.find() == CUBLAS_STATUS_NOT_SUPPORTED);
+    p.a.type = CUDA_R_16BF; // bf16 into fp32, but not with a bias in bf16
+    EXPECT(p.find() == CUBLAS_STATUS_SUCCESS);
+    cudaDataType_t bias_type = CUDA_R_16BF;
+    cublasLtMatmulDescSetAttribute(&p.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type, sizeof bias_type);
+    EXPECT(p.find() == CUBLAS_STATUS_NOT_SUPPORTED);
+    EXPECT(dies_saying(
+        [] {
+            Product q(CUBLAS_OP_N, CUBLAS_OP_N, false);
+            q.run(1, 0, q.A.p + 1024, q.D.p);
+        },
+        {"cublaslt_emu", "matrix A"}));
 }
