@@ -1,8 +1,8 @@
 // kernels.cu - device "cuda": every op of ops.h as a CUDA kernel, in the order of ops.c.
 //
-// What it is:  the plain rung of each kernel, written to be read beside its reference, and one fast rung: the bf16 matmul
-//              on tensor cores. nvcc compiles this file for sm_80 and newer; g++ compiles the same file against
-//              test/cuda_emu.h, and then every line of it runs on the host, thread for thread.
+// What it is:  the plain rung of each kernel, written to be read beside its reference, and for products and attention in
+//              bf16 a fast rung on tensor cores. nvcc compiles this file for sm_80 and newer; g++ compiles the same file
+//              against test/cuda_emu.h, and then every line of it runs on the host, thread for thread.
 // What it is not: tuned, nor aware of models.
 // Read before: ops.h, ops.c (the contract and formula of each op: here they are only recalled).
 // Read next:  test/test_kernels.c, which compares each op with the reference.

@@ -1307,6 +1307,32 @@ TEST(one_key_of_a_long_cache_can_outweigh_all_others) {
     cuda_rungs_set((CudaRungs){0});
     d->release(mq.p), d->release(mk.p), d->release(mv.p), d->release(o.p);
 }
+// Equal weights, and among small values some so large that they swallow what is added before they cancel: any other order
+// of the splits would give another sum. The blocks finish in another order under each schedule.
+TEST(splits_are_added_in_one_order_whoever_finishes_last) {
+    enum { N = 640, D = 16 };
+    static const int schedules[4][2] = {{0, 1}, {1, 1}, {2, 0}, {1, 0}};
+    static const Span rows[3] = {{0, N, 0, 0, 0}, {0, N, 0, 0, 0}, {128, N, 0, 128, 0}};
+    static uint16_t q[3 * D], v[N * D], first[D], got[3 * D];
+    const Ops *d = cuda();
+    double exact = 0;
+    for (int i = 0; i < N * D; i++) {
+        int chunk = i / D / 64;
+        float value = chunk == 2 ? 0x1p26f : chunk == 7 ? -0x1p26f : 1 + random_value(94, i);
+        v[i] = f32_to_bf16(value), exact += i % D ? 0 : bf16_to_f32(v[i]);
+    }
+    Mat mq = device_rows(q, 3, D), mv = device_rows(v, N, D), o = device_rows(q, 3, D);
+    for (int s = 0; s < 4; s++) {
+        if (cuda_emu_schedule) cuda_emu_schedule(schedules[s][0], schedules[s][1]);
+        Heads h = {1, 1, D, 1, rows, 1 + s % 3};
+        call_decode(d, (Mat[]){mat_rows(o, 0, h.n_spans), mat_rows(mq, 0, h.n_spans), mv, mv}, &h);
+        d->download(mat(got, 3, D, BF16), o);
+        if (s == 0) memcpy(first, got, sizeof first);
+        for (int64_t i = 0; i < h.n_spans; i++) EXPECT(!memcmp(got + i * D, first, sizeof first));
+    }
+    EXPECT(fabs(bf16_to_f32(first[0]) - exact / N) > 0.1); // something was swallowed
+    d->release(mq.p), d->release(mv.p), d->release(o.p);
+}
 // Each row alone, in a cache whose other rows are NaN, gives the bits it had in the batch.
 TEST(a_decoded_row_depends_on_its_keys_alone) {
     enum { ROWS = 7, N = 2300, D = 64, C = 2 * D };
