@@ -149,22 +149,34 @@ $(BUILD)/%.o: %.cpp
 FIXTURES := $(if $(wildcard test/fixtures/oracle),test/fixtures)
 # ref needs 20 s for the trajectories of that folder: they are left to cpu here, and to make test-long.
 ORACLES  := $(if $(FIXTURES),$(foreach d,ref cpu,"$(ORACLE) --root $(FIXTURES) --device $(d)") \
-                $(foreach o,models training,"$(ORACLE) --root $(FIXTURES) --device cuda --only $(o)")) \
+                "$(ORACLE) --root $(FIXTURES) --device cuda") \
             $(if $(wildcard ../shared/oracle),"$(ORACLE) --root ../shared --device ref --skip /trajectory" \
-                "$(ORACLE) --root ../shared --device cpu")
+                "$(ORACLE) --root ../shared --device cpu" "$(ORACLE) --root ../shared --device cuda --only models/")
 PLANTED  := $(if $(FIXTURES),"sh test/test_plant.sh $(ORACLE) test/fixtures")
+# The shipped program with emulated kernels: its other objects serve both, two know whether there is a device "cuda".
+EMULATED_PROGRAM := $(if $(EMU)$(CUDA),$(PROGRAM),$(BUILD)/emulated/surgr1)
+KNOWING  := surgr1 commands/options
+$(BUILD)/emulated/%.o: %.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(CPPFLAGS) -DSURGR1_CUDA -c $< -o $@
+$(BUILD)/emulated/surgr1: $(KNOWING:%=$(BUILD)/emulated/%.o) $(filter-out $(KNOWING:%=$(BUILD)/%.o),$(PROGRAM_OBJ)) $(EMULATED) $(LIB)
+	@echo "link  $@"
+	$(Q)$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 # A kernel that nvcc cannot compile, or that spills registers, is a failed test wherever there is an nvcc.
 NVCC_LOG := $(BUILD)/test/kernels_nvcc
 COMPILED := $(if $(NVCC),"$(NVCC) $(NVCCFLAGS) -arch=sm_80 -c kernels.cu -o $(NVCC_LOG).o 2>$(NVCC_LOG).txt || { cat $(NVCC_LOG).txt; exit 1; }; sh test/gpu_resources.sh $(NVCC_LOG).txt","echo no nvcc here; exit 77")
+# The GPU targets where there is no GPU, and every line of the GPU benchmark at tiny sizes.
+GPULESS  := "GPU_DEVICE=$(BUILD)/test/gpu_device sh test/test_gpu_targets.sh" "$(BUILD)/bench/bench_gpu --smoke"
 
 .PHONY: test
 test:
 	@test -n "$(STB)" || $(MAKE) deps
 	@$(MAKE) test-now
 .PHONY: test-now
-test-now: $(PROGRAM) $(TESTS) $(ORACLE)
+test-now: $(PROGRAM) $(EMULATED_PROGRAM) $(TESTS) $(ORACLE) $(BUILD)/test/gpu_device $(BUILD)/bench/bench_gpu
 	@SURGR1=$(abspath $(PROGRAM)) sh test/run.sh $(BUILD) $(TESTS:%="%") $(ORACLES) $(PLANTED) "sh test/test_cli.sh" "sh test/test_report.sh" "sh test/test_recipe.sh" "sh test/test_demo.sh" \
-	    "sh test/deps_check.sh $(BUILD)" $(COMPILED)
+	    "SURGR1_EMULATED=$(EMULATED_PROGRAM) sh test/test_emulated.sh" \
+	    "sh test/deps_check.sh $(BUILD)" $(GPULESS) $(COMPILED)
 
 .PHONY: test-oracle test-long test-weights deps-check bench fuzz
 test-oracle: $(ORACLE)
@@ -172,7 +184,8 @@ test-oracle: $(ORACLE)
 test-long: $(PROGRAM) $(ORACLE) $(TESTS)
 	@SURGR1=$(abspath $(PROGRAM)) sh test/run.sh $(BUILD) "SURGR1_KILLS=240 $(BUILD)/test/test_resume random" \
 	    "SURGR1_POINTS=0 $(BUILD)/test/test_crash any_system" \
-	    $(foreach root,$(FIXTURES) $(wildcard $(ROOT)),$(foreach d,ref cpu cuda,$(foreach n,1 2 7,"$(ORACLE) --root $(root) --device $(d) --threads $(n)")))
+	    $(foreach root,$(FIXTURES) $(wildcard $(ROOT)),$(foreach d,ref cpu,$(foreach n,1 2 7,"$(ORACLE) --root $(root) --device $(d) --threads $(n)")) \
+	        "$(ORACLE) --root $(root) --device cuda")
 test-weights: $(PROGRAM)
 	@test -n "$(MODEL)" || { echo "say where the weights are: make test-weights MODEL=dir"; exit 2; }
 	SURGR1=$(abspath $(PROGRAM)) sh test/test_weights.sh $(MODEL)
@@ -209,7 +222,8 @@ gpu-there: gpu-built
 gpu-now: gpu-there
 	@SURGR1=$(abspath $(PROGRAM)) SURGR1_DEVICE=cuda sh test/run.sh $(BUILD) $(BUILD)/test/test_fragments \
 	    $(patsubst %,"%",$(filter-out %test_oracle %test_fragments,$(GPU_NAMED))) $(GPU_RUNS:%="$(BUILD)/test/%") \
-	    $(foreach root,$(FIXTURES) $(wildcard $(ROOT)/oracle/..),"$(ORACLE) --root $(root) --device cuda") "sh test/test_cli.sh"
+	    $(foreach root,$(FIXTURES) $(wildcard $(ROOT)/oracle/..),"$(ORACLE) --root $(root) --device cuda") "sh test/test_cli.sh" \
+	    $(if $(wildcard test/test_emulated.sh),"SURGR1_EMULATED=$(PROGRAM) sh test/test_emulated.sh")
 gpu-check: gpu-there
 	@test -n "$(SANITIZER)" || { echo "NOTHING WAS TESTED: compute-sanitizer is not there (it comes with the CUDA toolkit)"; exit 77; }
 	@sh test/run.sh $(BUILD) $(foreach t,test_fragments test_kernels,"$(SANITIZER) --tool $(TOOL) --error-exitcode 9 \
@@ -278,6 +292,7 @@ clean:
 help:
 	@echo "make                  the program ./surgr1         make SAN=1 | EMU=1   with sanitizers | with emulated CUDA"
 	@echo "make deps             what apt must install        make cuda            with CUDA, needs nvcc; CUBLAS= without cuBLASLt"
+	@echo "SURGR1_EMU=reverse|shuffled,late  the emulator's schedule, of any command with --device cuda after make EMU=1"
 	@echo "make test             every test                   make test SAN=1      under sanitizers"
 	@echo "make test-oracle      ROOT=dir DEVICE=ref|cpu|cuda THREADS=n: other people's numbers in dir"
 	@echo "make test-long        those on every device and several thread counts; kills and faults by the hundred"

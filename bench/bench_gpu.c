@@ -18,7 +18,6 @@
 #include <stdarg.h>
 
 __attribute__((weak)) bool gpu_describe(char *text, size_t size);
-__attribute__((weak)) size_t gpu_memory_used(void);
 __attribute__((weak)) double gpu_mma_peak(void);
 
 static const Ops *d;
@@ -490,7 +489,11 @@ static void other_kernels(void) {
 
 // ------------------------------------------------------------------------------------------------------------ the model
 
-static size_t used_now(void) { return gpu_memory_used ? gpu_memory_used() : emulated_memory_used(); }
+static size_t used_now(void) { // by this process and all others
+    size_t unused = 0, all = 0;
+    d->memory(&unused, &all);
+    return all - unused;
+}
 static double mib(size_t bytes) { return (double)bytes / (1 << 20); }
 
 typedef struct Memory {
@@ -510,10 +513,11 @@ static void memory_report(const Step *t, const TrainBatch *b, size_t before) {
         sum += rows[i].bytes;
         if (rows[i].bytes) say("  %-18s %12.1f MiB\n", rows[i].role, mib(rows[i].bytes));
     }
-    size_t used = used_now();
-    say("  together           %12.1f MiB; planned for the pass %.1f; the device says %.1f more are in use than "
-        "before\n",
-        mib(sum), mib(pass.text + pass.vision + pass.pictures), used > before ? mib(used - before) : 0);
+    size_t used = used_now() - before;
+    say("  together           %12.1f MiB, in all arenas %.1f; planned for the pass %.1f; the device says %.1f more are "
+        "in use than "
+        "before the model\n",
+        mib(sum), mib((size_t)memory_held(d)), mib(pass.text + pass.vision + pass.pictures), mib(used));
 }
 
 static bool decode_report(Step *t, int64_t rows, int64_t more, Peer *peer, Err *e) {

@@ -1,7 +1,7 @@
 // gpu_probe.cu - asks a CUDA device what it is, how fast its tensor cores are, and which lane holds which element.
 //
-// What it is:  the wrappers of kernels.cu for ldmatrix, mma.sync and cp.async, run on known matrices by one warp; the
-//              device's name and memory; a loop of mma on registers. nvcc compiles it for the device (gpu_...), g++ against
+// What it is:  the wrappers of kernels.cu for ldmatrix, movmatrix, mma.sync and cp.async, run on known matrices by one warp; the
+//              device's name; a loop of mma on registers. nvcc compiles it for the device (gpu_...), g++ against
 //              cuda_emu.h (emulated_...): the twins there and the kernels come from one manual, and comparing the two is how
 //              hardware checks that it was read correctly.
 // What it is not: part of the program.
@@ -9,7 +9,6 @@
 #define SURGR1_WRAPPERS_ONLY
 #include "../kernels.cu"
 #include "gpu_probe.h"
-#include <time.h>
 #ifdef CUDA_EMU
 #define NAME(name) emulated_##name
 extern "C" void emulated_schedule(int order, int early) { cuda_emu_schedule(order, early); }
@@ -53,6 +52,9 @@ __global__ void __launch_bounds__(32) fragments_kernel(const FragmentsIn *in, Fr
     product(&out->nt[0][0], x, w, NT);
     product(&out->nn[0][0], x, w, NN);
     product(&out->tn[0][0], x, w, TN);
+    out->moved[lane] = movmatrix_trans(in->pair[lane]);
+    out->rounded[lane] = bf16_pair(in->low[lane], in->high[lane]);
+    out->exp2[lane] = exp2_approx(in->power[lane]);
     cp_async16(to + 16 * lane, in->from[lane], in->bytes[lane]);
     cp_async_commit();
     cp_async_wait<0>();
@@ -89,6 +91,7 @@ extern "C" bool NAME(describe)(char *text, size_t size) {
     if (failed(cudaGetDeviceProperties(&p, 0), "reading the device's properties", text, size)) return false;
     int used = snprintf(text, size, "%s, compute capability %d.%d, %d multiprocessors, %.1f GiB", p.name, p.major,
                         p.minor, p.multiProcessorCount, (double)p.totalGlobalMem / (1 << 30));
+    if (p.major < 8) return snprintf(text, size, "no usable CUDA device: %s has %d.%d, kernels need 8.0", p.name, p.major, p.minor), false;
 #ifndef CUDA_EMU
     int driver = 0, runtime = 0, clock = 0, memory_clock = 0; // kHz; the fields of cudaDeviceProp went with CUDA 13
     (void)cudaDriverGetVersion(&driver), (void)cudaRuntimeGetVersion(&runtime);
@@ -103,10 +106,6 @@ extern "C" bool NAME(describe)(char *text, size_t size) {
     (void)used;
 #endif
     return true;
-}
-extern "C" size_t NAME(memory_used)(void) {
-    size_t free_bytes = 0, total = 0;
-    return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess ? total - free_bytes : 0;
 }
 extern "C" bool NAME(fragments)(const FragmentsIn *in, FragmentsOut *out, char *why, size_t size) {
     FragmentsIn *din = NULL;

@@ -21,25 +21,26 @@ typedef struct FragmentsIn {
     float c[32][4];                  // registers of mma.m16n8k16, lane by lane
     uint16_t x[16][16], w[16][16];   // bf16; w is read as [n][k], and as [k][n]
     uint8_t bytes[32], from[32][16]; // of cp.async
+    uint32_t pair[32];               // an 8x8 matrix, two neighbours of a row in each lane
+    float low[32], high[32], power[32];
 } FragmentsIn;
 typedef struct FragmentsOut {
     uint32_t plain[32][4], turned[32][4];     // ldmatrix_x4 and ldmatrix_x4_trans of `tile`
     float c[32][4];                           // c + a b
     float nt[16][16], nn[16][16], tn[16][16]; // x w^T, x w, x^T w, read and written as matmul does
     uint8_t to[32][16];                       // cp_async16 onto bytes of 0xEE
+    uint32_t moved[32], rounded[32];          // movmatrix_trans of `pair`; bf16_pair(low, high)
+    float exp2[32]; // exp2_approx(power): the last one, as hardware may differ from the twin in its last bits
 } FragmentsOut;
 // False where there is no device; `why` says so.
 bool gpu_fragments(const FragmentsIn *in, FragmentsOut *out, char *why, size_t size);
 bool emulated_fragments(const FragmentsIn *in, FragmentsOut *out, char *why, size_t size);
 void emulated_schedule(int order, int early); // of cuda_emu.h, for emulated_fragments
 
-// A few lines about device 0: name, compute capability, memory, clocks, driver and runtime. False: there is none, and
-// the text says why.
+// A few lines about device 0: name, compute capability, memory, clocks, driver and runtime. False: there is none that the
+// kernels run on, and the text says why.
 bool gpu_describe(char *text, size_t size);
 bool emulated_describe(char *text, size_t size);
-// Bytes in use on the device, by this process and all others.
-size_t gpu_memory_used(void);
-size_t emulated_memory_used(void);
 // TFLOP/s of mma.m16n8k16 on registers alone: no kernel built on it can be faster.
 double gpu_mma_peak(void);
 double emulated_mma_peak(void);
