@@ -227,7 +227,7 @@ gpu-now: gpu-there
 gpu-check: gpu-there
 	@test -n "$(SANITIZER)" || { echo "NOTHING WAS TESTED: compute-sanitizer is not there (it comes with the CUDA toolkit)"; exit 77; }
 	@sh test/run.sh $(BUILD) $(foreach t,test_fragments test_kernels,"$(SANITIZER) --tool $(TOOL) --error-exitcode 9 \
-	    --report-api-errors no --target-processes application-only --print-limit 20 $(BUILD)/test/$(t) $(ONLY)")
+	    $(if $(filter memcheck,$(TOOL)),--report-api-errors no) --target-processes application-only --print-limit 20 $(BUILD)/test/$(t) $(ONLY)")
 # EMU=1 runs every line of it on the host at tiny sizes; its times mean nothing. MODEL=dir adds a whole training step and decoding,
 # beside transformers and PEFT where PYTHON has them.
 GPU_RESULT := $(BUILD)/bench/$(shell date +%F)-gpu.txt
