@@ -211,6 +211,7 @@ bench: $(BENCHES)
 GPU_NAMED := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'ops_cuda\|gpu_fragments' $(wildcard test/test_*.c)))
 GPU_RUNS  := test_grpo_run test_resume test_sft
 SANITIZER := $(firstword $(shell command -v compute-sanitizer 2>/dev/null) $(wildcard $(addprefix $(CUDA_HOME)/,bin/compute-sanitizer compute-sanitizer/compute-sanitizer)))
+PASSED    := ! grep -q '^0 passed' $(BUILD)/total.txt || { echo "NOTHING WAS TESTED: all of it was skipped"; exit 1; }
 test-gpu: nvcc
 	@$(MAKE) CUDA=1 gpu-now
 test-gpu-memcheck test-gpu-racecheck test-gpu-initcheck test-gpu-synccheck: test-gpu-%: nvcc
@@ -224,10 +225,12 @@ gpu-now: gpu-there
 	    $(patsubst %,"%",$(filter-out %test_oracle %test_fragments,$(GPU_NAMED))) $(GPU_RUNS:%="$(BUILD)/test/%") \
 	    $(foreach root,$(FIXTURES) $(wildcard $(ROOT)/oracle/..),"$(ORACLE) --root $(root) --device cuda") "sh test/test_cli.sh" \
 	    $(if $(wildcard test/test_emulated.sh),"SURGR1_EMULATED=$(PROGRAM) sh test/test_emulated.sh")
+	@$(PASSED)
 gpu-check: gpu-there
 	@test -n "$(SANITIZER)" || { echo "NOTHING WAS TESTED: compute-sanitizer is not there (it comes with the CUDA toolkit)"; exit 77; }
 	@sh test/run.sh $(BUILD) $(foreach t,test_fragments test_kernels,"$(SANITIZER) --tool $(TOOL) --error-exitcode 9 \
 	    $(if $(filter memcheck,$(TOOL)),--report-api-errors no) --target-processes application-only --print-limit 20 $(BUILD)/test/$(t) $(ONLY)")
+	@$(PASSED)
 # EMU=1 runs every line of it on the host at tiny sizes; its times mean nothing. MODEL=dir adds a whole training step and decoding,
 # beside transformers and PEFT where PYTHON has them.
 GPU_RESULT := $(BUILD)/bench/$(shell date +%F)-gpu.txt
