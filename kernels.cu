@@ -1293,11 +1293,329 @@ __global__ void __launch_bounds__(QUERIES * 32, 2)
                 put(dk, key, kv + lane + 32 * n, acc_k[n]), put(dv, key, kv + lane + 32 * n, acc_v[n]);
     }
 }
+
+// attention_backward, tensor-core rung: the same two kernels on blocks of 64 rows, of which a warp owns 16, while tiles of
+// 64 of the other rows come by cp.async into two stages. Fragment c of scores has the shape of fragment a, so p and
+// ds / scale, rounded to bf16, go from one product to the next in registers; these roundings and that of the result are
+// what lies between this and the reference. Sums run over pieces of 16 rows that are counted from the beginning of the span
+// (dk, dv) or of its keys (dq): a piece holds the same rows wherever the sequence lies, and one that shows a warp nothing
+// adds exact zeros or is passed by. What a row does not see never changes its bits, whatever it holds.
+enum { BACKWARD_TILE = 64, DQ_THREADS = 128, DKDV_THREADS = 256 };
+template <int D> static constexpr int dq_mma_shared(void) { // tiles of k and v, two stages
+    return 4 * BACKWARD_TILE * (D + 8) * 2;
+}
+template <int D> static constexpr int dkdv_mma_shared(void) { // tiles of q and dout, and a number a thread, two stages
+    return dq_mma_shared<D>() + 2 * DKDV_THREADS * 4;
+}
+
+// acc[16,D] += a[16,16] tile[16,D]. As in add_values: a row that some of the 16 do not see has weight 0 for them but may be
+// NaN, so FINITE turns what is not finite into 0 on its way into the product, and returns whether there was any. The rows
+// that see it get it after all: sees(t, r), for row t of the tile and the upper (r 0) or lower of this lane's two rows.
+template <int D, bool FINITE>
+__device__ static inline bool add_product(float acc[D / 8][4], const uint32_t a[4], const uint16_t *tile) {
+    bool found = false;
+#pragma unroll
+    for (int n = 0; n < D / 16; n++) {
+        uint32_t b[4];
+        load_b_trans<D>(b, tile + 16 * n);
+#pragma unroll
+        for (int i = 0; i < 4 && FINITE; i++) {
+            if ((b[i] & 0x7f80u) == 0x7f80u) b[i] &= 0xffff0000u, found = true;
+            if ((b[i] & 0x7f800000u) == 0x7f800000u) b[i] &= 0xffffu, found = true;
+        }
+        mma_m16n8k16_bf16(acc[2 * n], a, b), mma_m16n8k16_bf16(acc[2 * n + 1], a, b + 2);
+    }
+    return found;
+}
+template <int D, typename F>
+__device__ static inline void add_non_finite(float acc[D / 8][4], const uint16_t *tile, F sees) {
+    int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int t = 0; t < 16; t++)
+#pragma unroll
+        for (int f = 0; f < D / 2; f++) {
+            float v = bf16_to_f32(tile[t * (D + 8) + f / 4 * 8 + lane % 4 * 2 + f % 2]);
+            if (sees(t, f % 4 / 2) && !(fabsf(v) < INFINITY)) acc[f / 4][f % 4] += v;
+        }
+}
+
+// dq: scores = q k^T, dp = dout v^T, dq = sum ds k. grid (spans * tiles of queries, heads), 4 warps; the last queries of a
+// span come first, as with `causal` they have the most keys.
+template <int D>
+__global__ void __launch_bounds__(DQ_THREADS, 2)
+    attention_dq_mma_kernel(Mat dq, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat o, Mat lse, Mat spans, int tiles,
+                            int group, int dim, float scale) {
+    DYNAMIC_SHARED(shared);
+    constexpr int TILE_SIZE = BACKWARD_TILE * (D + 8);
+    uint16_t *key_tiles = (uint16_t *)shared, *value_tiles = key_tiles + 2 * TILE_SIZE;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    Span s = *(const Span *)mat_at(spans, (int)blockIdx.x / tiles, 0);
+    int head = (int)blockIdx.y, at = head * dim, kv = head / group * dim, prefix = s.prefix_last - s.prefix_first;
+    int first = s.first + (tiles - 1 - (int)blockIdx.x % tiles) * BACKWARD_TILE;
+    int last = first + BACKWARD_TILE < s.last ? first + BACKWARD_TILE : s.last; // of this block's queries
+    int keys = first >= s.last ? 0 : prefix + (s.causal ? last : s.last) - s.first;
+    auto load = [&](int t0, int stage) {
+        auto row_of = [&](int i) { return t0 + i < keys ? key_row(s, t0 + i) : -1; };
+        load_head_rows<D, DQ_THREADS>(key_tiles + stage * TILE_SIZE, k, kv, dim, BACKWARD_TILE, row_of);
+        load_head_rows<D, DQ_THREADS>(value_tiles + stage * TILE_SIZE, v, kv, dim, BACKWARD_TILE, row_of);
+        cp_async_commit();
+    };
+    if (keys) load(0, 0);
+
+    // A lane has two of its warp's queries: row lane / 4 of the 16 (elements 0 and 1 of a fragment c) and 8 further (2, 3).
+    int row[2], visible[2], warp_keys = 0;
+    float row_lse[2], row_delta[2] = {};
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        row[r] = first + 16 * warp + lane / 4 + 8 * r;
+        if (row[r] >= s.last) row[r] = -1;
+        visible[r] = row[r] < 0 ? 0 : prefix + (s.causal ? row[r] + 1 : s.last) - s.first; // itself at least
+        row_lse[r] = row[r] < 0 ? 0 : get(lse, row[r], head) * LOG2_E;
+    }
+    if (first + 16 * warp < s.last) // what any of the warp's queries sees
+        warp_keys = s.causal && first + 16 * warp + 16 < last ? prefix + first + 16 * warp + 16 - s.first : keys;
+    uint32_t query[D / 16][4], dout_row[D / 16][4], o_row[D / 16][4];
+    load_a_rows<D>(query, q, at, dim, row[0], row[1]);
+    load_a_rows<D>(dout_row, dout, at, dim, row[0], row[1]);
+    load_a_rows<D>(o_row, o, at, dim, row[0], row[1]);
+#pragma unroll
+    for (int n = 0; n < D / 4; n++) {
+        uint32_t a = dout_row[n / 4][n % 4], b = o_row[n / 4][n % 4];
+        row_delta[n % 2] += bf16_to_f32((uint16_t)a) * bf16_to_f32((uint16_t)b);
+        row_delta[n % 2] += bf16_to_f32((uint16_t)(a >> 16)) * bf16_to_f32((uint16_t)(b >> 16));
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) { // four lanes have a row between them
+        row_delta[r] += __shfl_xor_sync(0xffffffffu, row_delta[r], 1);
+        row_delta[r] += __shfl_xor_sync(0xffffffffu, row_delta[r], 2);
+        if (row[r] >= 0 && lane % 4 == 0) put(delta, row[r], head, row_delta[r]);
+    }
+
+    float acc[D / 8][4] = {};
+    for (int t0 = 0, stage = 0; t0 < keys; t0 += BACKWARD_TILE, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads(); // this stage filled, the other one read in the last round | read and refilled below
+        if (t0 + BACKWARD_TILE < keys) load(t0 + BACKWARD_TILE, stage ^ 1);
+        for (int c = 0; c < BACKWARD_TILE && t0 + c < warp_keys; c += 16) {
+            int tile_at = stage * TILE_SIZE + c * (D + 8);
+            const uint16_t *key = key_tiles + tile_at, *value = value_tiles + tile_at;
+            float score[2][4] = {}, dp[2][4] = {};
+            uint32_t b[4], ds[4];
+#pragma unroll
+            for (int n = 0; n < D / 16; n++) {
+                load_b<D>(b, key + 16 * n);
+                mma_m16n8k16_bf16(score[0], query[n], b), mma_m16n8k16_bf16(score[1], query[n], b + 2);
+                load_b<D>(b, value + 16 * n);
+                mma_m16n8k16_bf16(dp[0], dout_row[n], b), mma_m16n8k16_bf16(dp[1], dout_row[n], b + 2);
+            }
+#pragma unroll
+            for (int f = 0; f < 8; f++) { // from dp to ds / scale
+                int j = f / 4, e = f % 4, r = e / 2;
+                float p = exp2_approx(score[j][e] * (scale * LOG2_E) - row_lse[r]);
+                dp[j][e] = p * (dp[j][e] - row_delta[r]);
+            }
+            bool hides = __any_sync(0xffffffffu, t0 + c + 16 > visible[0] || t0 + c + 16 > visible[1]);
+            if (hides)
+#pragma unroll
+                for (int f = 0; f < 8; f++) {
+                    int j = f / 4, e = f % 4, t = t0 + c + 8 * j + lane % 4 * 2 + e % 2;
+                    if (t >= visible[e / 2] || visible[e / 2] == 1) dp[j][e] = 0;
+                }
+#pragma unroll
+            for (int f = 0; f < 4; f++) ds[f] = bf16_pair(dp[f / 2][f % 2 * 2], dp[f / 2][f % 2 * 2 + 1]);
+            bool found = hides ? add_product<D, true>(acc, ds, key) : add_product<D, false>(acc, ds, key);
+            if (__any_sync(0xffffffffu, found))
+                add_non_finite<D>(acc, key, [&](int t, int r) { return t0 + c + t < visible[r]; });
+        }
+    }
+#pragma unroll
+    for (int f = 0; f < D / 4; f++) {
+        int n = f / 2, r = f % 2, c = 8 * n + lane % 4 * 2;
+        if (row[r] >= 0 && c < dim)
+            *(uint32_t *)mat_at(dq, row[r], at + c) = bf16_pair(scale * acc[n][2 * r], scale * acc[n][2 * r + 1]);
+    }
+}
+
+// dk, dv: scores^T = k q^T, dp^T = v dout^T, dv = sum p^T dout, dk = sum ds^T q. grid (tiles of keys, key heads), twice 4
+// warps: each half takes 32 queries of every tile, and at the end the second half's sums are added to the first's.
+template <int D>
+__global__ void __launch_bounds__(DKDV_THREADS, 1)
+    attention_dkdv_mma_kernel(Mat dk, Mat dv, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat lse, Mat spans, int group,
+                              int dim, float scale) {
+    DYNAMIC_SHARED(shared);
+    constexpr int TILE_SIZE = BACKWARD_TILE * (D + 8);
+    uint16_t *query_tiles = (uint16_t *)shared, *dout_tiles = query_tiles + 2 * TILE_SIZE;
+    float *facts = (float *)(dout_tiles + 2 * TILE_SIZE); // [2 stages][DKDV_THREADS]
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = warp / 4;
+    int kv_head = (int)blockIdx.y, kv = kv_head * dim, first = (int)blockIdx.x * BACKWARD_TILE;
+    int last = first + BACKWARD_TILE < k.rows ? first + BACKWARD_TILE : (int)k.rows; // of this block's keys
+
+    // The tiles of queries that see keys of the block: by span, then head, then place. A lane looks at one span in 32, as
+    // in the plain rung, and all warps find the same. Spans are read again wherever they are needed: registers are dearer.
+    auto span = [&](int n) { return *(const Span *)mat_at(spans, n, 0); };
+    auto shows = [&](const Span &s) { return s.first < last && s.last > first; };
+    auto shows_prefix = [&](const Span &s) { return s.prefix_first < last && s.prefix_last > first; };
+    int at = 0, head = (kv_head + 1) * group, i0 = 0, looked = 0;
+    unsigned found = 0;
+    auto next_tile = [&]() { // to the next (span at, head, queries from i0); false behind the last
+        if (head < (kv_head + 1) * group) {
+            if ((i0 += BACKWARD_TILE) < span(at).last) return true;
+            head++;
+        }
+        if (head >= (kv_head + 1) * group) {
+            for (; !found && looked < spans.rows; looked += 32) {
+                Span s = looked + lane < spans.rows ? span(looked + lane) : Span{};
+                found = __ballot_sync(0xffffffffu, s.first < s.last && (shows(s) || shows_prefix(s)));
+            }
+            if (!found) return false;
+            at = looked - 32 + __ffs((int)found) - 1, head = kv_head * group;
+            found &= found - 1;
+        }
+        Span s = span(at);
+        bool all = !s.causal || first < s.first || shows_prefix(s);
+        i0 = all ? s.first : s.first + (first - s.first) / BACKWARD_TILE * BACKWARD_TILE;
+        return true;
+    };
+    // What must be known of a tile beside its rows, a number a thread: lse and delta of its queries, the first query that
+    // sees each of the block's keys, how many queries there are, and whether the first sees one key only. They wait in a
+    // register until their place in shared memory is free.
+    float fact = 0;
+    auto load = [&](int stage) {
+        int head_at = head * dim, e = threadIdx.x % BACKWARD_TILE, what = threadIdx.x / BACKWARD_TILE;
+        Span s = span(at);
+        auto row_of = [&](int i) { return i0 + i < s.last ? i0 + i : -1; };
+        load_head_rows<D, DKDV_THREADS>(query_tiles + stage * TILE_SIZE, q, head_at, dim, BACKWARD_TILE, row_of);
+        load_head_rows<D, DKDV_THREADS>(dout_tiles + stage * TILE_SIZE, dout, head_at, dim, BACKWARD_TILE, row_of);
+        cp_async_commit();
+        int number = s.last - i0, key = first + e;
+        if (what == 0) fact = i0 + e < s.last ? get(lse, i0 + e, head) * LOG2_E : INFINITY; // of no query: p is 0
+        if (what == 1) fact = i0 + e < s.last ? get(delta, i0 + e, head) : 0;
+        if (what == 2) {
+            bool own = key >= s.first && key < s.last, in_prefix = key >= s.prefix_first && key < s.prefix_last;
+            number = key >= last || !(own || in_prefix) ? BACKWARD_TILE : own && s.causal ? key - i0 : 0;
+        }
+        if (what == 3 && e)
+            number = i0 == s.first && s.prefix_first == s.prefix_last && (s.causal || s.last - s.first == 1);
+        if (what > 1) fact = __int_as_float(number);
+    };
+    bool more = next_tile();
+    if (more) load(0);
+    int key = first + warp % 4 * 16 + lane / 4; // and 8 further
+    uint32_t own_key[D / 16][4], own_value[D / 16][4];
+    load_a_rows<D>(own_key, k, kv, dim, key < last ? key : -1, key + 8 < last ? key + 8 : -1);
+    load_a_rows<D>(own_value, v, kv, dim, key < last ? key : -1, key + 8 < last ? key + 8 : -1);
+
+    float acc_k[D / 8][4] = {}, acc_v[D / 8][4] = {};
+    for (int stage = 0; more; stage ^= 1) {
+        float *tile_facts = facts + stage * DKDV_THREADS;
+        tile_facts[threadIdx.x] = fact;
+        cp_async_wait<0>();
+        __syncthreads(); // this stage filled, the other one read in the last round | read and refilled below
+        more = next_tile();
+        if (more) load(stage ^ 1);
+        const int *number = (const int *)tile_facts + 2 * BACKWARD_TILE;
+        int from[2] = {number[warp % 4 * 16 + lane / 4], number[warp % 4 * 16 + lane / 4 + 8]};
+        int queries = number[BACKWARD_TILE], alone = number[BACKWARD_TILE + 1];
+        for (int c = 32 * half; c < 32 * half + 32 && c < queries; c += 16) {
+            if (!__any_sync(0xffffffffu, from[0] < c + 16 || from[1] < c + 16)) continue;
+            int tile_at = stage * TILE_SIZE + c * (D + 8);
+            const uint16_t *query = query_tiles + tile_at, *dout_row = dout_tiles + tile_at;
+            float p[2][4] = {}, ds[2][4] = {};
+            uint32_t b[4], a_p[4], a_ds[4];
+#pragma unroll
+            for (int n = 0; n < D / 16; n++) {
+                load_b<D>(b, query + 16 * n);
+                mma_m16n8k16_bf16(p[0], own_key[n], b), mma_m16n8k16_bf16(p[1], own_key[n], b + 2);
+                load_b<D>(b, dout_row + 16 * n);
+                mma_m16n8k16_bf16(ds[0], own_value[n], b), mma_m16n8k16_bf16(ds[1], own_value[n], b + 2);
+            }
+            const float *lse2 = tile_facts + c + lane % 4 * 2, *delta_in = lse2 + BACKWARD_TILE;
+#pragma unroll
+            for (int f = 0; f < 8; f++) { // from scores to p, from dp to ds / scale
+                int j = f / 4, e = f % 4, i = 8 * j + e % 2;
+                p[j][e] = exp2_approx(p[j][e] * (scale * LOG2_E) - lse2[i]);
+                ds[j][e] = p[j][e] * (ds[j][e] - delta_in[i]);
+            }
+            bool hides = __any_sync(0xffffffffu, from[0] > c || from[1] > c || alone);
+            if (hides)
+#pragma unroll
+                for (int f = 0; f < 8; f++) {
+                    int j = f / 4, e = f % 4, i = c + 8 * j + lane % 4 * 2 + e % 2;
+                    if (i < from[e / 2]) p[j][e] = ds[j][e] = 0;
+                    if (alone && i == 0) ds[j][e] = 0;
+                }
+#pragma unroll
+            for (int f = 0; f < 4; f++) {
+                a_p[f] = bf16_pair(p[f / 2][f % 2 * 2], p[f / 2][f % 2 * 2 + 1]);
+                a_ds[f] = bf16_pair(ds[f / 2][f % 2 * 2], ds[f / 2][f % 2 * 2 + 1]);
+            }
+            auto sees = [&](int t, int r) { return c + t >= from[r]; };
+            bool found =
+                hides ? add_product<D, true>(acc_v, a_p, dout_row) : add_product<D, false>(acc_v, a_p, dout_row);
+            if (__any_sync(0xffffffffu, found)) add_non_finite<D>(acc_v, dout_row, sees);
+            found = hides ? add_product<D, true>(acc_k, a_ds, query) : add_product<D, false>(acc_k, a_ds, query);
+            if (__any_sync(0xffffffffu, found)) add_non_finite<D>(acc_k, query, sees);
+        }
+    }
+    __syncthreads(); // tiles read above | overwritten below
+    float *sums = (float *)shared + threadIdx.x % 128;
+    if (half) { // its sums, [D][128]
+#pragma unroll
+        for (int f = 0; f < D / 2; f++)
+            sums[128 * f] = acc_k[f / 4][f % 4], sums[128 * (D / 2 + f)] = acc_v[f / 4][f % 4];
+    }
+    __syncthreads(); // sums written above | read below
+    if (!half) {
+#pragma unroll
+        for (int f = 0; f < D / 2; f++)
+            acc_k[f / 4][f % 4] += sums[128 * f], acc_v[f / 4][f % 4] += sums[128 * (D / 2 + f)];
+#pragma unroll
+        for (int f = 0; f < D / 4; f++) {
+            int n = f / 2, r = f % 2, c = 8 * n + lane % 4 * 2;
+            if (key + 8 * r >= last || c >= dim) continue;
+            *(uint32_t *)mat_at(dk, key + 8 * r, kv + c) =
+                bf16_pair(scale * acc_k[n][2 * r], scale * acc_k[n][2 * r + 1]);
+            *(uint32_t *)mat_at(dv, key + 8 * r, kv + c) = bf16_pair(acc_v[n][2 * r], acc_v[n][2 * r + 1]);
+        }
+    }
+}
+
+template <int D>
+static void attention_backward_mma(Mat dq, Mat dk, Mat dv, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat o, Mat lse,
+                                   Spans spans, int64_t heads, int64_t kv_heads, int64_t dim, float scale) {
+    int group = (int)(heads / kv_heads), tiles = (int)blocks(spans.longest, BACKWARD_TILE);
+    if (spans.n && tiles)
+        RUN(attention_dq_mma_kernel<D>, dim3(blocks(spans.n * tiles, 1), (unsigned)heads), DQ_THREADS,
+            dq_mma_shared<D>(), dq, delta, dout, q, k, v, o, lse, spans.rows, tiles, group, (int)dim, scale);
+    if (k.rows) // behind dq, which leaves delta
+        RUN(attention_dkdv_mma_kernel<D>, dim3(blocks(k.rows, BACKWARD_TILE), (unsigned)kv_heads), DKDV_THREADS,
+            dkdv_mma_shared<D>(), dk, dv, delta, dout, q, k, v, lse, mat_rows(spans.rows, 0, spans.n), group, (int)dim,
+            scale);
+}
+template <int D> static void attention_backward_mma_prepare(void) {
+    device_check(cudaFuncSetAttribute(attention_dq_mma_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      dq_mma_shared<D>()),
+                 "asking for shared memory");
+    device_check(cudaFuncSetAttribute(attention_dkdv_mma_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      dkdv_mma_shared<D>()),
+                 "asking for shared memory");
+}
 static void cuda_attention_backward(Mat dq, Mat dk, Mat dv, Mat delta, Mat dout, Mat q, Mat k, Mat v, Mat o, Mat lse,
                                     Spans spans, int64_t heads, int64_t kv_heads, int64_t dim, float scale) {
     int group = (int)(heads / kv_heads), tiles = (int)blocks(spans.longest, QUERIES);
     size_t shared = attention_backward_shared(dim);
     cuda_zero(dq), cuda_zero(delta); // for the rows that are in no span
+    bool mma = !rungs.naive && dim <= 128;
+    const Mat heads_of[] = {dq, dk, dv, dout, q, k, v, o};
+    for (const Mat &m : heads_of) mma = mma && head_rows(m, dim);
+    if (mma) {
+        auto run = dim <= 32   ? attention_backward_mma<32>
+                   : dim <= 64 ? attention_backward_mma<64>
+                   : dim <= 80 ? attention_backward_mma<80>
+                               : attention_backward_mma<128>;
+        run(dq, dk, dv, delta, dout, q, k, v, o, lse, spans, heads, kv_heads, dim, scale);
+        return;
+    }
     if (spans.n && tiles)
         RUN(attention_dq_kernel, dim3(blocks(spans.n * tiles, 1), (unsigned)heads), QUERIES * 32, shared, dq, delta,
             dout, q, k, v, o, lse, spans.rows, tiles, group, (int)dim, scale);
@@ -2062,6 +2380,8 @@ const Ops *ops_cuda(Type act_type, Err *e) {
     device_check(
         cudaFuncSetAttribute(attention_dkdv_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, backward_shared),
         "asking for shared memory");
+    attention_backward_mma_prepare<32>(), attention_backward_mma_prepare<64>();
+    attention_backward_mma_prepare<80>(), attention_backward_mma_prepare<128>();
     if (!squares)
         device_check(cudaMalloc((void **)&squares, SQUARES_BLOCKS * sizeof *squares), "reserving 4 KiB for sums");
     split_reserve();

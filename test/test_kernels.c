@@ -863,7 +863,8 @@ static float *random_rows(int64_t rows, int64_t cols, Type T, const Heads *in_sp
     }
     return p;
 }
-static void check_attention_backward(const char *what, Type T, int64_t queries, int64_t keys, Heads h, int64_t pad) {
+static void check_attention_backward(const char *what, Type T, int64_t queries, int64_t keys, Heads h, int64_t pad,
+                                     double limit_scale) {
     int64_t C = h.heads * h.dim, Ckv = h.kv_heads * h.dim;
     float *q = random_rows(queries, C, T, &h), *dout = random_rows(queries, C, T, &h),
           *o = random_rows(queries, C, T, &h), *lse = random_rows(queries, h.heads, F32, &h),
@@ -886,7 +887,7 @@ static void check_attention_backward(const char *what, Type T, int64_t queries, 
                   {IN, queries, h.heads, pad, F32, lse, false}},
                  call_attention_backward,
                  &h,
-                 0});
+                 limit_scale});
     free(q), free(dout), free(o), free(lse), free(k), free(v);
 }
 TEST(attention_backward_over_all_kinds_of_spans) {
@@ -898,18 +899,20 @@ TEST(attention_backward_over_all_kinds_of_spans) {
     static const Span beyond[] = {{0, 9, 20, 47, 1}, {9, 9, 0, 0, 1}}; // keys behind the queries; an empty span
     Span windows[70]; // more than a warp can look at in one go: 70 windows of 2, all with the prefix [0, 3)
     for (int i = 0; i < 70; i++) windows[i] = (Span){3 + 2 * i, 5 + 2 * i, 0, 3, i % 2};
+    cuda_rungs_set((CudaRungs){.naive = true}); // the other one: below
     for (int t = 0; t < 2; t++) {
         Type T = act_types[t];
-        check_attention_backward("backward of two rows", T, 2, 2, HEADS(2, 1, 16, two), 0);
-        check_attention_backward("backward of causal attention", T, 61, 61, HEADS(4, 2, 16, causal), 1);
-        check_attention_backward("backward of whole attention, dim 80", T, 33, 33, HEADS(3, 3, 80, full), 0);
-        check_attention_backward("backward of packed attention, dim 7", T, 53, 53, HEADS(6, 2, 7, packed), 2);
-        check_attention_backward("backward of a group that shares a prefix", T, 70, 70, HEADS(4, 1, 24, group), 3);
-        check_attention_backward("backward to a prefix elsewhere, dim 128", T, 9, 50, HEADS(2, 1, 128, beyond), 0);
-        check_attention_backward("backward of many windows", T, 143, 143, HEADS(1, 1, 4, windows), 0);
-        check_attention_backward("backward, dim 1", T, 33, 33, HEADS(1, 1, 1, full), 0);
-        check_attention_backward("backward, dim 512", T, 33, 33, HEADS(1, 1, 512, full), 0);
+        check_attention_backward("backward of two rows", T, 2, 2, HEADS(2, 1, 16, two), 0, 0);
+        check_attention_backward("backward of causal attention", T, 61, 61, HEADS(4, 2, 16, causal), 1, 0);
+        check_attention_backward("backward of whole attention, dim 80", T, 33, 33, HEADS(3, 3, 80, full), 0, 0);
+        check_attention_backward("backward of packed attention, dim 7", T, 53, 53, HEADS(6, 2, 7, packed), 2, 0);
+        check_attention_backward("backward of a group that shares a prefix", T, 70, 70, HEADS(4, 1, 24, group), 3, 0);
+        check_attention_backward("backward to a prefix elsewhere, dim 128", T, 9, 50, HEADS(2, 1, 128, beyond), 0, 0);
+        check_attention_backward("backward of many windows", T, 143, 143, HEADS(1, 1, 4, windows), 0, 0);
+        check_attention_backward("backward, dim 1", T, 33, 33, HEADS(1, 1, 1, full), 0, 0);
+        check_attention_backward("backward, dim 512", T, 33, 33, HEADS(1, 1, 512, full), 0, 0);
     }
+    cuda_rungs_set((CudaRungs){0});
 }
 TEST(attention_backward_of_a_hidden_row_is_never_touched) {
     const Ops *d = cuda();
@@ -1253,6 +1256,174 @@ TEST(rows_on_tensor_cores_have_the_same_bits_however_they_are_cut) {
         for (int i = 1; i < 3; i++) EXPECT(same_bits(o[0], o[i]) && same_bits(l[0], l[i]));
         for (int i = 0; i < 3; i++) d->release(o[i].p), d->release(l[i].p);
         d->release(q.p), d->release(k.p), d->release(v.p);
+    }
+}
+
+// The tensor-core rung of the backward pass: of dq, dk and dv two roundings to bf16 are in the way, of ds or p and of the
+// result, each of at most 2^-9. Where few terms meet both may be near that: 4e-3. delta has no rounding: 1e-5 (times 4/3).
+static void check_backward_on_tensor_cores(const char *what, int64_t queries, int64_t keys, Heads h, int64_t pad) {
+    check_attention_backward(what, BF16, queries, keys, h, pad, 4.0 / 3);
+}
+TEST(attention_backward_on_tensor_cores_over_all_kinds_of_spans) {
+    static const Span two[] = {{0, 2, 0, 0, 0}}, causal[] = {{0, 150, 0, 0, 1}}, full[] = {{0, 65, 0, 0, 0}};
+    static const Span packed[] = {{0, 31, 0, 0, 1}, {33, 98, 0, 0, 1}, {98, 99, 0, 0, 1}, {99, 120, 0, 0, 0}};
+    static const Span windows[] = {
+        {0, 64, 0, 0, 0}, {64, 128, 0, 0, 0}, {128, 144, 0, 0, 0}, {144, 160, 0, 0, 0}, {160, 164, 0, 0, 0}};
+    static const Span group[] = {
+        {0, 67, 0, 0, 1}, {67, 90, 0, 67, 1}, {90, 91, 0, 67, 1}, {91, 170, 0, 67, 1}, {170, 180, 5, 70, 0}};
+    static const Span beyond[] = {{0, 9, 20, 147, 1}, {9, 9, 0, 0, 1}}, hundreds[] = {{1, 330, 0, 0, 1}};
+    Span many[70]; // more than a warp can look at in one go
+    for (int i = 0; i < 70; i++) many[i] = (Span){3 + 2 * i, 5 + 2 * i, 0, 3, i % 2};
+    check_backward_on_tensor_cores("backward of two rows, dim 16", 2, 2, HEADS(2, 1, 16, two), 0);
+    check_backward_on_tensor_cores("backward, causal, dim 32", 150, 150, HEADS(4, 2, 32, causal), 8);
+    check_backward_on_tensor_cores("backward, whole, dim 80", 65, 65, HEADS(2, 2, 80, full), 16);
+    check_backward_on_tensor_cores("backward, packed, dim 48", 121, 121, HEADS(3, 1, 48, packed), 8);
+    check_backward_on_tensor_cores("backward, windows, dim 80", 164, 164, HEADS(1, 1, 80, windows), 0);
+    check_backward_on_tensor_cores("backward of a group, dim 64", 180, 180, HEADS(3, 1, 64, group), 0);
+    check_backward_on_tensor_cores("backward of a group, dim 128", 180, 180, HEADS(1, 1, 128, group), 8);
+    check_backward_on_tensor_cores("backward to a prefix elsewhere, dim 112", 9, 150, HEADS(7, 1, 112, beyond), 0);
+    check_backward_on_tensor_cores("backward of many windows, dim 16", 143, 143, HEADS(2, 1, 16, many), 0);
+    check_backward_on_tensor_cores("backward over hundreds of rows, dim 96", 330, 340, HEADS(1, 1, 96, hundreds), 0);
+}
+TEST(a_misplaced_fragment_of_a_gradient_is_noticed) { // control of the comparisons above
+    enum { N = 330, C = 96 };                         // as large as the largest of them
+    static float want[N * C], got[N * C];
+    for (int i = 0; i < N * C; i++) want[i] = random_value(7, i);
+    for (int kind = 0; kind < 4;
+         kind++) {                     // of one 16 x 8 fragment: lower half above, neighbours turned, lanes moved on,
+        memcpy(got, want, sizeof got); // rows as columns
+        for (int i = 0; i < 16; i++)
+            for (int j = 0; j < 8; j++) {
+                int a = kind == 0 ? (i + 8) % 16 : kind == 3 ? i / 8 * 8 + j : i;
+                int b = kind == 1 ? j ^ 1 : kind == 2 ? (j + 2) % 8 : kind == 3 ? i % 8 : j;
+                got[(160 + i) * C + 40 + j] = want[(160 + a) * C + 40 + b];
+            }
+        EXPECT(!error_within(tensor_error(got, want, N * C), 4e-3));
+    }
+}
+
+// dq, dk, dv, delta, dout, q, k, v, o, lse of n rows, each from its own stream; o and lse by attention_forward. They are
+// views of what is wider by 8 columns; number `shifted` lies 4 columns further in.
+enum { BACKWARD_MATS = 10 };
+static void backward_mats(Mat m[BACKWARD_MATS], Mat whole_mats[BACKWARD_MATS], int64_t n, Heads h, Type type,
+                          int shifted) {
+    for (int i = 0; i < BACKWARD_MATS; i++) {
+        bool of_keys = i == 1 || i == 2 || i == 6 || i == 7, of_heads = i == 3 || i == 9;
+        int64_t cols = of_heads ? h.heads : of_keys ? h.kv_heads * h.dim : h.heads * h.dim;
+        whole_mats[i] = device_random(n, cols + 8, of_heads ? F32 : type, (uint64_t)i);
+        m[i] = mat_cols(whole_mats[i], i == shifted ? 4 : 0, cols);
+    }
+    call_attention(cuda(), (Mat[]){m[8], m[9], m[5], m[6], m[7]}, &h);
+}
+static void release_all(const Mat *m, int n) {
+    for (int i = 0; i < n; i++) cuda()->release(m[i].p);
+}
+static Mat downloaded(Mat m) {
+    Mat host = mat(malloc((size_t)(m.rows * m.cols) * type_size(m.type)), m.rows, m.cols, m.type);
+    cuda()->download(host, m);
+    return host;
+}
+TEST(both_rungs_of_attention_backward_run_and_agree) {
+    enum { N = 140, NONE = -1 };
+    static const Span spans[] = {{0, 70, 0, 0, 1}, {70, N, 0, 60, 1}};
+    struct { // from the third on, tensor cores cannot take them: the same bits whatever is asked for
+        int64_t dim;
+        Type type;
+        int shifted;
+    } cases[] = {{32, BF16, NONE}, {64, BF16, NONE}, {24, BF16, NONE}, {144, BF16, NONE}, {32, F32, NONE},
+                 {32, BF16, 0},    {32, BF16, 1},    {32, BF16, 2},    {32, BF16, 4},     {32, BF16, 5},
+                 {32, BF16, 6},    {32, BF16, 7},    {32, BF16, 8}};
+    for (int n = 0; n < COUNT(cases); n++) {
+        Heads h = HEADS(2, 1, cases[n].dim, spans);
+        Mat m[BACKWARD_MATS], whole_mats[BACKWARD_MATS], got[2][4];
+        backward_mats(m, whole_mats, N, h, cases[n].type, cases[n].shifted);
+        for (int naive = 0; naive < 2; naive++) {
+            cuda_rungs_set((CudaRungs){.naive = naive});
+            call_attention_backward(cuda(), m, &h);
+            for (int i = 0; i < 4; i++) got[naive][i] = downloaded(m[i]);
+        }
+        cuda_rungs_set((CudaRungs){0});
+        for (int i = 0; i < 4; i++) {
+            Mat a = got[0][i], b = got[1][i];
+            compare("the rungs of attention_backward", i, a, b, a.type == BF16 ? 4e-3 : 1e-5);
+            bool same = !memcmp(a.p, b.p, (size_t)(a.rows * a.cols) * type_size(a.type));
+            if (same != (n >= 2) && i != 3) FAIL("case %d: argument %d has %s bits", n, i, same ? "the same" : "other");
+            free(a.p), free(b.p);
+        }
+        release_all(whole_mats, BACKWARD_MATS);
+    }
+}
+
+// What is not finite changes no bit of a row that does not see it, and shows in those that do.
+TEST(gradients_on_tensor_cores_never_touch_a_hidden_row) {
+    enum { N = 150, D = 32 };
+    static const Span causal[] = {{0, N, 0, 0, 1}}, group[] = {{0, 70, 0, 0, 1}, {70, N, 0, 40, 1}};
+    static const int rows[] = {5, 63, 64, 100};
+    static const int64_t bad_type[] = {4, 5, 6, 7}; // dout, q; k, v
+    for (int g = 0; g < 2; g++)
+        for (int n = 0; n < COUNT(rows); n++)
+            for (int b = 0; b < COUNT(bad_type); b++) {
+                int at = rows[n];
+                Heads h = {1, 1, D, 0.3f, g ? group : causal, g ? 2 : 1};
+                Mat m[BACKWARD_MATS], whole_mats[BACKWARD_MATS], clean[3];
+                backward_mats(m, whole_mats, N, h, BF16, -1);
+                if (cuda_emu_schedule) cuda_emu_schedule(n % 3, b % 2);
+                call_attention_backward(cuda(), m, &h);
+                for (int i = 0; i < 3; i++) clean[i] = downloaded(m[i]);
+                uint16_t nan = f32_to_bf16(NAN); // one column is enough
+                cuda()->upload(mat_cols(mat_rows(m[bad_type[b]], at, 1), 9, 1), mat(&nan, 1, 1, BF16));
+                if (b == 1) { // what forward would have left there
+                    float nan_lse = NAN;
+                    cuda()->upload(mat_rows(m[9], at, 1), mat(&nan_lse, 1, 1, F32));
+                }
+                call_attention_backward(cuda(), m, &h);
+                for (int i = 0; i < 3; i++) {
+                    Mat got = downloaded(m[i]);
+                    for (int r = 0; r < N; r++) {
+                        int query = i == 0 ? r : at, key = i == 0 ? at : r;
+                        bool sees = g && query >= 70 ? key < 40 || (key >= 70 && key <= query) : key <= query;
+                        // A query's dout and q touch what it gives to the keys it sees, dout only the same column of
+                        // dv; a key's k and v what its queries get, k its own dk and dv, v its own dk.
+                        bool touched = b < 2 ? (i == 0 ? r == at : sees) : i == 0 ? sees : r == at && i <= 4 - b;
+                        for (int c = 0; c < D; c++) {
+                            bool here = touched && (i < 2 || b > 0 || c == 9);
+                            EXPECT(isfinite(load(got, r, c)) == !here);
+                            if (!here) EXPECT(load(got, r, c) == load(clean[i], r, c));
+                        }
+                    }
+                    free(got.p), free(clean[i].p);
+                }
+                release_all(whole_mats, BACKWARD_MATS);
+            }
+}
+
+// A row's gradient follows from what it saw and who saw it: not from its place among the rows, the block that it falls
+// into, nor the rows beside it.
+TEST(gradients_on_tensor_cores_alone_and_in_a_batch_have_the_same_bits) {
+    enum { N = 250, AT = 37, ALONE = 141 };
+    static const Span batch[] = {{0, AT, 0, 0, 1},
+                                 {AT, AT + 70, 0, 0, 1},
+                                 {AT + 70, AT + 71, AT, AT + 65, 1},
+                                 {AT + 71, AT + ALONE, AT, AT + 65, 1},
+                                 {AT + ALONE, N, 0, 0, 0}};
+    static const Span one[] = {{0, 70, 0, 0, 1}, {70, 71, 0, 65, 1}, {71, ALONE, 0, 65, 1}};
+    static const int dims[] = {16, 80, 128};
+    for (int n = 0; n < COUNT(dims); n++) {
+        Heads all = HEADS(2, 1, dims[n], batch), alone = HEADS(2, 1, dims[n], one);
+        Mat m[BACKWARD_MATS], whole_mats[BACKWARD_MATS], part[BACKWARD_MATS];
+        backward_mats(m, whole_mats, N, all, BF16, -1);
+        for (int i = 0; i < BACKWARD_MATS; i++)
+            part[i] = i < 4 ? device_random(ALONE, m[i].cols, m[i].type, 20) : mat_rows(m[i], AT, ALONE);
+        if (cuda_emu_schedule) cuda_emu_schedule(2, n % 2);
+        call_attention_backward(cuda(), m, &all);
+        if (cuda_emu_schedule) cuda_emu_schedule(n % 2, 0);
+        call_attention_backward(cuda(), part, &alone);
+        for (int i = 0; i < 4; i++) {
+            Mat a = downloaded(mat_rows(m[i], AT, ALONE)), b = downloaded(part[i]);
+            EXPECT(!memcmp(a.p, b.p, (size_t)(a.rows * a.cols) * type_size(a.type)));
+            free(a.p), free(b.p);
+        }
+        release_all(whole_mats, BACKWARD_MATS), release_all(part, 4);
     }
 }
 
