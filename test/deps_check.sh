@@ -39,7 +39,7 @@ surgr1 110
 '
 words() { sed 's|//.*||' "$1" | grep -oE '[A-Za-z_][A-Za-z0-9_]*' | sort -u | sed "s/^/H $2 /"; }
 symbols() {
-    find "$build" -name '*.o' ! -path "$build/test/*" ! -path "$build/bench/*" | sort | while read -r object; do
+    find "$build" -name '*.o' ! -path "$build/test/*" ! -path "$build/bench/*" ! -path "$build/emulated/*" | sort | while read -r object; do
         name=${object#"$build"/}
         name=${name%.o}
         nm -g "$object" 2>/dev/null | awk -v name="$name" 'NF >= 2 { print ($(NF-1) == "U" ? "U" : "D"), name, $NF }'
