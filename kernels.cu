@@ -434,9 +434,9 @@ __global__ void __launch_bounds__(32 * DOWN * ACROSS)
 // memory where ldmatrix would be: lanes 4g + q read words 40g + 2q, or 136q + g: different banks.
 enum {
     CUT_TILE = 64,
-    CUT_PITCH = MMA_K + 8,                    // F32 [64][32]; BF16 as above
-    CUT_PITCH_T = CUT_TILE + 4,             // F32 [32][64]
-    CUT_PITCH_T16 = CUT_TILE + 8,           // BF16 [32][64]
+    CUT_PITCH = MMA_K + 8,                // F32 [64][32]; BF16 as above
+    CUT_PITCH_T = CUT_TILE + 4,           // F32 [32][64]
+    CUT_PITCH_T16 = CUT_TILE + 8,         // BF16 [32][64]
     CUT_STAGE = CUT_TILE * CUT_PITCH * 4, // bytes, of any of the four
     CUT_SHARED = 4 * CUT_STAGE
 };
@@ -471,14 +471,10 @@ __global__ void __launch_bounds__(128)
         enum { XD = layout == TN, WD = layout != NT };
         if (s < stages) {
             int c0 = s * MMA_K;
-            if (x_terms == 3)
-                load_tile<float, XD, CUT_TILE, XD ? CUT_PITCH_T : CUT_PITCH, 128>((float *)xt, x, i0, c0);
-            else
-                load_tile<uint16_t, XD, CUT_TILE, XD ? CUT_PITCH_T16 : CUT_PITCH, 128>((uint16_t *)xt, x, i0, c0);
-            if (w_terms == 3)
-                load_tile<float, WD, CUT_TILE, WD ? CUT_PITCH_T : CUT_PITCH, 128>((float *)wt, w, j0, c0);
-            else
-                load_tile<uint16_t, WD, CUT_TILE, WD ? CUT_PITCH_T16 : CUT_PITCH, 128>((uint16_t *)wt, w, j0, c0);
+            if (x_terms == 3) load_tile<float, XD, CUT_TILE, XD ? CUT_PITCH_T : CUT_PITCH, 128>((float *)xt, x, i0, c0);
+            else load_tile<uint16_t, XD, CUT_TILE, XD ? CUT_PITCH_T16 : CUT_PITCH, 128>((uint16_t *)xt, x, i0, c0);
+            if (w_terms == 3) load_tile<float, WD, CUT_TILE, WD ? CUT_PITCH_T : CUT_PITCH, 128>((float *)wt, w, j0, c0);
+            else load_tile<uint16_t, WD, CUT_TILE, WD ? CUT_PITCH_T16 : CUT_PITCH, 128>((uint16_t *)wt, w, j0, c0);
         }
         cp_async_commit();
     };
@@ -501,7 +497,7 @@ __global__ void __launch_bounds__(128)
                     for (int r = 0; r < 4; r++) {
                         uint32_t t[3];
                         cut_at<layout == TN>(t, (const float *)xt, o + lane / 4 + r % 2 * 8,
-                                               c + lane % 4 * 2 + r / 2 * 8);
+                                             c + lane % 4 * 2 + r / 2 * 8);
                         a[0][i][r] = t[0], a[1][i][r] = t[1], a[2][i][r] = t[2];
                     }
                 else if (layout == TN)
@@ -514,7 +510,7 @@ __global__ void __launch_bounds__(128)
                     for (int r = 0; r < 4; r++) {
                         uint32_t t[3];
                         cut_at<layout != NT>(t, (const float *)wt, o + lane / 4 + r / 2 * 8,
-                                               c + lane % 4 * 2 + r % 2 * 8);
+                                             c + lane % 4 * 2 + r % 2 * 8);
                         b[0][i][r] = t[0], b[1][i][r] = t[1], b[2][i][r] = t[2];
                     }
                 else if (layout == NT)
@@ -564,8 +560,8 @@ static void run_mma(Mat y, Mat x, Mat w, Mat bias, int64_t inner, float alpha, f
 template <Layout layout>
 static void tensor_matmul(Mat y, Mat x, Mat w, Mat bias, int64_t inner, float alpha, float beta) {
     if (x.type == F32 || w.type == F32)
-        RUN(matmul_cut_kernel<layout>, dim3(blocks(y.rows, CUT_TILE), blocks(y.cols, CUT_TILE)), 128,
-            CUT_SHARED, y, x, w, bias, inner, alpha, beta);
+        RUN(matmul_cut_kernel<layout>, dim3(blocks(y.rows, CUT_TILE), blocks(y.cols, CUT_TILE)), 128, CUT_SHARED, y, x,
+            w, bias, inner, alpha, beta);
     else if (y.rows <= 16) run_mma<layout, 16, 32, 1, 2, 6>(y, x, w, bias, inner, alpha, beta);
     else if ((int64_t)blocks(y.rows, 128) * blocks(y.cols, 128) < processors)
         run_mma<layout, 64, 64, 2, 2, 3>(y, x, w, bias, inner, alpha, beta);
@@ -1732,7 +1728,7 @@ __device__ static inline void add_splits(const Mat &o, int row, int at, const fl
 }
 
 template <int D> // 64 or 128, or fewer columns
-__global__ void __launch_bounds__(SPLIT_THREADS)
+__global__ void __launch_bounds__(SPLIT_THREADS, D <= 64 ? 4 : 3)
     attention_split_kernel(Mat o, Mat q, Mat k, Mat v, Mat spans, float *parts, int *counts, int group, int dim,
                            float scale) {
     DYNAMIC_SHARED(shared);
