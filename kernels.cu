@@ -2026,7 +2026,8 @@ __global__ void logprob_backward_kernel(Mat dlogits, Mat logits, Mat targets, Ma
 // The fast rungs read a row of V logits from memory once for the sums and once for the gradient; 152,064 of them are
 // 608 KB, too many to stay in shared memory. One block of 512 threads a row; in every step a thread has four neighbouring
 // logits here and four 2048 further on, in 16-byte loads where rows begin at such addresses. Which thread has which logit
-// does not depend on that, so neither does a bit of the result.
+// does not depend on that, so neither does a bit of the result. Products that are added to are written as fmaf: a compiler
+// that fuses them in one kernel and not in another would give the two other bits.
 enum { HEAD_THREADS = 512, HEAD_APART = 4 * HEAD_THREADS, HEAD_STEP = 2 * HEAD_APART };
 // z[0..8) of the thread's columns, the first of which is v; -infinity, which weighs nothing, behind the row's end.
 __device__ static inline void head_load(float z[8], const float *row, int64_t v, int64_t V, bool wide) {
@@ -2047,7 +2048,7 @@ struct Softmax {
 // The same sums relative to a larger z: with d = largest - top, exp(z - top) = exp(d) p and z - top = (z - largest) + d.
 __device__ static inline void softmax_raise(Softmax &s, float top) {
     float d = s.largest - top, fade = expf(d);
-    s.weighted = fade > 0 ? fade * (s.weighted + d * s.sum) : 0; // d may be -infinity, and 0 times that is no number
+    s.weighted = fade > 0 ? fade * fmaf(d, s.sum, s.weighted) : 0; // d may be -infinity, and 0 times that is no number
     s.sum *= fade, s.largest = top;
 }
 // Of a whole row, in one pass; the same in every thread. What a thread has seen is relative to its own largest z until
@@ -2059,12 +2060,13 @@ __device__ static inline Softmax row_softmax(const float *row, int64_t V, bool w
         float z[8], top = s.largest;
         head_load(z, row, v, V, wide);
 #pragma unroll
-        for (int k = 0; k < 8; k++) z[k] *= inv_temperature, top = fmaxf(top, z[k]); // a NaN shows in the sum
+        for (int k = 0; k < 8; k++) top = fmaxf(top, z[k] * inv_temperature); // a NaN shows in the sum
         if (top > s.largest) softmax_raise(s, top);
 #pragma unroll
         for (int k = 0; k < 8; k++) {
-            float d = z[k] - top, p = expf(d);
-            s.sum += p, s.weighted += p > 0 ? p * d : 0;
+            float d = fmaf(z[k], inv_temperature, -top), p = expf(d);
+            s.sum += p;
+            if (p > 0) s.weighted = fmaf(p, d, s.weighted); // 0 times -infinity is no number; its limit is 0
         }
     }
     softmax_raise(s, block_reduce(s.largest, scratch, Max()));
@@ -2111,12 +2113,11 @@ __global__ void __launch_bounds__(HEAD_THREADS, 2)
     int64_t i = blockIdx.x;
     const float *row = (const float *)mat_at(logits, i, 0);
     int32_t t = get_index(targets, i);
-    float at =
-        t < 0 ? 0 : row[t] * inv_temperature; // by every thread, in front of barriers: dlogits may take its place
+    float at = t < 0 ? 0 : row[t]; // by every thread, in front of barriers: dlogits may take its place
     Softmax s = row_softmax(row, logits.cols, wide, inv_temperature, (float *)shared);
     float l = s.largest + logf(s.sum);
     if (threadIdx.x == 0) {
-        put(lp, i, 0, t < 0 ? 0 : at - s.largest - logf(s.sum));
+        put(lp, i, 0, t < 0 ? 0 : fmaf(at, inv_temperature, -s.largest) - logf(s.sum));
         if (lse.p) put(lse, i, 0, l);
         if (entropy.p) put(entropy, i, 0, fminf(fmaxf(logf(s.sum) - s.weighted / s.sum, 0), logf((float)logits.cols)));
     }
