@@ -13,8 +13,8 @@
 //
 // A step of decoding costs one transfer to the device and one back, and where the device can record ops, one launch: a
 // graph of everything from the token's embedding to the next token. A graph is of one number of rows, so there batches
-// are filled up with idle rows to a few sizes. Graphs live as long as the call of generate(): within it neither buffers
-// nor weights move.
+// are filled up with idle rows to a few sizes. A graph is dropped when that number changes, and with the call of
+// generate(): within it neither buffers nor weights move.
 #include "surgr1.h"
 
 bool cache_open(Cache *c, const Model *m, int64_t rows, Err *e) {
@@ -116,13 +116,6 @@ typedef struct Row {
 enum { STREAMS, STEPS, IDS, POSITIONS, SLOTS, SPANS, STEP_WORDS = SPANS + 5 }; // I32
 enum { TOKENS, LP, ENTROPY, SCALED_LP, DRAWN_WORDS }; // I32, then F32: lp at temperature 1, the others as sampled
 
-typedef struct StepGraph {
-    int64_t N; // rows
-    void *
-        graph; // NULL: such a step has been, but alone is not worth a capture; and what runs for the first time may set
-               // up what a capture forbids
-} StepGraph;
-
 typedef struct Batch {
     Model *m;
     const GenerationConfig *g;
@@ -138,15 +131,26 @@ typedef struct Batch {
     Arena turns_arena;
     int64_t first_position;
     int32_t *host_words, *host_drawn;
-    StepGraph *graphs; // [n_graphs]
-    int n_graphs;
+    bool records; // steps are recorded
+    // of steps of N rows; rows only leave, so a number that has been left does not come again
+    int64_t N;
+    TextStep step;
+    bool ran;    // one by one: alone a step is not worth recording, and what runs for the first time may set up what a
+                 // capture forbids
+    void *graph; // NULL: none yet
 } Batch;
 
-// How many rows a step of n runs with: on a device that captures, one of a few numbers.
-static int64_t padded(const Ops *d, int64_t n) {
+// Whether steps can be recorded now; tried, as only the device knows its reasons.
+static bool can_record(const Ops *d) {
+    if (!capture_begin(d)) return false;
+    capture_release(d, capture_end(d));
+    return true;
+}
+// How many rows a step of n runs with: one of a few numbers where steps are recorded.
+static int64_t padded(const Batch *b, int64_t n) {
     int64_t N = 1;
     while (N < n && N < 64) N *= 2;
-    return !d->capture_begin ? n : n <= 64 ? N : (n + 63) / 64 * 64;
+    return !b->records ? n : n <= 64 ? N : (n + 63) / 64 * 64;
 }
 
 static void batch_place(Batch *b, Arena *a) {
@@ -366,7 +370,7 @@ static bool decode_open(Batch *b, Err *e) {
     int64_t n = last - b->first_position, dim = m->c.dim;
     TextStep s;
     Arena count = {0};
-    text_step_place(&s, &count, m, padded(m->d, b->n_rows));
+    text_step_place(&s, &count, m, padded(b, b->n_rows));
     if (!arena_reserve(&m->activations, m->d, count.used, e) ||
         !arena_reserve(&b->turns_arena, m->d, (size_t)(n * dim) * sizeof(float), e))
         return false;
@@ -396,36 +400,35 @@ static void step_words(Batch *b, int64_t N) {
     }
 }
 
-static void step_ops(Batch *b, int64_t N) {
-    TextStep s = {.ids = column(b->words, IDS, N, 1, I32),
-                  .positions = column(b->words, POSITIONS, N, 1, I32),
-                  .slots = column(b->words, SLOTS, N, 1, I32),
-                  .spans = {column(b->words, SPANS, N, 5, I32), (const Span *)(b->host_words + SPANS * N), N, 0},
-                  .turns = b->turns,
-                  .cache = &b->cache};
-    b->m->activations.used = 0;
-    text_step_place(&s, &b->m->activations, b->m, N);
-    text_step(b->m, &s, mat_rows(b->logits, 0, N));
-    sample_rows(b, N, mat_rows(b->seen, 0, N));
+// From here on steps have N rows.
+static void step_open(Batch *b, int64_t N) {
+    Model *m = b->m;
+    if (b->graph) capture_release(m->d, b->graph);
+    b->N = N, b->ran = false, b->graph = NULL;
+    b->step = (TextStep){.ids = column(b->words, IDS, N, 1, I32),
+                         .positions = column(b->words, POSITIONS, N, 1, I32),
+                         .slots = column(b->words, SLOTS, N, 1, I32),
+                         .turns = b->turns,
+                         .cache = &b->cache};
+    b->step.spans = (Spans){column(b->words, SPANS, N, 5, I32), (const Span *)(b->host_words + SPANS * N), N, 0};
+    m->activations.used = 0;
+    text_step_place(&b->step, &m->activations, m, N);
+}
+static void step_ops(const Batch *b) {
+    text_step(b->m, &b->step, mat_rows(b->logits, 0, b->N));
+    sample_rows(b, b->N, mat_rows(b->seen, 0, b->N));
 }
 
 // One token for every running row. Returns false when the callback asks to stop.
 static bool decode(Batch *b, Completion *out, TokenCallback on_token, void *ctx) {
     const Ops *d = b->m->d;
-    int64_t n = b->n_rows, N = padded(d, n);
-    StepGraph *g = b->graphs, *end = b->graphs + b->n_graphs;
+    int64_t n = b->n_rows, N = padded(b, n);
+    if (N != b->N) step_open(b, N);
     step_words(b, N);
     d->upload(mat_cols(b->words, 0, STEP_WORDS * N), mat(b->host_words, 1, STEP_WORDS * N, I32));
-    while (g < end && g->N != N) g++;
-    if (g == end) {
-        b->graphs = grow_or_die(b->graphs, (size_t)b->n_graphs + 1, sizeof *b->graphs, "graphs");
-        b->graphs[b->n_graphs++] = (StepGraph){N, NULL};
-        step_ops(b, N);
-    } else {
-        if (!g->graph && capture_begin(d)) step_ops(b, N), g->graph = capture_end(d);
-        if (g->graph) replay(d, g->graph);
-        else step_ops(b, N);
-    }
+    if (!b->graph && b->ran && b->records && capture_begin(d)) step_ops(b), b->graph = capture_end(d);
+    if (b->graph) replay(d, b->graph);
+    else step_ops(b), b->ran = true;
     return take(b, 0, n, N, out, on_token, ctx);
 }
 
@@ -447,7 +450,7 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
         return err_set(e, "E-ME-02", AT(.file = "prompt"),
                        "expected at most %d cache rows; found %lld; do: use smaller batches", INT32_MAX,
                        (long long)slots);
-    b.capacity = padded(m->d, b.capacity);
+    b.records = can_record(m->d), b.capacity = padded(&b, b.capacity);
     b.rows = alloc_or_die((size_t)b.capacity + 1, sizeof *b.rows, "batch");
     b.host_words = alloc_or_die((STEP_WORDS + DRAWN_WORDS) * (size_t)b.capacity + 1, sizeof *b.host_words, "batch");
     b.host_drawn = b.host_words + STEP_WORDS * b.capacity;
@@ -471,11 +474,10 @@ bool generate(Model *m, const Request *requests, int n, const GenerationConfig *
     if (ok && go_on && b.n_rows) ok = decode_open(&b, e);
     while (ok && go_on && b.n_rows) go_on = decode(&b, out, on_token, ctx);
 
-    for (int i = 0; i < b.n_graphs; i++)
-        if (b.graphs[i].graph) capture_release(m->d, b.graphs[i].graph);
+    if (b.graph) capture_release(m->d, b.graph);
     if (b.cache.k) cache_close(&b.cache, m);
     arena_release(&b.arena, m->d), arena_release(&b.turns_arena, m->d);
-    free(b.rows), free(b.host_words), free(b.graphs);
+    free(b.rows), free(b.host_words);
     return ok;
 }
 
@@ -486,7 +488,8 @@ GenerateBytes generate_bytes(const Model *m, int64_t prompts, int64_t tokens, in
     const Config *c = &m->c;
     int64_t n = prompts * completions, slots = prompts * (tokens - 1 + completions * new_tokens);
     int64_t rows = tokens - 1 + completions, units = patches / (c->vision.merge * c->vision.merge);
-    Batch b = {.m = (Model *)(uintptr_t)m, .capacity = padded(m->d, n)};
+    Batch b = {.m = (Model *)(uintptr_t)m, .records = m->d->capture_begin != NULL};
+    b.capacity = padded(&b, n);
     TextStep step;
     Arena cache = {0}, logits = {0}, decode = {0};
     for (int64_t i = 0; i < 2 * c->L; i++) arena_mat(&cache, slots, c->kv_heads * c->dim, m->d->act_type);
