@@ -2047,33 +2047,39 @@ TEST(gradients_of_a_whole_block_are_those_of_the_reference) {
 
 // Its softmax is 1 whatever the score, so the true gradient is 0. A rounding in its place would be a direction to Adam.
 TEST(a_query_that_sees_one_key_has_exactly_no_gradient) {
-    enum { N = 9, HEADS = 2, DIM = 19, COLS = HEADS * DIM };
+    enum { N = 9, HEADS = 2, MAX = N * HEADS * 19 };
     const Span spans[] = {{0, 1, 0, 0, 0}, {1, 2, 0, 0, 1}, {2, 5, 0, 0, 1}, {5, 6, 0, 0, 0}, {6, 9, 0, 0, 0}};
     static const int alone[N] = {1, 1, 1, 0, 0, 1, 0, 0, 0}; // rows; row 2 is the first of a causal span
     Err e = {0};
-    const Ops *devices[] = {ops_ref(), ops_cpu(), ops_cuda(F32, &e)};
-    for (int k = 0; k < 3; k++) {
+    const Ops *devices[] = {ops_ref(), ops_cpu(), ops_cuda(F32, &e), ops_cuda(BF16, &e)};
+    for (int k = 0; k < 4; k++) { // the last on tensor cores
         const Ops *d = devices[k];
-        float host[N * COLS];
+        Type type = k == 3 ? BF16 : F32;
+        int64_t dim = k == 3 ? 16 : 19;
+        float buffer[MAX];
         Mat m[10]; // dq dk dv delta dout q k v o lse
         for (int i = 0; i < 10; i++) {
-            int64_t cols = i == 3 || i == 9 ? HEADS : COLS;
-            m[i] = mat(d->alloc((size_t)(N * cols) * sizeof *host), N, cols, F32);
-            for (int64_t j = 0; j < N * cols; j++)
-                host[j] = (float)(4 * random_uniform(31, RANDOM_TEST, (uint64_t)i, (uint32_t)j) - 2);
-            d->upload(m[i], mat(host, N, cols, F32));
+            bool of_heads = i == 3 || i == 9;
+            Mat host = mat(buffer, N, of_heads ? HEADS : HEADS * dim, of_heads ? F32 : type);
+            m[i] = host, m[i].p = d->alloc(sizeof buffer);
+            for (int64_t j = 0; j < N * host.cols; j++) {
+                float r = (float)(4 * random_uniform(31, RANDOM_TEST, (uint64_t)i, (uint32_t)j) - 2);
+                store(host, j / host.cols, j % host.cols, &r);
+            }
+            d->upload(m[i], host);
         }
         Mat rows = mat(d->alloc(sizeof spans), 5, 5, I32);
         d->upload(rows, mat((void *)(uintptr_t)spans, 5, 5, I32));
         Spans s = {rows, spans, 5, 3};
-        attention_forward(d, m[8], m[9], m[5], m[6], m[7], s, HEADS, HEADS, DIM, 0.3f);
-        attention_backward(d, m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8], m[9], s, HEADS, HEADS, DIM, 0.3f);
+        attention_forward(d, m[8], m[9], m[5], m[6], m[7], s, HEADS, HEADS, dim, 0.3f);
+        attention_backward(d, m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8], m[9], s, HEADS, HEADS, dim, 0.3f);
         for (int which = 0; which < 2; which++) {
-            d->download(mat(host, N, COLS, F32), m[which]);
+            Mat host = mat(buffer, N, HEADS * dim, type);
+            d->download(host, m[which]);
             for (int row = 0; row < N; row++) {
                 if (which == 1 && row == 2) continue; // its key is seen by the rows behind it
                 bool zero = true;
-                for (int c = 0; c < COLS; c++) zero = zero && host[row * COLS + c] == 0;
+                for (int64_t c = 0; c < host.cols; c++) zero = zero && load(host, row, c) == 0;
                 if (zero != (alone[row] == 1))
                     FAIL("%s: %s of row %d is %szero", d->name, which ? "dk" : "dq", row, zero ? "" : "not ");
             }
