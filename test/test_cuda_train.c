@@ -323,8 +323,9 @@ TEST(generation_has_the_same_bits_under_every_schedule) {
 }
 
 // What generation said of its tokens, beside a training pass over the same groups: ops of another order of sums, so rounding
-// only. In BF16 a sum that falls on the other side of a rounding moves an activation by 2^-8 of itself, so the limit is
-// that of the whole model's log-probabilities.
+// only. In BF16 a sum that falls on the other side of a rounding moves an activation by 2^-8 of itself, and decoding and the
+// pass, which have kernels of their own, round apart: each is as far from the host in fp32 as bf16 activations are (5 to 6 %
+// of these few, small log-probabilities, with plain kernels too), so they may be that far from each other.
 TEST(log_probabilities_of_generation_are_near_those_of_the_training_pass) {
     static Generated g;
     static int32_t ids[ANSWERS][LONG + NEW];
@@ -355,22 +356,29 @@ TEST(log_probabilities_of_generation_are_near_those_of_the_training_pass) {
                 }
                 EXPECT(pack_add_group(&p, &m.c, s + k - q->completions, (int)q->completions, q->n, &e));
             }
-            float lp[ANSWERS * (LONG + NEW)], got[ANSWERS * NEW], want[ANSWERS * NEW];
+            float lp[ANSWERS * (LONG + NEW)], host_lp[ANSWERS * (LONG + NEW)];
+            float got[ANSWERS * NEW], want[ANSWERS * NEW], host[ANSWERS * NEW];
             pack_batch(&p, false, 0, 0);
             p.b.inv_temperature = (float)(1 / 0.7);
             EXPECT(model_pass(&m, &p.b, NULL, lp, NULL, &e));
+            model_free(&m);
+            on(-1, wide ? WIDE : FLAT);
+            trainable(&m, true, 0);
+            EXPECT(model_pass(&m, &p.b, NULL, host_lp, NULL, &e));
             int64_t n = 0;
             double most = 0;
             for (int k = 0; k < ANSWERS; k++)
                 for (int64_t i = 0; i < g.c[k].ids.n; i++, n++) {
-                    got[n] = g.c[k].lp[i], want[n] = lp[p.places[k].row + i];
+                    got[n] = g.c[k].lp[i], want[n] = lp[p.places[k].row + i], host[n] = host_lp[p.places[k].row + i];
                     most = fmax(most, fabs((double)got[n] - want[n]));
                 }
             printf("     %s, %s: %lld tokens, the sampler's log-probability is at most %.1e off the pass's\n",
                    wide ? "real heads" : "small heads", type_name(TYPES[type]), (long long)n, most);
             EXPECT(n > 40);
-            EXPECT_CLOSE("log-probabilities", got, want, n, type ? LP_LIMIT[1] : 1e-5);
-            EXPECT(!error_within(tensor_error(got + 1, want, n - 1), 0.1)); // the control: another token's
+            double rounding = tensor_error(want, host, n).relative_l2;
+            EXPECT(rounding < (type ? 0.1 : 1e-5));
+            EXPECT_CLOSE("log-probabilities", got, want, n, type ? rounding : 1e-5);
+            EXPECT(!error_within(tensor_error(got + 1, want, n - 1), 0.3)); // the control: another token's
             generated_free(&g), pack_free(&p), model_free(&m);
         }
 }
