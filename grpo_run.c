@@ -638,11 +638,12 @@ static bool make_advantages(Grpo *s, Drawn *d, Err *e) {
 }
 
 // How likely each token was, and how sure the policy was of it (eq. 5): the sampler knows, for no token was changed since.
-// With score_pass the training pass is asked instead.
+// Where it would be asked wrongly (GrpoScore), the training pass is.
 static bool score(Grpo *s, Drawn *d, Err *e) {
     Buffer *b = &s->b;
     double started = clock_seconds();
-    if (s->o->score_pass && !score_groups(s, 0, b->groups, b->old_lp, b->entropy, e)) return false;
+    bool ask = s->o->score == SCORE_PASS || (s->o->score == SCORE_AUTO && s->t.m->d->act_type == BF16);
+    if (ask && !score_groups(s, 0, b->groups, b->old_lp, b->entropy, e)) return false;
     memcpy(b->lp, b->old_lp, (size_t)b->first[b->rows] * sizeof *b->lp);
     if (b->ref_lp) {
         reference_swap(s);

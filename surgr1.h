@@ -2426,6 +2426,9 @@ bool refine_run(const RefineOptions *o, int *status, Err *e);
 // Reinforcement learning with group-relative advantages: the loop around grpo.c.
 
 enum GrpoReference { REFERENCE_BASE, REFERENCE_INITIAL }; // adapter off; the policy as it was before step 0
+// auto: the sampler where it has the bits of the training pass or nearly so (F32 activations), else one more pass: in BF16 both
+// round apart, and the ratio of a first update would not be 1.
+enum GrpoScore { SCORE_AUTO, SCORE_SAMPLER, SCORE_PASS };
 typedef struct GrpoOptions {
     GrpoLoss loss;
     RewardOptions reward;
@@ -2438,7 +2441,7 @@ typedef struct GrpoOptions {
         generate_batch;     // groups in a pass; prompts drawn from together (0: all); neither changes what is drawn
     SampleParams sample;    // temperature, top_k, ...; its seed is not looked at
     int64_t max_new_tokens; //
-    bool score_pass;        // ask the training pass for old log-probabilities and entropies, not the sampler
+    enum GrpoScore score;   // who says what old log-probabilities and entropies were
     int64_t keep;           // as TrainBatch.keep
     bool dropout;           // some LoRA has dropout
     enum GrpoReference reference; // of the KL term; without an adapter always the initial policy

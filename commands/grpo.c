@@ -93,8 +93,8 @@ static Option grpo_options[] = {
     REAL("epochs", &grpo.o.epochs, "E", "times through the prompts, when --steps is 0", 0.0001, 100000),
     INT("steps", &grpo.o.steps, "N", "updates; 0 = by --epochs", 0, 1e9),
     TRAINING_RATE_ROWS(grpo.t),
-    CHOICE("score", &grpo.score, "sampler|pass", "who says what the tokens' log-probabilities and entropies were: the sampler, or one more\n"
-        "                             forward pass (for devices where both differ)"),
+    CHOICE("score", &grpo.score, "auto|sampler|pass", "who says what the tokens' log-probabilities and entropies were: the sampler, or one more\n"
+        "                             forward pass; auto: the pass where activations are bf16 and both round apart"),
     TRAINING_KEEP_ROW(grpo.t),
 
     CHOICE("rewards", &grpo.rewards, "preset|surg-r1|surgery-r1", "which paper's rewards"),
@@ -273,7 +273,7 @@ static bool check_options(JsonDoc *config, Err *e) {
         return refuse("--system", "one of --system and --reasoning", "both", "choose one", e);
     o->sample.do_sample = true, o->sample.top_k = (int32_t)grpo.top_k;
     o->seed = (uint64_t)t->seed, o->keep_weak = grpo.weak == 1;
-    o->reference = (enum GrpoReference)grpo.reference, o->score_pass = grpo.score == 1;
+    o->reference = (enum GrpoReference)grpo.reference, o->score = (enum GrpoScore)grpo.score;
     o->adam = t->adam, o->schedule = t->schedule, o->warmup_part = t->warmup_part, o->trainer = t->guards;
     return true;
 }
