@@ -145,7 +145,7 @@ PRINTF_LIKE(2, 3) static const char *refine(const char *sft, const char *fmt, ..
     static char args[3900];
     va_list list_of;
     int n = snprintf(args, sizeof args,
-                     "refine --model %s --data %s --out %s --brief --max-new-tokens 60 --iterations 2 "
+                     "refine --model %s --data %s --out %s --brief --max-new-tokens 100 --iterations 2 "
                      "--threads 1 ",
                      cold_start(), in_work("scenes/rl.jsonl"), in_work("run"));
     va_start(list_of, fmt);
