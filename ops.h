@@ -161,7 +161,7 @@ typedef struct Ops {
     const char *name;
     Type act_type;         // type of activations: F32, or BF16 on cuda
     Type weight_grad_type; // F32
-    int64_t pad;           // rows of padded matrices lie a multiple of this apart (arena_padded); 0 = wherever they fall
+    int64_t pad; // rows of padded matrices lie a multiple of this apart (arena_padded); 0 = wherever they fall
     // memory: alloc gives 64-byte aligned memory with undefined contents, NULL when there is no more
     void *(*alloc)(size_t bytes);
     void (*release)(void *p);

@@ -98,7 +98,7 @@ static void expect_one_visit(const Ops *d, const char *config, int count, int64_
     result_free(&all), result_free(&scored), model_free(&m);
 }
 TEST(logits_are_made_once_and_a_few_rows_at_a_time) {
-    (void)FLAT; // tiny.h's own model has too few ids
+    (void)FLAT;                                               // tiny.h's own model has too few ids
     expect_one_visit(ops_cpu(), CONFIG("400000"), 4, 12, 20); // 2^23 / 400,000 = 20.97
     if (cuda_emu_schedule) cuda_emu_schedule(1, 0);
     for (int t = 0; t < 2; t++) {
