@@ -1307,6 +1307,7 @@ template <int D> static constexpr int dkdv_mma_shared(void) { // tiles of q and 
 // acc[16,D] += a[16,16] tile[16,D]. As in add_values: a row that some of the 16 do not see has weight 0 for them but may be
 // NaN, so FINITE turns what is not finite into 0 on its way into the product, and returns whether there was any. The rows
 // that see it get it after all: sees(t, r), for row t of the tile and the upper (r 0) or lower of this lane's two rows.
+// Apart from add_values on purpose: one function for both made attention_flash_kernel<128> spill on sm_90.
 template <int D, bool FINITE>
 __device__ static inline bool add_product(float acc[D / 8][4], const uint32_t a[4], const uint16_t *tile) {
     bool found = false;
