@@ -449,12 +449,13 @@ typedef struct Writer {      // who drew rollouts
     const FrameSize *size;
 } Writer;
 
-static bool contradicts(const Prompt *q, const Text *text) {
+// What the rewards of Surg-R1 say of a text whose boxes, if any, are in pixels of the file.
+static Reward judged(const Prompt *q, const Text *text) {
     RewardOptions o;
     Reward reward;
     CHECK(reward_preset(&o, "surg-r1"), "no preset surg-r1");
     reward_score(&reward, &o, &(RewardInput){.item = &q->task.item, .text = text->p, .len = text->len, .tokens = -1});
-    return synth_contradicts(&reward) == 1;
+    return reward;
 }
 
 // The best of the right rollouts that passes the filters. *v: the verdict on the best one of all when none does.
@@ -478,7 +479,10 @@ static bool pick_rollout(const Refine *r, int64_t i, const Prompt *q, const Writ
         if (x->usable) {
             line->len = 0;
             ok = rollout_text(w->fd, w->path, x, &text, e) && label_line(r, i, q, &label, line, &now, e);
-            if (ok && now == SYNTH_ACCEPTED && r->o->consistent && contradicts(q, &text)) now = SYNTH_CONTRADICTION;
+            if (ok && now == SYNTH_ACCEPTED && r->o->consistent) {
+                Reward reward = judged(q, &text);
+                if (synth_contradicts(&reward) == 1) now = SYNTH_CONTRADICTION;
+            }
         }
         text_free(&text), text_free(&provenance);
         if (!j || now == SYNTH_ACCEPTED) *v = now;
@@ -503,8 +507,9 @@ static bool teacher_line(Labels *l, int64_t i, int64_t a, const Prompt *q, int r
     Label label = {&text, NULL, "scene-graph", NULL, provenance.p};
     if (r->o->teacher == TEACHER_SCENE) {
         ok = teach_text(&q->task.item, wording_of(r, &q->task), json_get(q->task.doc.root, "truth"), r->o->teach, &text,
-                        e) &&
-             label_line(r, i, q, &label, line, v, e);
+                        e);
+        if (ok && r->o->teach.overcall > 0 && !judged(q, &text).right) *v = SYNTH_ANSWER;
+        else ok = ok && label_line(r, i, q, &label, line, v, e);
     } else if (r->o->teacher == TEACHER_MODEL) {
         Prompt seen; // by the teacher: its picture may have another size
         enum RefinePick pick = r->o->pick == PICK_FRESH ? PICK_FIRST : r->o->pick;

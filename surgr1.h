@@ -1071,7 +1071,7 @@ void task_record_free(TaskRecord *r);
 
 // ================================================================================================= data/protocol.c
 // A walk over what is seen, from fact to fact, to the action that comes next: for tasks that need intermediate steps.
-enum { PROTOCOL_ACTIONS = 4, PROTOCOL_MOST_MOVES = 9 }; // six kinds of instrument and three criteria
+enum { PROTOCOL_ACTIONS = 8, PROTOCOL_MOST_MOVES = 9 }; // six kinds of instrument and three criteria
 extern const char *const protocol_actions[PROTOCOL_ACTIONS];
 typedef struct ProtocolMove {
     const char *fact, *value, *action; // "structures", "yes", "cut"; of an instrument value is ""
@@ -1850,7 +1850,8 @@ enum SynthVerdict synth_judge_thought(const TaskItem *item, const char *text, si
 // Whether the answer names something that the last level of its trace does not: the name itself, of triplets their verbs.
 // -1: not a kind of answer for which words tell, or nothing to compare.
 int synth_contradicts(const Reward *r);
-// The record (its JSON, with "messages") as a training record: its system turn, or the prompt for reasoning, its question, text.
+// The record (its JSON, with "messages") as a training record: its system turn, or before a thought the prompt for reasoning,
+// its question, text.
 // teacher, request may be NULL.
 void synth_record_print(const Json *root, const char *text, const char *teacher, const char *request, Text *out);
 bool synth_is_record(const Text *line,
@@ -1866,6 +1867,9 @@ typedef struct TeachOptions {
     double
         wrong; // in this share of the records the thought gives one instrument another verb and target that it could have;
                // the answer stays the label. A teacher who sees the label errs so.
+    double overcall; // in this share an unmet criterion of the critical view is taken for met, each by itself, and the answer
+                     // follows (tasks cvs1 to cvs3, cvs and protocol): so errs a teacher who sees the picture alone
+    bool silent;     // the same answers, without thoughts and tags
 } TeachOptions;
 bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, TeachOptions o, Text *out, Err *e);
 // Every record of a file, which must carry its "truth", as a training record with "teacher":"scene-graph".

@@ -11,7 +11,7 @@ static struct {
     Many data, mix, knowledge, responses;
     int64_t iterations, rollouts, limit, batch, max_new_tokens, top_k, seed, min_words, max_words, min_pixels,
         max_pixels, threads, max_memory, teacher_tokens, max_bytes;
-    double temperature, top_p, min_p, wrong, teacher_temperature;
+    double temperature, top_p, min_p, wrong, overcall, teacher_temperature;
     int pick, refused, aggregate, start, alpha, exif, device, dtype, matmul, kernels, detail, limit_name;
     bool brief, consistent, measure, trust_text, allow_nonfinite, hash_base;
 } refine = {.teacher = "none",
@@ -46,6 +46,7 @@ static Option refine_options[] = {
     FLAG("brief", &refine.brief, "thoughts of a few words: of the scene teacher, and the filters do not ask for English"),
     FLAG("consistent", &refine.consistent, "no label of a model whose last level does not name its answer"),
     REAL("wrong", &refine.wrong, "SHARE", "of the scene teacher's thoughts that mistake what an instrument does", 0, 1),
+    REAL("overcall", &refine.overcall, "SHARE", "of the unmet criteria that the scene teacher takes for met; answers that follow are refused", 0, 1),
     MANY("knowledge", &refine.knowledge, "FILE", "data/knowledge/*.json: vocabulary for the filters and for a batch teacher", 64),
     INT("min-words", &refine.min_words, "N", "shortest thought", 0, 10000),
     INT("max-words", &refine.max_words, "N", "longest thought", 1, 10000),
@@ -178,8 +179,8 @@ static int check_options(enum RefineTeacher *teacher, const char **folder) {
     if (*teacher != TEACHER_BATCH && (refine.responses.n || refine.teacher_name))
         return usage(refine.responses.n ? "--responses" : "--teacher-name", "--teacher batch beside it",
                      "another teacher", "leave it out, or give --teacher batch");
-    if (*teacher != TEACHER_SCENE && refine.wrong > 0)
-        return usage("--wrong", "--teacher scene beside it", "another teacher",
+    if (*teacher != TEACHER_SCENE && (refine.wrong > 0 || refine.overcall > 0))
+        return usage(refine.wrong > 0 ? "--wrong" : "--overcall", "--teacher scene beside it", "another teacher",
                      "leave it out, or give --teacher scene");
     if (refine.refused && *teacher == TEACHER_NONE)
         return usage("--refused", "a teacher for them", "none", "give --teacher, or leave it out");
@@ -228,7 +229,7 @@ static int run_refine(char **args, int n) {
         .pick = (enum RefinePick)refine.pick,
         .teacher = teacher,
         .teacher_model = folder,
-        .teach = {.brief = refine.brief, .wrong = refine.wrong},
+        .teach = {.brief = refine.brief, .wrong = refine.wrong, .overcall = refine.overcall},
         .ask = {.model = refine.teacher_name,
                 .image_detail = details[refine.detail],
                 .limit_name = refine.limit_name ? "max_completion_tokens" : "max_tokens",

@@ -14,7 +14,8 @@ static struct {
     double temperature;
     int detail, limit;
     bool brief;
-    double wrong;
+    double wrong, overcall;
+    bool silent;
 } synth = {.max_bytes = 90000000, .max_tokens = 2048, .min_words = 40, .max_words = 450, .seed = 1, .temperature = 0.7};
 
 // clang-format off
@@ -36,7 +37,9 @@ static Option synth_options[] = {
     TEXT("retry", &synth.retry, "DIR", "ingest: new folder of requests for all that was refused"),
     INT("seed", &synth.seed, "N", "teach: another seed chooses other words", 0, 9007199254740992.),
     FLAG("brief", &synth.brief, "teach: a few words a level, for small models"),
+    FLAG("silent", &synth.silent, "teach: answers without thoughts, the same ones"),
     REAL("wrong", &synth.wrong, "F", "teach: share of the records whose thought is wrong about one instrument", 0, 1),
+    REAL("overcall", &synth.overcall, "F", "teach: share of unmet criteria of the critical view it takes for met, and answers by that", 0, 1),
     END};
 // clang-format on
 
@@ -91,7 +94,7 @@ static int run_teach(void) {
     int64_t n = 0;
     if (!synth.data) return usage("--data", "a file of records", "none", "give --data FILE");
     if (!synth.out) return usage("--out", "a file for the training records", "none", "give --out FILE");
-    TeachOptions o = {.brief = synth.brief, .wrong = synth.wrong};
+    TeachOptions o = {.brief = synth.brief, .wrong = synth.wrong, .overcall = synth.overcall, .silent = synth.silent};
     if (!synth_teach(synth.data, synth.out, (uint64_t)synth.seed, o, &n, &e)) return err_report(&e);
     printf("{\"records\":%lld,\"teacher\":\"scene-graph\"}\n", (long long)n);
     return EXIT_OK;

@@ -625,6 +625,7 @@ void synth_record_print(const Json *root, const char *text, const char *teacher,
     static const char *const of_another_text[] = {"box_frame", "teacher", "request", "pseudo"};
     const Json *messages = json_get(root, "messages"), *user = NULL, *system = messages->child;
     Text question = {0};
+    bool thought = strstr(text, "<think>") != NULL; // an answer alone needs no turn that asks to think
     for (const Json *m = messages->child; m; m = m->next)
         if (json_is(json_get(m, "role"), "user")) user = m;
     if (!system || !json_is(json_get(system, "role"), "system")) system = NULL;
@@ -646,12 +647,12 @@ void synth_record_print(const Json *root, const char *text, const char *teacher,
         }
         text_addf(out, "[");
         if (system) json_print(out, system);
-        else {
+        else if (thought) {
             text_addf(out, "{\"role\":\"system\",\"content\":");
             text_add_json_string(out, task_system_prompt(false), strlen(task_system_prompt(false)));
             text_addf(out, "}");
         }
-        text_addf(out, ",");
+        text_addf(out, "%s", system || thought ? "," : "");
         text_add(out, question.p, question.len);
         text_addf(out, ",{\"role\":\"assistant\"");
         add_string(out, "content", text);

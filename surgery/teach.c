@@ -15,6 +15,7 @@ typedef struct Lesson {
     const Json *wrong; // the instrument that is mistaken, as `mistake`; NULL: none
     int mistake;       // number of a triplet
     int misread;       // the criterion, 1 to 3, that is taken for its opposite; 0: none
+    bool overcalled[3]; // criteria that are unmet and taken for met
     Text *out;
 } Lesson;
 
@@ -158,7 +159,9 @@ static void tell_objects(Lesson *l) {
 static bool criterion(const Lesson *l, int k) {
     static const char *const names[] = {"c1", "c2", "c3", "achieved"};
     const Json *v = json_get(json_get(l->truth, "cvs"), names[k]);
-    return (v && v->type == JSON_TRUE) != (l->misread == k + 1);
+    bool any = l->overcalled[0] || l->overcalled[1] || l->overcalled[2];
+    if (k == 3 && any) return criterion(l, 0) && criterion(l, 1) && criterion(l, 2);
+    return (v && v->type == JSON_TRUE) != (l->misread == k + 1) || (k < 3 && l->overcalled[k]);
 }
 
 static void tell_criterion(Lesson *l, int k) {
@@ -494,10 +497,23 @@ static void mistake(Lesson *l) {
     if (n_others) l->wrong = tool, l->mistake = others[task_pick(l->seed, l->item->id, 902, n_others)];
 }
 
+// Takes unmet criteria for met, and ends where that leads: said, a copy of the item, gets another answer.
+static void overcall(Lesson *l, double share, TaskItem *said) {
+    ProtocolMove moves[PROTOCOL_MOST_MOVES];
+    enum Task task = said->task;
+    bool single = task >= TASK_CVS1 && task <= TASK_CVS3;
+    if (!json_get(l->truth, "cvs") || !(single || task == TASK_CVS || task == TASK_PROTOCOL)) return;
+    for (int k = 0; k < 3; k++)
+        l->overcalled[k] = !criterion(l, k) && task_pick(l->seed, said->id, 904 + (uint32_t)k, 1000000) < share * 1e6;
+    if (task == TASK_PROTOCOL) said->answer = moves[walk(l, moves) - 1].action;
+    else said->answer = criterion(l, single ? task - TASK_CVS1 : 3) ? "yes" : "no";
+}
+
 bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, TeachOptions o, Text *out, Err *e) {
     bool brief = o.brief;
     Text answer = {0};
-    Lesson l = {.item = item,
+    TaskItem said = *item;
+    Lesson l = {.item = &said,
                 .truth = truth,
                 .tools = json_get(truth, "tools"),
                 .tissues = json_get(truth, "tissues"),
@@ -508,9 +524,15 @@ bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, Te
     if (!l.tools || l.tools->type != JSON_ARRAY || !l.tissues || l.tissues->type != JSON_ARRAY)
         return err_set(e, "E-DS-02", AT(.sample = item->id, .field = "truth"),
                        "expected the truth of a drawn scene; found none; do: make the scenes with --truth");
-    if (!task_answer_text(item, wording, &answer))
+    if (o.overcall > 0 && item->answer) overcall(&l, o.overcall, &said);
+    if (!task_answer_text(&said, wording, &answer))
         return err_set(e, "E-DS-02", AT(.sample = item->id, .field = "answer"),
                        "expected a label; found none; do: make the scenes again");
+    if (o.silent) {
+        text_add(out, answer.p, answer.len);
+        text_free(&answer);
+        return true;
+    }
     if (task_pick(l.seed, item->id, 900, 1000000) < o.wrong * 1e6) mistake(&l);
     text_addf(out, "<think>");
     if (!levels && brief) {

@@ -428,6 +428,31 @@ TEST(without_a_teacher_hard_records_are_left_out) {
     free(summary);
 }
 
+TEST(a_teacher_who_ends_elsewhere_than_the_label_is_refused) {
+    begin_anew();
+    EXPECT_EXIT(refined(refine(LORA, "--iterations 1 --teacher scene --overcall 1")), 0);
+    same_bytes("iter-1/rollouts.jsonl");
+    char value[1500], *summary = slurp(in_work("run/iter-1/summary.json"), NULL);
+    int hard = atoi(field(summary, "all.hard", value, sizeof value));
+    int taught = atoi(field(summary, "all.teacher", value, sizeof value));
+    int refused = atoi(field(summary, "all.teacher_refused.answer", value, sizeof value)), unmet = 0, whole = 0;
+    // of the hard records just those whose criterion is unmet: this teacher calls it met
+    char *pseudo = slurp(in_work("reference/iter-1/pseudo.jsonl"), NULL);
+    for (char *line = pseudo; *line; line = strchr(line, '\n') + 1) {
+        if (strcmp(field(line, "pseudo.source", value, sizeof value), "teacher")) continue;
+        unmet += strncmp(field(line, "task", value, sizeof value), "cvs", 3) == 0 &&
+                 !strcmp(field(line, "answer", value, sizeof value), "no");
+        whole++;
+    }
+    EXPECT(unmet > 0 && unmet < whole);
+    EXPECT_INT(refused, unmet);
+    EXPECT_INT(taught, hard - unmet);
+    EXPECT_INT(lines_with("run/iter-1/pseudo.jsonl", "\"source\":\"teacher\""), taught);
+    free(summary), free(pseudo);
+    EXPECT_EXIT(refined(refine(LORA, "--iterations 1 --teacher none --overcall 1")), EXIT_USAGE);
+    EXPECT_TOLD("--overcall");
+}
+
 // Whole weights; a teacher that was trained for longer, with one of its right rollouts; pictures in two places.
 TEST(a_second_checkpoint_teaches_what_it_gets_right) {
     cold_start();

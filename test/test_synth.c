@@ -753,6 +753,40 @@ TEST(a_teacher_that_misreads_a_criterion_walks_on_from_it_and_keeps_the_label) {
     free(text);
 }
 
+TEST(a_teacher_who_overcalls_ends_where_its_reading_leads_with_thoughts_and_without) {
+    uint32_t tasks = 1u << TASK_PROTOCOL | 1u << TASK_CVS | 1u << TASK_CVS2;
+    int n = scenes_to("o.jsonl", 40, tasks, SCENE_CHOLEC, 43), checked = 0, elsewhere = 0, some = 0;
+    char *text = read_text(in("o.jsonl"), NULL);
+    Err e = {0};
+    for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1, checked++) {
+        TaskRecord r;
+        Text right = {0}, over = {0}, half = {0}, silent = {0}, tags = {0};
+        EXPECT(task_record_read(&r, line, (size_t)(end - line), "scene", 1, &e));
+        const Json *truth = json_get(r.doc.root, "truth");
+        TaskWording w = {.seed = 1, .brief = true};
+        EXPECT(teach_text(&r.item, w, truth, (TeachOptions){.brief = true}, &right, &e) &&
+               teach_text(&r.item, w, truth, (TeachOptions){.brief = true, .overcall = 1}, &over, &e) &&
+               teach_text(&r.item, w, truth, (TeachOptions){.brief = true, .overcall = 0.5}, &half, &e) &&
+               teach_text(&r.item, w, truth, (TeachOptions){.brief = true, .overcall = 0.5, .silent = true}, &silent, &e));
+        EXPECT_INT(criteria_said(over.p), 7);                            // every unmet one is called met
+        EXPECT_INT(criteria_said(right.p) & ~criteria_said(half.p), 0);  // and no met one unmet
+        some += criteria_said(half.p) != criteria_said(right.p) && criteria_said(half.p) != 7;
+        const char *answer = strstr(over.p, "<answer>") + 8;
+        char said[40];
+        snprintf(said, sizeof said, "%.*s", (int)strcspn(answer, "<"), answer);
+        if (r.item.task == TASK_PROTOCOL) EXPECT(walk_ends_at(over.p, said));
+        else EXPECT_STR(said, "yes");
+        elsewhere += strcmp(said, r.item.answer) != 0;
+        text_addf(&tags, "<answer>%s</answer>", silent.p);
+        EXPECT(strstr(half.p, tags.p) && !strchr(silent.p, '<'));
+        text_free(&right), text_free(&over), text_free(&half), text_free(&silent), text_free(&tags);
+        task_record_free(&r);
+    }
+    EXPECT_INT(checked, n);
+    EXPECT(n > 20 && elsewhere > n / 4 && some > 2);
+    free(text);
+}
+
 TEST(teach_writes_training_records_and_needs_the_truth) {
     int n = scenes_to("g.jsonl", 3, ~0u, SCENE_MIXED, 31), got = 0;
     int64_t written = 0;
