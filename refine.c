@@ -381,8 +381,17 @@ static bool root_of(const RefineOptions *o, const char *file, char out[PATH_BYTE
     return true;
 }
 
-// Files of a training may have their pictures in several places; those of pseudo-labels are then named from the root.
-static bool make_absolute(const Refine *r, int64_t i, const Json *root, Text kept[16], Err *e) {
+typedef struct Moved { // a path of a record while it is named from the root
+    Json *v;
+    const char *was;
+    size_t was_len;
+    Text path;
+} Moved;
+enum { MOST_MOVED = 16 };
+
+// Files of a training may have their pictures in several places; those of pseudo-labels are then named from the root, until
+// put_back: a record may be printed for several candidates.
+static bool make_absolute(const Refine *r, int64_t i, const Json *root, Moved moved[MOST_MOVED], Err *e) {
     const Json *images = json_get(root, "images");
     char folder[PATH_BYTES];
     if (!r->absolute || !images) return true;
@@ -392,14 +401,21 @@ static bool make_absolute(const Refine *r, int64_t i, const Json *root, Text kep
         return err_set(e, "E-IO-01", AT(.file = folder), "expected a folder of pictures; found %s; do: check the path",
                        error_text(errno));
     Json *v = images->type == JSON_ARRAY ? images->child : (Json *)(uintptr_t)images;
-    for (int n = 0; v && n < 16; v = v->next, n++) {
+    for (int n = 0; v && n < MOST_MOVED; v = v->next, n++) {
         if (v->type != JSON_STRING || v->str[0] == '/') continue;
-        text_addf(&kept[n], "%s/%s", place, v->str);
-        v->str = kept[n].p, v->len = kept[n].len;
+        moved[n] = (Moved){.v = v, .was = v->str, .was_len = v->len};
+        text_addf(&moved[n].path, "%s/%s", place, v->str);
+        v->str = moved[n].path.p, v->len = moved[n].path.len;
         if (images->type != JSON_ARRAY) break;
     }
     free(place);
     return true;
+}
+static void put_back(Moved moved[MOST_MOVED]) {
+    for (int n = 0; n < MOST_MOVED; n++) {
+        if (moved[n].v) moved[n].v->str = moved[n].was, moved[n].v->len = moved[n].was_len;
+        text_free(&moved[n].path);
+    }
 }
 
 typedef struct Label { // a text that wants to become one
@@ -414,7 +430,8 @@ static bool label_line(const Refine *r, int64_t i, const Prompt *q, const Label 
                        Err *e) {
     const TaskItem *item = &q->task.item;
     const Knowledge *knowledge[MOST_KNOWLEDGE];
-    Text clean = {0}, kept[16] = {{0}};
+    Text clean = {0};
+    Moved moved[MOST_MOVED] = {{0}};
     int n = 0;
     for (int k = 0; k < r->n_knowledge && n < MOST_KNOWLEDGE; k++)
         if (item->procedure && knowledge_fits(&r->knowledge[k], item->procedure, item->task))
@@ -428,7 +445,7 @@ static bool label_line(const Refine *r, int64_t i, const Prompt *q, const Label 
     if (s && (s->width != s->resized_width || s->height != s->resized_height))
         boxes_to_file(text.p, text.len, s, &clean);
     else text_add(&clean, text.p, text.len);
-    bool ok = make_absolute(r, i, q->task.doc.root, kept, e);
+    bool ok = make_absolute(r, i, q->task.doc.root, moved, e);
     if (ok) {
         synth_record_print(q->task.doc.root, clean.p, x->teacher, x->request, line);
         line->len -= 2; // "}\n"
@@ -436,8 +453,7 @@ static bool label_line(const Refine *r, int64_t i, const Prompt *q, const Label 
         if (!synth_is_record(line, q->record.n_images ? q->sizes : NULL))
             *v = strstr(clean.p, "bbox") ? SYNTH_BOXES : SYNTH_FORMAT;
     }
-    for (int k = 0; k < 16; k++) text_free(&kept[k]);
-    text_free(&clean);
+    put_back(moved), text_free(&clean);
     return ok;
 }
 
