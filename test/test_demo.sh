@@ -33,7 +33,7 @@ while IFS='|' read -r question answer; do
 done <"$root/data/base/example.txt"
 
 # the demo in small
-small="plain_scenes=20 plain_steps=2 labelled_scenes=10 rehearsal_scenes=6 cold_steps=2 pool_scenes=20 rl_scenes=20 rl_steps=2 prompts=2 refine_scenes=4
+small="plain_scenes=20 plain_steps=2 labelled_scenes=10 more_scenes=20 rehearsal_scenes=6 cold_steps=2 pool_scenes=20 rl_scenes=20 rl_steps=2 prompts=2 refine_scenes=4
 refine_steps=2 held_scenes=12 vqla_held_scenes=6 vqla_steps=2 vqla_rl_steps=2 more_steps=2 direct_steps=2 gate=0 weak=keep"
 set -- "$root/data/recipes/demo.json" --set "out=$dir/demo" --with full
 for setting in $small; do set -- "$@" --set "$setting"; done
