@@ -1867,9 +1867,10 @@ typedef struct TeachOptions {
     double
         wrong; // in this share of the records the thought gives one instrument another verb and target that it could have;
                // the answer stays the label. A teacher who sees the label errs so.
-    double overcall; // in this share an unmet criterion of the critical view is taken for met, each by itself, and the answer
-                     // follows (tasks cvs1 to cvs3, cvs and protocol): so errs a teacher who sees the picture alone
-    bool silent;     // the same answers, without thoughts and tags
+    double
+        overcall; // in this share an unmet criterion of the critical view is taken for met, each by itself, and the answer
+                  // follows (tasks cvs1 to cvs3, cvs and protocol): so errs a teacher who sees the picture alone
+    bool silent; // the same answers, without thoughts and tags
 } TeachOptions;
 bool teach_text(const TaskItem *item, TaskWording wording, const Json *truth, TeachOptions o, Text *out, Err *e);
 // Every record of a file, which must carry its "truth", as a training record with "teacher":"scene-graph".

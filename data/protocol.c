@@ -12,7 +12,7 @@
 #include "../surgr1.h"
 
 const char *const protocol_actions[PROTOCOL_ACTIONS] = {"retract", "dissect",  "coagulate", "cut",
-                                                    "clip",    "aspirate", "irrigate",  "pack"};
+                                                        "clip",    "aspirate", "irrigate",  "pack"};
 
 // Instruments turn the walk by so many actions: turns commute, so the order in which instruments are named does not matter.
 static int turn_of(const char *tool) {
@@ -26,10 +26,9 @@ int protocol_walk(const char *const *tools, int n_tools, const bool criteria[3],
                   ProtocolMove moves[PROTOCOL_MOST_MOVES]) {
     static const char *const names[3] = {"structures", "triangle", "plate"};
     // [criterion][met][action]: permutations that do not commute, so that no sum over the facts gives the answer.
-    static const int next[3][2][PROTOCOL_ACTIONS] = {
-        {{3, 7, 4, 1, 6, 0, 2, 5}, {2, 5, 7, 4, 1, 3, 0, 6}},
-        {{0, 4, 7, 6, 3, 2, 1, 5}, {4, 3, 2, 7, 1, 6, 5, 0}},
-        {{2, 1, 7, 6, 3, 4, 5, 0}, {6, 3, 4, 1, 7, 5, 0, 2}}};
+    static const int next[3][2][PROTOCOL_ACTIONS] = {{{3, 7, 4, 1, 6, 0, 2, 5}, {2, 5, 7, 4, 1, 3, 0, 6}},
+                                                     {{0, 4, 7, 6, 3, 2, 1, 5}, {4, 3, 2, 7, 1, 6, 5, 0}},
+                                                     {{2, 1, 7, 6, 3, 4, 5, 0}, {6, 3, 4, 1, 7, 5, 0, 2}}};
     int action = 0, n = 0;
     for (int i = 0; i < n_tools; i++) {
         bool again = false; // two graspers are one kind of instrument

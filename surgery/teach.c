@@ -12,9 +12,9 @@ typedef struct Lesson {
     const Json *truth, *tools, *tissues, *objects;
     uint64_t seed;
     uint32_t picks;
-    const Json *wrong; // the instrument that is mistaken, as `mistake`; NULL: none
-    int mistake;       // number of a triplet
-    int misread;       // the criterion, 1 to 3, that is taken for its opposite; 0: none
+    const Json *wrong;  // the instrument that is mistaken, as `mistake`; NULL: none
+    int mistake;        // number of a triplet
+    int misread;        // the criterion, 1 to 3, that is taken for its opposite; 0: none
     bool overcalled[3]; // criteria that are unmet and taken for met
     Text *out;
 } Lesson;

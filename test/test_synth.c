@@ -764,12 +764,13 @@ TEST(a_teacher_who_overcalls_ends_where_its_reading_leads_with_thoughts_and_with
         EXPECT(task_record_read(&r, line, (size_t)(end - line), "scene", 1, &e));
         const Json *truth = json_get(r.doc.root, "truth");
         TaskWording w = {.seed = 1, .brief = true};
-        EXPECT(teach_text(&r.item, w, truth, (TeachOptions){.brief = true}, &right, &e) &&
-               teach_text(&r.item, w, truth, (TeachOptions){.brief = true, .overcall = 1}, &over, &e) &&
-               teach_text(&r.item, w, truth, (TeachOptions){.brief = true, .overcall = 0.5}, &half, &e) &&
-               teach_text(&r.item, w, truth, (TeachOptions){.brief = true, .overcall = 0.5, .silent = true}, &silent, &e));
-        EXPECT_INT(criteria_said(over.p), 7);                            // every unmet one is called met
-        EXPECT_INT(criteria_said(right.p) & ~criteria_said(half.p), 0);  // and no met one unmet
+        EXPECT(
+            teach_text(&r.item, w, truth, (TeachOptions){.brief = true}, &right, &e) &&
+            teach_text(&r.item, w, truth, (TeachOptions){.brief = true, .overcall = 1}, &over, &e) &&
+            teach_text(&r.item, w, truth, (TeachOptions){.brief = true, .overcall = 0.5}, &half, &e) &&
+            teach_text(&r.item, w, truth, (TeachOptions){.brief = true, .overcall = 0.5, .silent = true}, &silent, &e));
+        EXPECT_INT(criteria_said(over.p), 7);                           // every unmet one is called met
+        EXPECT_INT(criteria_said(right.p) & ~criteria_said(half.p), 0); // and no met one unmet
         some += criteria_said(half.p) != criteria_said(right.p) && criteria_said(half.p) != 7;
         const char *answer = strstr(over.p, "<answer>") + 8;
         char said[40];
