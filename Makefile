@@ -258,9 +258,9 @@ built:
 base: built
 	./surgr1 run data/recipes/base.json --set out=$(BASE)
 	@rm -rf $(BASE)/publish && mkdir $(BASE)/publish
-	@for f in $(BASE_TAKES); do cp $(BASE)/train-boxes/export/$$f $(BASE)/publish/ || exit 1; done
+	@for f in $(BASE_TAKES); do cp $(BASE)/train/export/$$f $(BASE)/publish/ || exit 1; done
 	@cp $(BASE)/recipe.json $(BASE)/measure/tables.txt $(BASE)/publish/
-	@sed -n 's/.*"ev":"step","step":\([0-9]*\),"loss":\([^,]*\),.*"align_loss":\([^,}]*\).*/\1\t\2\t\3/p' $(BASE)/train/run.jsonl $(BASE)/train-boxes/run.jsonl > $(BASE)/publish/loss.tsv
+	@sed -n 's/.*"ev":"step","step":\([0-9]*\),"loss":\([^,]*\),.*"align_loss":\([^,}]*\).*/\1\t\2\t\3/p' $(BASE)/train/run.jsonl > $(BASE)/publish/loss.tsv
 	@cd $(BASE)/publish && sha256sum * > SHA256SUMS
 	$(if $(KEEP),cp $(BASE)/publish/* data/base/)
 	@cmp $(BASE)/publish/SHA256SUMS data/base/SHA256SUMS && echo "data/base: the same"

@@ -26,6 +26,7 @@ INLINE Vec L(load)(const void *p) { return *(const L(VecAny) *)p; }
 #define STORE(p, v) (*(L(VecAny) *)(p) = (v)) // a function with a vector parameter alone would be an ABI remark
 INLINE Vec L(all)(float f) { return f - (Vec){0}; }
 INLINE Vec L(fma)(Vec a, Vec b, Vec c) { return LANES_FMA(a, b, c); }
+INLINE int64_t L(vectors)(int64_t n) { return (n + LANES - 1) / LANES * LANES; } // up to the end of a vector
 
 // LANES elements at p, F32 or BF16, as floats; the bits of a bf16 are the upper half of its float.
 INLINE Vec L(load_as)(const char *p, bool bf16) {
@@ -235,7 +236,7 @@ FN void L(few_rows_job)(void *ctx, int64_t chunk, int thread) {
 // dst[r][k] = element (row0 + r, k0 + k) of an operand as float, for r < rows, k < n; zeros up to pad_rows and to a whole
 // number of vectors. Rows of dst are PACKED_ROW apart.
 FN void L(pack)(float *dst, Operand o, int64_t row0, int64_t rows, int64_t pad_rows, int64_t k0, int64_t n) {
-    int64_t pad_n = (n + LANES - 1) / LANES * LANES;
+    int64_t pad_n = L(vectors)(n);
     const char *p = o.p + row0 * o.row + k0 * o.col;
     if (o.col == (o.bf16 ? 2 : 4)) {
         for (int64_t r = 0; r < rows; r++) L(widen_row)(dst + r * PACKED_ROW, p + r * o.row, o.bf16, n);
@@ -867,9 +868,9 @@ INLINE void L(add_product)(float *y, int64_t w, const float *a, int64_t ai, int6
         }
     }
 }
-// dst[c*SIDE + r] = element c of row r at src (rows are `row` bytes apart), c < dim; zeros in columns rows..SIDE.
+// dst[c*SIDE + r] = element c of row r at src (rows are `row` bytes apart), c < dim; zeros up to the end of a vector.
 FN void L(side_turn)(float *dst, const char *src, int64_t row, int64_t rows, int64_t dim) {
-    for (int64_t r = 0; r < SIDE; r += 4)
+    for (int64_t r = 0; r < L(vectors)(rows); r += 4)
         for (int64_t c = 0; c < dim; c += 4) {
             if (r + 4 <= rows && c + 4 <= dim) {
                 turn4(dst + c * SIDE + r, SIDE, src + r * row + 4 * c, row);
@@ -915,9 +916,9 @@ INLINE void L(weigh)(float *o, const float *p, const char *v, int64_t v_row, int
     }
 }
 
-// s[r][t] = sum_c q[r][c] kt[c][t]: whole tiles of rows, all KEYS columns.
-FN void L(scores)(float *s, const float *q, const float *kt, int64_t dim, int64_t rows) {
-    L(add_product)(s, KEYS, q, OUT_ROW, 1, kt, SIDE, dim, rows, KEYS, true);
+// s[r][t] = sum_c q[r][c] kt[c][t]: whole tiles of rows, t < cols (whole vectors).
+FN void L(scores)(float *s, const float *q, const float *kt, int64_t dim, int64_t rows, int64_t cols) {
+    L(add_product)(s, KEYS, q, OUT_ROW, 1, kt, SIDE, dim, rows, cols, true);
 }
 
 // Up to six rows at once; a row's sum is the same in any company.
@@ -937,7 +938,7 @@ INLINE void L(weigh_rows)(float *o, const float *p, const char *v, int64_t v_row
 // `head` + r % per of token `token` + r / per. Softmax online (Milakov and Gimelshein 2018): keys in blocks of KEYS
 // counted from the start of their run, so a row's result depends on its own keys only, whichever rows are beside it.
 FN void L(attend_start)(Attend *a, const Attention *g, int64_t token, int64_t head, int64_t tokens, int64_t per) {
-    int64_t dim = g->dim, whole = (dim + LANES - 1) / LANES * LANES, rows = tokens * per;
+    int64_t dim = g->dim, whole = L(vectors)(dim), rows = tokens * per;
     for (int64_t r = 0; r < rows; r++) {
         const char *q = mat_at(g->q, token + r / per, (head + r % per) * dim);
         for (int64_t c = 0; c < whole; c += LANES) {
@@ -954,30 +955,30 @@ FN void L(attend_start)(Attend *a, const Attention *g, int64_t token, int64_t he
 // more than the row before). Keys a row may not see are not touched in the weighted sum.
 FN void L(attend_keys)(Attend *a, const Attention *g, int64_t from, int64_t rows, int64_t kv, int64_t first,
                        int64_t last, const int64_t *own) {
-    int64_t dim = g->dim, whole = (dim + LANES - 1) / LANES * LANES, k_row = g->k.stride * 4, v_row = g->v.stride * 4;
+    int64_t dim = g->dim, whole = L(vectors)(dim), k_row = g->k.stride * 4, v_row = g->v.stride * 4;
     float *s = a->s, *out = a->o + from * OUT_ROW, *top = a->top + from, *sum = a->sum + from;
     for (int64_t t0 = first; t0 < last; t0 += KEYS) {
-        int64_t n = last - t0 < KEYS ? last - t0 : KEYS, done = t0 - first;
+        int64_t n = last - t0 < KEYS ? last - t0 : KEYS, cols = L(vectors)(n), done = t0 - first;
         if (own && own[rows - 1] <= done) break; // above the diagonal for every row
         const char *k = (const char *)mat_at(g->k, t0, kv), *v = (const char *)mat_at(g->v, t0, kv);
         L(side_turn)(a->kt, k, k_row, n, dim);
-        L(scores)(s, a->q + from * OUT_ROW, a->kt, dim, rows);
+        L(scores)(s, a->q + from * OUT_ROW, a->kt, dim, rows, cols);
         bool all = true; // every row sees the whole block
         for (int64_t r = 0; r < rows; r++) {
             int64_t seen = !own || own[r] - done > n ? n : own[r] - done;
             if (seen < n) all = false;
             if (seen <= 0) continue;
             float *p = s + r * KEYS, *o = out + r * OUT_ROW;
-            for (int64_t t = seen; t < KEYS; t++) p[t] = -INFINITY;
+            for (int64_t t = seen; t < cols; t++) p[t] = -INFINITY;
             Vec m = L(all)(top[r]);
-            for (int64_t t = 0; t < KEYS; t += LANES) {
+            for (int64_t t = 0; t < cols; t += LANES) {
                 Vec x = L(load)(p + t);
                 VecInt keep = m > x;
                 m = (Vec)(((VecInt)m & keep) | ((VecInt)x & ~keep)); // a score that is not a number goes through
             }
             float largest = L(most)(m);
             Vec total = {0};
-            for (int64_t t = 0; t < KEYS; t += LANES) {
+            for (int64_t t = 0; t < cols; t += LANES) {
                 Vec x = L(exp)(L(load)(p + t) - largest);
                 STORE(p + t, x);
                 total += x;
@@ -1112,7 +1113,7 @@ FN void L(load_queries)(const Backward *g, L(Square) * s, int64_t w, int64_t i0,
 FN void L(square)(const Backward *g, L(Square) * s, int64_t w, int64_t rows, int64_t keys, bool diagonal, int64_t ahead,
                   bool want_dq, bool want_dkv) {
     for (int64_t r = 0; r < rows; r += OUTER_ROWS) {
-        int64_t n = rows - r < OUTER_ROWS ? rows - r : OUTER_ROWS, cols = (SEEN(r + n - 1) + LANES - 1) / LANES * LANES;
+        int64_t n = rows - r < OUTER_ROWS ? rows - r : OUTER_ROWS, cols = L(vectors)(SEEN(r + n - 1));
         L(square_fill)(s->p + r * SIDE, s->queries.a + r * w, w, s->kt, g->dim, n, cols);
         L(square_fill)(s->ds + r * SIDE, s->queries.b + r * w, w, s->vt, g->dim, n, cols);
         for (int64_t i = r; i < r + n; i++)
@@ -1171,7 +1172,7 @@ FN void L(backward_delta_job)(void *ctx, int64_t chunk, int thread) { // delta =
 FN void L(backward_dq_job)(void *ctx, int64_t chunk, int thread) { // a block of queries of one head of one span
     const Backward *g = ctx;
     L(Square) s;
-    int64_t w = (g->dim + LANES - 1) / LANES * LANES, h = chunk % g->heads, block = chunk / g->heads % g->blocks;
+    int64_t w = L(vectors)(g->dim), h = chunk % g->heads, block = chunk / g->heads % g->blocks;
     Span span = g->spans[chunk / g->heads / g->blocks];
     int64_t blocks = (span.last - span.first + SIDE - 1) / SIDE;
     (void)thread;
@@ -1211,7 +1212,7 @@ FN void L(keys_of_span)(const Backward *g, L(Square) * s, int64_t w, Span span, 
 FN void L(backward_dkv_job)(void *ctx, int64_t chunk, int thread) { // a block of keys of one key head
     const Backward *g = ctx;
     L(Square) s;
-    int64_t w = (g->dim + LANES - 1) / LANES * LANES, kv_heads = g->heads / g->group;
+    int64_t w = L(vectors)(g->dim), kv_heads = g->heads / g->group;
     int64_t kv = chunk % kv_heads, t0 = chunk / kv_heads * SIDE, last = t0 + SIDE < g->k.rows ? t0 + SIDE : g->k.rows;
     (void)thread;
     for (int64_t n = 0; n < g->n_spans; n++)
@@ -1233,7 +1234,7 @@ FN void L(backward_dkv_job)(void *ctx, int64_t chunk, int thread) { // a block o
 FN void L(backward_all_job)(void *ctx, int64_t chunk, int thread) { // a span and a key head: nobody else sees its keys
     const Backward *g = ctx;
     L(Square) s;
-    int64_t w = (g->dim + LANES - 1) / LANES * LANES, kv_heads = g->heads / g->group, kv = chunk % kv_heads;
+    int64_t w = L(vectors)(g->dim), kv_heads = g->heads / g->group, kv = chunk % kv_heads;
     Span span = g->spans[chunk / kv_heads];
     (void)thread;
     for (int64_t t0 = span.first; t0 < span.last; t0 += SIDE) {
